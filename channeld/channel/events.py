@@ -1,0 +1,190 @@
+"""What a channel is told: messages, commands, facts of the chain. Input of `machine.step`.
+
+Events are values and are never stored. A command that may not be done raises `CommandRejected` out of `step`
+and leaves the state as it was; a peer that breaks a rule raises `ProtocolViolation`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from channeld.bolt.messages import Message
+from wallet.bitcoin import Tx
+
+
+class PeerMessage(Struct, frozen=True):
+    """A message from the peer that names this channel. `raw` is its wire form, for `update_add_htlc` only (it is stored)."""
+
+    message: Message
+    raw: bytes = b""
+
+
+class Connected(Struct, frozen=True):
+    """`init` was exchanged: `features` is what both sides offer (bit numbers of the peer's init that matter)."""
+
+    remote_features: frozenset[int]
+
+
+class Disconnected(Struct, frozen=True):
+    """The connection is gone; whatever was not committed to is forgotten (BOLT 2, "Message Retransmission")."""
+
+
+class NewBlock(Struct, frozen=True):
+    """The chain's tip moved (either way); the height is in `env`."""
+
+
+class FundingTxReady(Struct, frozen=True):
+    """The wallet built the transaction that `NeedFunding` asked for (signed, not broadcast)."""
+
+    tx: Tx
+    output_index: int
+
+
+class FundingFailed(Struct, frozen=True):
+    """The wallet could not build it; the opening ends with `reason`, a sentence."""
+
+    reason: str
+
+
+class FundingDepth(Struct, frozen=True):
+    """The funding transaction has `depth` confirmations (0 = reorganised away or only in the mempool)."""
+
+    depth: int
+    block_height: int
+    tx_index: int
+
+
+class FundingSpent(Struct, frozen=True):
+    """A transaction that spends the funding output is in a block at `block_height`, or in the mempool (None)."""
+
+    tx: Tx
+    block_height: int | None
+    depth: int
+
+
+class AddHtlc(Struct, frozen=True):
+    """Offer an HTLC. `origin` is the node's own opaque reference (payment part or incoming circuit), stored with the HTLC
+    and handed back in its outcome. `tlvs` are extra TLV fields of update_add_htlc, such as `path_key`."""
+
+    amount_msat: int
+    payment_hash: bytes
+    cltv_expiry: int
+    onion_routing_packet: bytes
+    origin: bytes
+    tlvs: dict[str, Any] = {}
+
+
+class FulfillHtlc(Struct, frozen=True):
+    """Settle a received HTLC with its preimage. Doing it twice is no error."""
+
+    id: int
+    payment_preimage: bytes
+
+
+class FailHtlc(Struct, frozen=True):
+    """Fail a received HTLC with an (already encrypted) error onion. Doing it twice is no error."""
+
+    id: int
+    reason: bytes
+    tlvs: dict[str, Any] = {}
+
+
+class FailMalformedHtlc(Struct, frozen=True):
+    """Fail a received HTLC whose onion could not be read. `failure_code` has BADONION set."""
+
+    id: int
+    sha256_of_onion: bytes
+    failure_code: int
+
+
+class UpdateFee(Struct, frozen=True):
+    """Propose another fee rate (opener only), sat per 1000 weight units."""
+
+    feerate_per_kw: int
+
+
+class Sign(Struct, frozen=True):
+    """Send `commitment_signed` if there is anything to commit to and no revocation is awaited; else do nothing.
+    The driver gives it after every batch of events."""
+
+
+class CloseChannel(Struct, frozen=True):
+    """Close together. `script_pubkey` is where our share goes; `feerate_per_kw` what we would pay."""
+
+    script_pubkey: bytes
+    feerate_per_kw: int
+
+
+class ForceClose(Struct, frozen=True):
+    """Publish our latest commitment."""
+
+    reason: str
+
+
+class ForgetChannel(Struct, frozen=True):
+    """Give up an opening that never got funds."""
+
+    reason: str
+
+
+Event = (
+    PeerMessage
+    | Connected
+    | Disconnected
+    | NewBlock
+    | FundingTxReady
+    | FundingFailed
+    | FundingDepth
+    | FundingSpent
+    | AddHtlc
+    | FulfillHtlc
+    | FailHtlc
+    | FailMalformedHtlc
+    | UpdateFee
+    | Sign
+    | CloseChannel
+    | ForceClose
+    | ForgetChannel
+)
+
+RejectCode = Literal[
+    "insufficient_balance",
+    "amount_below_minimum",
+    "amount_above_maximum",
+    "too_many_htlcs",
+    "in_flight_limit",
+    "dust_exposure",
+    "fee_too_high",
+    "expiry",
+    "unknown_htlc",
+    "not_ready",
+    "shutting_down",
+    "not_opener",
+    "invalid",
+]
+
+
+class CommandRejected(Exception):
+    """A local command that the channel cannot carry out now. Nothing changed. `sentence` is for the user."""
+
+    def __init__(self, code: RejectCode, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+
+
+class ProtocolViolation(Exception):
+    """The peer broke a rule. What to do about it is in `action`:
+
+    - `warning`: send `warning` and close the connection;
+    - `error`: send `error`; the channel is failed: our commitment is broadcast if there is one, else it is forgotten;
+    - `disconnect`: just close the connection (ignore what came).
+    `reason` is a sentence that names the rule's source.
+    """
+
+    def __init__(self, reason: str, action: Literal["warning", "error", "disconnect"] = "error") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.action = action
