@@ -32,7 +32,8 @@ class Disconnect(Struct, frozen=True):
 
 
 class NeedFunding(Struct, frozen=True):
-    """Build (not broadcast) a transaction that pays `amount_sat` to `script_pubkey`; answer FundingTxReady/FundingFailed."""
+    """Build (not broadcast) a transaction that pays `amount_sat` to `script_pubkey`;
+    answer with FundingTxReady or FundingFailed."""
 
     amount_sat: int
     script_pubkey: bytes
@@ -53,7 +54,8 @@ class Broadcast(Struct, frozen=True):
 
 
 class WatchFunding(Struct, frozen=True):
-    """Report confirmations (FundingDepth) and spends (FundingSpent) of the funding output, from now on and after restarts."""
+    """Report confirmations (FundingDepth) and spends (FundingSpent) of the funding output, from now on
+    and after restarts."""
 
     outpoint: OutPoint
     script_pubkey: bytes
@@ -86,7 +88,8 @@ class HtlcLockedIn(Struct, frozen=True):
 
 
 class HtlcSettled(Struct, frozen=True):
-    """The peer gave the preimage of an HTLC that we offered: act on it at once (it comes before the removal is committed)."""
+    """The peer gave the preimage of an HTLC that we offered: act on it at once (it comes before the removal
+    is committed)."""
 
     id: int
     origin: bytes
@@ -126,7 +129,8 @@ class CloseCompleted(Struct, frozen=True):
 
 
 class RemoteUnilateralClose(Struct, frozen=True):
-    """The peer's commitment (or an unknown transaction) spent the funding output. `kind`: current, next, revoked, unknown."""
+    """The peer's commitment (or an unknown transaction) spent the funding output.
+    `kind`: current, next, revoked, unknown."""
 
     tx: Tx
     kind: str

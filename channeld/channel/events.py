@@ -15,7 +15,8 @@ from wallet.bitcoin import Tx
 
 
 class PeerMessage(Struct, frozen=True):
-    """A message from the peer that names this channel. `raw` is its wire form, for `update_add_htlc` only (it is stored)."""
+    """A message from the peer that names this channel. `raw` is its wire form, for `update_add_htlc` only
+    (it is stored)."""
 
     message: Message
     raw: bytes = b""
@@ -65,8 +66,8 @@ class FundingSpent(Struct, frozen=True):
 
 
 class AddHtlc(Struct, frozen=True):
-    """Offer an HTLC. `origin` is the node's own opaque reference (payment part or incoming circuit), stored with the HTLC
-    and handed back in its outcome. `tlvs` are extra TLV fields of update_add_htlc, such as `path_key`."""
+    """Offer an HTLC. `origin` is the node's own opaque reference (payment part or incoming circuit), stored with the
+    HTLC and handed back in its outcome. `tlvs` are extra TLV fields of update_add_htlc, such as `path_key`."""
 
     amount_msat: int
     payment_hash: bytes

@@ -6,7 +6,8 @@ from msgspec import Struct
 
 
 class SaveAdd(Struct, frozen=True):
-    """Keep the wire form of an `update_add_htlc` (with its onion): ours for retransmission, theirs until it is answered."""
+    """Keep the wire form of an `update_add_htlc` (with its onion): ours for retransmission,
+    theirs until it is answered."""
 
     offered: bool
     id: int
@@ -22,7 +23,8 @@ class ForgetAdd(Struct, frozen=True):
 
 class SaveRevocable(Struct, frozen=True):
     """What is needed to punish remote commitment number `index` once it is revoked: its HTLCs (BOLT 5).
-    Written with the signature that creates the need. `htlcs` are (offered by local, amount_msat, payment_hash, cltv_expiry)."""
+    Written with the signature that creates the need. `htlcs` are (offered by local, amount_msat, payment_hash,
+    cltv_expiry)."""
 
     index: int
     txid: bytes

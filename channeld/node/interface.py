@@ -1,0 +1,272 @@
+"""What the node offers to its API: views (values) and verbs. The gRPC services are written against this.
+
+Verbs raise `NodeError`, whose `kind` the API turns into a gRPC status and whose text is a sentence that says what to do next.
+Ids are bytes in internal order. `idempotency_key` on money-moving verbs: the same key (with the same arguments) again
+moves nothing and returns the first answer; with other arguments it is an error. Keys are stored durably.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+ErrorKind = Literal[
+    "invalid_argument",  # the request itself is wrong
+    "not_found",  # no such peer, channel, invoice, payment
+    "already_exists",  # paid before, already connected with other data ...
+    "failed_precondition",  # not now: wrong state
+    "resource_exhausted",  # not enough money, too many
+    "unavailable",  # layer 1 or the peer is away: try again
+    "deadline_exceeded",
+    "aborted",  # an idempotency key used with other arguments
+    "internal",
+]
+
+
+class NodeError(Exception):
+    """A verb that could not be done. Nothing was lost."""
+
+    def __init__(self, kind: ErrorKind, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+        self.sentence = sentence
+
+
+class NodeInfo(Struct, frozen=True):
+    node_id: bytes
+    alias: str
+    color: str
+    version: str
+    network: str
+    block_height: int
+    block_hash: bytes
+    synced_to_chain: bool
+    chain_status: str
+    """A sentence: "following bitcoind", "layer 1 is away since ... (reason)"."""
+    listen: tuple[str, ...]
+    num_peers: int
+    num_active_channels: int
+    num_pending_channels: int
+    num_inactive_channels: int
+    features: tuple[str, ...]
+    uptime_seconds: int
+
+
+class PeerView(Struct, frozen=True):
+    node_id: bytes
+    address: str
+    connected: bool
+    inbound: bool
+    features: tuple[str, ...]
+    num_channels: int
+    ping_seconds: float | None
+    last_error: str
+
+
+class BalanceView(Struct, frozen=True):
+    confirmed_sat: int
+    unconfirmed_sat: int
+    immature_sat: int
+    reserved_sat: int
+    channels_local_msat: int
+    channels_remote_msat: int
+    pending_htlcs_msat: int
+    closing_sat: int
+    """In channels that are closing and whose outputs are not ours on chain yet."""
+
+
+class CoinView(Struct, frozen=True):
+    txid: bytes
+    vout: int
+    amount_sat: int
+    address: str
+    confirmations: int
+    reserved: bool
+
+
+class HtlcView(Struct, frozen=True):
+    id: int
+    incoming: bool
+    amount_msat: int
+    payment_hash: bytes
+    cltv_expiry: int
+
+
+class ChannelView(Struct, frozen=True):
+    channel_id: bytes
+    peer_id: bytes
+    phase: str
+    """opening, awaiting_funding, normal, shutting_down, negotiating, closing, closed, forgotten ..."""
+    active: bool
+    """Usable now: normal and the peer connected and reestablished."""
+    connected: bool
+    opener: Literal["local", "remote"]
+    announced: bool
+    channel_type: tuple[str, ...]
+    funding_txid: bytes | None
+    funding_vout: int
+    scid: int | None
+    alias_scid_local: int | None
+    alias_scid_remote: int | None
+    capacity_sat: int
+    local_msat: int
+    remote_msat: int
+    available_to_send_msat: int
+    available_to_receive_msat: int
+    local_reserve_sat: int
+    remote_reserve_sat: int
+    feerate_per_kw: int
+    commitment_fee_sat: int
+    local_commitment_number: int
+    remote_commitment_number: int
+    htlcs: tuple[HtlcView, ...]
+    closing_txid: bytes | None
+    status: str
+    """A sentence for the operator, e.g. "waiting for 2 more confirmations of the funding transaction"."""
+
+
+class InvoiceView(Struct, frozen=True):
+    payment_hash: bytes
+    bolt11: str
+    state: Literal["open", "settled", "canceled", "expired"]
+    amount_msat: int | None
+    received_msat: int
+    description: str
+    created_seconds: int
+    expiry_seconds: int
+    settled_seconds: int | None
+    payment_preimage: bytes | None
+
+
+class PaymentView(Struct, frozen=True):
+    payment_hash: bytes
+    state: Literal["in_flight", "succeeded", "failed"]
+    amount_msat: int
+    fee_msat: int
+    destination: bytes
+    bolt11: str
+    created_seconds: int
+    ended_seconds: int | None
+    payment_preimage: bytes | None
+    failure: str
+    """A sentence, when failed."""
+    parts: int
+
+
+class DecodedInvoice(Struct, frozen=True):
+    network: str
+    amount_msat: int | None
+    payment_hash: bytes
+    payee: bytes
+    description: str
+    description_hash: bytes | None
+    created_seconds: int
+    expiry_seconds: int
+    expired: bool
+    min_final_cltv_expiry_delta: int
+    fallback_addresses: tuple[str, ...]
+    route_hints: tuple[tuple[dict[str, Any], ...], ...]
+    features: tuple[str, ...]
+    payment_metadata: bytes | None
+
+
+class TransactionView(Struct, frozen=True):
+    txid: bytes
+    amount_sat: int
+    fee_sat: int | None
+    confirmations: int
+    label: str
+    created_seconds: int
+
+
+class NodeEvent(Struct, frozen=True):
+    """One thing that happened. `kind` is dotted ("peer.connected", "channel.opened", "invoice.settled", "payment.succeeded",
+    "chain.block", "chain.lost" ...); `data` holds JSON-able values (ids as hex; amounts with their unit in the name)."""
+
+    sequence: int
+    time_seconds: float
+    kind: str
+    sentence: str
+    data: dict[str, Any]
+
+
+class NodeService(Protocol):
+    """The verbs. All are coroutines; amounts in the unit that their names say."""
+
+    async def info(self) -> NodeInfo: ...
+    async def stop(self) -> None: ...
+    def events(self, since_sequence: int | None = None) -> AsyncIterator[NodeEvent]: ...
+
+    async def connect_peer(self, node_id: bytes, host: str, port: int, timeout_seconds: float = 10) -> PeerView: ...
+    async def disconnect_peer(self, node_id: bytes, force: bool = False) -> None: ...
+    async def list_peers(self) -> list[PeerView]: ...
+
+    async def new_address(self, kind: Literal["p2tr", "p2wpkh"] = "p2tr") -> str: ...
+    async def balance(self) -> BalanceView: ...
+    async def coins(self) -> list[CoinView]: ...
+    async def transactions(self) -> list[TransactionView]: ...
+    async def send_coins(
+        self, address: str, amount_sat: int | None, feerate_per_kw: int | None, idempotency_key: str = ""
+    ) -> TransactionView:
+        """`amount_sat` None sends everything."""
+        ...
+
+    async def bump(self, txid: bytes, feerate_per_kw: int) -> TransactionView: ...
+
+    async def open_channel(
+        self,
+        node_id: bytes,
+        amount_sat: int,
+        push_msat: int = 0,
+        announce: bool = True,
+        zero_conf: bool = False,
+        feerate_per_kw: int | None = None,
+        close_to_address: str = "",
+        idempotency_key: str = "",
+    ) -> ChannelView:
+        """Returns when the funding transaction is broadcast (the channel awaits confirmations)."""
+        ...
+
+    async def list_channels(self, include_closed: bool = False) -> list[ChannelView]: ...
+    async def get_channel(self, channel_id: bytes) -> ChannelView: ...
+    async def close_channel(
+        self,
+        channel_id: bytes,
+        force: bool = False,
+        address: str = "",
+        feerate_per_kw: int | None = None,
+        idempotency_key: str = "",
+    ) -> ChannelView:
+        """Returns when the closing transaction is broadcast, or when the peer is awaited (see `status`)."""
+        ...
+
+    async def create_invoice(
+        self,
+        amount_msat: int | None,
+        description: str,
+        expiry_seconds: int = 3600,
+        description_hash: bytes | None = None,
+        payment_preimage: bytes | None = None,
+        min_final_cltv_expiry_delta: int | None = None,
+        idempotency_key: str = "",
+    ) -> InvoiceView: ...
+    async def list_invoices(self, limit: int = 100, offset: int = 0) -> list[InvoiceView]: ...
+    async def get_invoice(self, payment_hash: bytes) -> InvoiceView: ...
+    async def cancel_invoice(self, payment_hash: bytes) -> InvoiceView: ...
+    async def decode(self, text: str) -> DecodedInvoice: ...
+
+    async def pay(
+        self,
+        bolt11: str,
+        amount_msat: int | None = None,
+        max_fee_msat: int | None = None,
+        timeout_seconds: float = 60,
+        idempotency_key: str = "",
+    ) -> PaymentView:
+        """Pays and waits for the outcome. On time-out the payment goes on and the view says in_flight."""
+        ...
+
+    async def list_payments(self, limit: int = 100, offset: int = 0) -> list[PaymentView]: ...
+    async def get_payment(self, payment_hash: bytes) -> PaymentView: ...
