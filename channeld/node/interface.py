@@ -1,6 +1,6 @@
 """What the node offers to its API: views (values) and verbs. The gRPC services are written against this.
 
-Verbs raise `NodeError`, whose `kind` the API turns into a gRPC status; its text is a sentence that says what to do next.
+Verbs raise `NodeError`: its `kind` becomes a gRPC status, its text is a sentence that says what to do next.
 Ids are bytes in internal order. `idempotency_key` on money-moving verbs: the same key (with the same arguments) again
 moves nothing and returns the first answer; with other arguments it is an error. Keys are stored durably.
 """
