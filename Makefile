@@ -1,0 +1,44 @@
+# Two commands matter: `make demo` and `make test`. Both make the virtual environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: demo test bench lint proto clean help
+
+help:
+	@echo "make demo   two daemons on a private chain: open, pay, crash, pay again, close, and every satoshi explained"
+	@echo "make test   the whole test suite"
+	@echo "make bench  speed and memory, beside the crypto floor of this machine"
+	@echo "make lint   ruff, mypy --strict, import-linter"
+	@echo "make proto  generate the gRPC stubs again, after a change in proto/"
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing into $(VENV) (once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python -m channeld.lab.demo
+
+test: $(READY)
+	$(BIN)/pytest -n 2 --dist worksteal -q
+
+bench: $(READY)
+	@$(BIN)/python -m tests.bench
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+proto: $(READY)
+	$(BIN)/python scripts/gen_proto.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
