@@ -151,16 +151,17 @@ _BY_BIT = {int(feature): feature for feature in Feature}
 
 def missing_dependencies(bits: FeatureBits) -> list[tuple[Feature, Feature]]:
     """Pairs of a feature that is set and one that it needs but is neither set nor assumed."""
+    present = sorted(feature for feature in Feature if has(bits, feature))
     return [
         (feature, needed)
-        for feature in sorted({known for bit in bits if (known := known_feature(bit)) is not None})
+        for feature in present
         for needed in FEATURES[feature].dependencies
         if not has(bits, needed) and needed not in ASSUMED
     ]
 
 
 def unknown_required(bits: FeatureBits, supported: FeatureBits) -> list[int]:
-    """Even bits of `bits` for what `supported` does not offer (and nobody assumes): "It's OK to be odd" refuses them."""
+    """Even bits of `bits` for what `supported` does not offer and what is not assumed either."""
     return sorted(bit for bit in bits if not bit & 1 and bit not in ASSUMED and not {bit, bit | 1} & supported)
 
 
