@@ -313,10 +313,11 @@ class BitcoindChainSource:
         results = []
         for tx in txs:
             entry = by_wtxid.get(_hex(tx.wtxid()), {})
-            reason = entry.get("error") or (
-                "" if "txid" in entry and "vsize" in entry else answer.get("package_msg", "")
-            )
+            took = "txid" in entry and "vsize" in entry
+            reason = entry.get("error") or ("" if took else answer.get("package_msg", ""))
             results.append(await self._package_result(tx, reason, entry))
+        if not results[-1].ok and all(result.ok for result in results[:-1]):
+            results[-1] = await self.broadcast(txs[-1])  # a package whose parents were mined meanwhile is no package
         return results
 
     async def _package_result(self, tx: Tx, reason: str, entry: dict[str, Any]) -> BroadcastResult:

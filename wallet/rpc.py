@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -64,7 +65,7 @@ class RpcClient:
         self._config = config
         self._ids = itertools.count(1)
         self._session: aiohttp.ClientSession | None = None
-        self._auth: aiohttp.BasicAuth | None = None
+        self._auth: dict[str, str] = {}
         self._cookie_stamp: tuple[int, int] | None = None
 
     @property
@@ -160,25 +161,28 @@ class RpcClient:
             self._session = aiohttp.ClientSession(connector=connector)
         timeout = aiohttp.ClientTimeout(total=timeout_seconds or self._config.timeout_seconds)
         async with self._session.post(
-            self._config.url, data=body, auth=self._credentials(), timeout=timeout, allow_redirects=False
+            self._config.url, data=body, headers=self._credentials(), timeout=timeout, allow_redirects=False
         ) as response:
             return response.status, await response.read()
 
-    def _credentials(self) -> aiohttp.BasicAuth | None:
+    def _credentials(self) -> dict[str, str]:
         path = self._config.cookie_file
         if path is None:
-            if self._auth is None and self._config.user is not None:
-                self._auth = aiohttp.BasicAuth(self._config.user, self._config.password or "")
+            if not self._auth and self._config.user is not None:
+                self._auth = _authorization(f"{self._config.user}:{self._config.password or ''}")
             return self._auth
         try:
             stat = path.stat()
             stamp = (stat.st_mtime_ns, stat.st_ino)
             if stamp != self._cookie_stamp:
-                user, _, password = path.read_text().strip().partition(":")
-                self._auth, self._cookie_stamp = aiohttp.BasicAuth(user, password), stamp
+                self._auth, self._cookie_stamp = _authorization(path.read_text().strip()), stamp
         except OSError as error:
             raise ChainUnavailable(f"no RPC cookie at {path}: is bitcoind running? ({error.strerror})") from error
         return self._auth
+
+
+def _authorization(user_and_password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + b64encode(user_and_password.encode()).decode()}
 
 
 def _repeatable(method: str) -> bool:
