@@ -1,0 +1,196 @@
+"""The daemon's tables, as SQLAlchemy Core metadata. The wallet's own tables are in `wallet.store`.
+
+Blobs that hold structures are MessagePack of `msgspec` structs. Ids and hashes are bytes in internal order. Foreign
+keys are checked at commit (deferred), because the writer groups rows by statement. A change here needs a migration
+under `migrations/versions`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+_Key = BigInteger().with_variant(Integer(), "sqlite")
+"""An integer that is the row's own id on SQLite too."""
+
+
+def _channel_key(primary_key: bool = False) -> Column[int]:
+    reference = ForeignKey("channels.channel_key", deferrable=True, initially="DEFERRED")
+    return Column("channel_key", _Key, reference, nullable=False, primary_key=primary_key, autoincrement=False)
+
+
+meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", LargeBinary))
+"""`network`, `genesis`, `node_id`, `next_channel_key` (8 bytes)."""
+
+channels = Table(
+    "channels",
+    metadata,
+    Column("channel_key", _Key, primary_key=True, autoincrement=False),
+    Column("channel_id", LargeBinary(32), nullable=False, unique=True),
+    Column("peer_id", LargeBinary(33), nullable=False, index=True),
+    Column("phase", String(32), nullable=False),
+    Column("closed", Boolean, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    Column("created_seconds", BigInteger, nullable=False),
+)
+"""One row per channel, whatever its phase. `channel_key` also numbers the channel's secrets (`node/identity.py`): it is
+never used twice. `channel_id` changes once, from the temporary one. `state` is `channel.machine.encode_state`."""
+
+adds = Table(
+    "adds",
+    metadata,
+    _channel_key(primary_key=True),
+    Column("offered", Boolean, primary_key=True),
+    Column("htlc_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("raw", LargeBinary, nullable=False),
+)
+"""Wire form of every `update_add_htlc` that may have to be sent or read again."""
+
+revocable = Table(
+    "revocable",
+    metadata,
+    _channel_key(primary_key=True),
+    Column("commitment_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("txid", LargeBinary(32), nullable=False, index=True),
+    Column("details", LargeBinary, nullable=False),
+)
+"""Per remote commitment: what it takes to punish it. `details` is a `channeld.channel.writes.SaveRevocable`."""
+
+watches = Table(
+    "watches",
+    metadata,
+    _channel_key(primary_key=True),
+    Column("txid", LargeBinary(32), nullable=False),
+    Column("vout", Integer, nullable=False),
+    Column("script_pubkey", LargeBinary, nullable=False),
+    Column("confirmed_height", BigInteger),
+    Column("tx_index", BigInteger),
+    Column("spent_height", BigInteger),
+    Column("spending_tx", LargeBinary),
+)
+"""Funding outputs that the chain follower looks for, and what it has seen of them."""
+
+peers = Table(
+    "peers",
+    metadata,
+    Column("node_id", LargeBinary(33), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("last_connected_seconds", BigInteger, nullable=False),
+)
+"""The address at which a peer was reached last."""
+
+invoices = Table(
+    "invoices",
+    metadata,
+    Column("payment_hash", LargeBinary(32), primary_key=True),
+    Column("created_seconds", BigInteger, nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("record", LargeBinary, nullable=False),
+)
+"""`record` is a `channeld.node.invoices.InvoiceRecord`."""
+
+payments = Table(
+    "payments",
+    metadata,
+    Column("payment_id", _Key, primary_key=True, autoincrement=False),
+    Column("payment_hash", LargeBinary(32), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    Index(
+        "uq_payments_live",
+        "payment_hash",
+        unique=True,
+        sqlite_where=text("state <> 'failed'"),
+        postgresql_where=text("state <> 'failed'"),
+    ),
+)
+"""One row per attempt to pay an invoice; at most one per payment hash that has not failed. `record` is a
+`channeld.node.payments.PaymentRecord`, with the parts in it."""
+
+preimages = Table(
+    "preimages",
+    metadata,
+    Column("payment_hash", LargeBinary(32), primary_key=True),
+    Column("payment_preimage", LargeBinary(32), nullable=False),
+)
+"""Preimages learnt from peers, committed with the state change that taught them."""
+
+onions = Table(
+    "onions",
+    metadata,
+    Column("replay_key", LargeBinary(32), primary_key=True),
+    _channel_key(),
+    Column("htlc_id", BigInteger, nullable=False),
+    Column("cltv_expiry", BigInteger, nullable=False, index=True),
+)
+"""Onions seen, until their HTLC's expiry has passed: the same shared secret again is a replay (BOLT 4)."""
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("verb", String(32), nullable=False),
+    Column("arguments", LargeBinary(32), nullable=False),
+    Column("reference", LargeBinary),
+    Column("created_seconds", BigInteger, nullable=False),
+)
+"""Keys of money-moving calls: `arguments` is a hash of what was asked, `reference` names what came of it."""
+
+broadcasts = Table(
+    "broadcasts",
+    metadata,
+    Column("txid", LargeBinary(32), primary_key=True),
+    Column("raw", LargeBinary, nullable=False),
+    Column("label", String(64), nullable=False),
+    Column("channel_key", _Key),
+    Column("created_seconds", BigInteger, nullable=False),
+    Column("confirmed_height", BigInteger),
+)
+"""Transactions to publish again after each block until they are buried."""
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("height", BigInteger, primary_key=True, autoincrement=False),
+    Column("block_hash", LargeBinary(32), nullable=False),
+)
+"""The last blocks that were processed; the highest is the tip."""
+
+__all__ = [
+    "adds",
+    "blocks",
+    "broadcasts",
+    "channels",
+    "idempotency",
+    "invoices",
+    "meta",
+    "metadata",
+    "onions",
+    "payments",
+    "peers",
+    "preimages",
+    "revocable",
+    "watches",
+]

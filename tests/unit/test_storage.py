@@ -1,0 +1,163 @@
+"""The store: durable, grouped, in order, and stopped by the first failure."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, select, text
+from sqlalchemy.dialects import postgresql
+
+from channeld.storage import migrate, statements, tables
+from channeld.storage.store import StorageError, Store, StoreFailed, make_engine
+
+SET_META = statements.upsert(tables.meta)
+INSERT_META = statements.insert(tables.meta)
+DELETE_META = statements.delete(tables.meta, "key")
+INSERT_CHANNEL = statements.insert(tables.channels)
+INSERT_ADD = statements.insert(tables.adds)
+UPDATE_STATE = statements.update(tables.channels, ["phase", "state"], ["channel_key"])
+
+
+class CountingHook:
+    def __init__(self) -> None:
+        self.commits = 0
+
+    def before(self) -> None:
+        self.commits += 1
+
+    def after(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    engine = make_engine(f"sqlite:///{tmp_path / 'test.sqlite3'}")
+    migrate.upgrade(engine)
+    return engine
+
+
+@pytest.fixture
+async def failures() -> list[BaseException]:
+    return []
+
+
+@pytest.fixture
+def hook() -> CountingHook:
+    return CountingHook()
+
+
+@pytest.fixture
+async def store(engine: Engine, failures: list[BaseException], hook: CountingHook) -> AsyncIterator[Store]:
+    store = Store(engine, failures.append, hook)
+    yield store
+    await store.close()
+
+
+def channel(key: int) -> statements.Write:
+    return INSERT_CHANNEL(key, bytes([key]) * 32, bytes(33), "normal", False, b"state", 0)
+
+
+def _note(order: list[int], number: int, error: BaseException | None) -> None:
+    assert error is None
+    order.append(number)
+
+
+async def values(store: Store) -> dict[str, bytes]:
+    return await store.read(lambda c: {row.key: row.value for row in c.execute(select(tables.meta))})
+
+
+async def test_waiting_jobs_share_a_transaction_and_keep_their_order(store: Store, hook: CountingHook) -> None:
+    order: list[int] = []
+    for number in range(100):
+        store.submit([SET_META("n", bytes([number]))], partial(_note, order, number))
+    await store.commit([])
+    assert order == list(range(100))
+    assert await values(store) == {"n": bytes([99])}
+    assert hook.commits < 50
+
+
+async def test_order_is_kept_within_a_table(store: Store) -> None:
+    await asyncio.gather(
+        store.commit([INSERT_META("a", b"1"), INSERT_META("b", b"1")]),
+        store.commit([DELETE_META("a"), INSERT_META("a", b"2")]),
+        store.commit([DELETE_META("b")]),
+    )
+    assert await values(store) == {"a": b"2"}
+
+
+async def test_a_row_may_come_before_what_it_refers_to(store: Store) -> None:
+    await asyncio.gather(
+        store.commit([channel(1), INSERT_ADD(1, True, 0, b"x")]),
+        store.commit([channel(2), INSERT_ADD(2, True, 0, b"y"), UPDATE_STATE("closing", b"new", 2)]),
+    )
+    rows = await store.read(lambda c: list(c.execute(select(tables.channels.c.channel_key, tables.channels.c.phase))))
+    assert [tuple(row) for row in rows] == [(1, "normal"), (2, "closing")]
+
+
+async def test_a_failed_transaction_stops_everything(store: Store, failures: list[BaseException]) -> None:
+    await store.commit([INSERT_META("a", b"1")])
+    with pytest.raises(StoreFailed):
+        await store.commit([INSERT_META("b", b"1"), INSERT_META("a", b"2")])
+    with pytest.raises(StoreFailed):
+        await store.commit([INSERT_META("c", b"3")])
+    assert len(failures) == 1
+    assert isinstance(failures[0], sqlite3.IntegrityError)
+    assert await values(store) == {"a": b"1"}
+
+
+async def test_a_dangling_reference_is_refused(store: Store) -> None:
+    with pytest.raises(StoreFailed, match="FOREIGN KEY"):
+        await store.commit([INSERT_ADD(7, True, 0, b"x")])
+
+
+async def test_sqlite_is_durable(engine: Engine, store: Store) -> None:
+    def pragmas(connection: object) -> tuple[object, ...]:
+        return tuple(
+            connection.execute(text(f"PRAGMA {name}")).scalar()  # type: ignore[attr-defined]
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        )
+
+    assert await store.read(pragmas) == ("wal", 2, 1)
+
+
+def test_the_migrations_make_the_tables_that_are_declared(engine: Engine) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+
+
+def test_head_is_the_newest_migration() -> None:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == migrate.HEAD
+
+
+def test_a_newer_database_is_refused(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(migrate.NewerDatabase, match="version 9999, newer than this channeld knows"):
+        migrate.upgrade(engine)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite3"
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StorageError, match="cannot be opened"):
+        migrate.upgrade(make_engine(f"sqlite:///{path}"))
+
+
+def test_every_statement_compiles_for_postgresql() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    compiled = statements.compile_statement(UPDATE_STATE, dialect)
+    assert compiled.sql == "UPDATE channels SET phase=%s::VARCHAR, state=%s WHERE channels.channel_key = %s::BIGINT"
+    assert "ON CONFLICT (key) DO UPDATE" in statements.compile_statement(SET_META, dialect).sql
