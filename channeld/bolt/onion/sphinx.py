@@ -1,7 +1,7 @@
 """The onion packet itself: wrapping payloads for a route, and taking off one layer.
 
-A packet is `version` (1 byte, 0) || `public_key` (33) || `hop_payloads` (1300 for payments) || `hmac` (32). It stays raw
-bytes everywhere: 1366 for a payment, any size for an onion message.
+A packet is `version` (1 byte, 0) || `public_key` (33) || `hop_payloads` (1300 for payments) || `hmac` (32). It stays
+raw bytes everywhere: 1366 for a payment, any size for an onion message.
 
 Source: BOLT 4, "Packet Structure", "Packet Construction", "Onion Decryption", "Filler Generation".
 """
@@ -14,6 +14,14 @@ from hashlib import sha256
 from hmac import compare_digest
 
 from channeld.bolt.onion.crypto import apply_stream, blinding_factor, derive_key, hmac256
+from channeld.bolt.onion.failures import (
+    Failure,
+    InvalidOnionBlinding,
+    InvalidOnionHmac,
+    InvalidOnionKey,
+    InvalidOnionPayload,
+    InvalidOnionVersion,
+)
 from channeld.bolt.primitives import DecodeError, decode_bigsize, encode_bigsize
 from wallet.bitcoin.secp import InvalidKey, ecdh, is_valid_pubkey, point_mul, pubkey_of, scalar_mul
 
@@ -27,64 +35,36 @@ _HMAC_SIZE = 32
 _OVERHEAD = 1 + 33 + _HMAC_SIZE
 _NO_HMAC = bytes(_HMAC_SIZE)
 
-BADONION = 0x8000
-PERM = 0x4000
-NODE = 0x2000
-UPDATE = 0x1000
+_BadOnionFailure = InvalidOnionVersion | InvalidOnionHmac | InvalidOnionKey | InvalidOnionBlinding
 
 
 class OnionError(Exception):
-    """An onion that this node cannot process; what to answer depends on the subclass."""
+    """An onion that this node refuses; `failure` is the answer, the subclass says how it travels."""
+
+    def __init__(self, reason: str, failure: Failure) -> None:
+        super().__init__(f"{reason} ({failure.NAME})")
+        self.reason = reason
+        self.failure = failure
 
 
 class BadOnion(OnionError):
-    """No shared secret with the sender of the onion: answer `update_fail_malformed_htlc` with these two fields.
+    """Answer with `update_fail_malformed_htlc` and these two fields: there is no secret to encrypt a failure with.
 
-    BOLT 2, "Removing an HTLC"; BOLT 4, "Failure Messages" (the BADONION codes).
+    BOLT 2, "Removing an HTLC".
     """
 
-    failure_code: int = 0
-
-    def __init__(self, reason: str, packet: bytes) -> None:
-        super().__init__(reason)
-        self.sha256_of_onion = sha256(packet).digest()
-
-
-class InvalidOnionVersion(BadOnion):
-    """`invalid_onion_version`: the version byte is not 0."""
-
-    failure_code = BADONION | PERM | 4
+    def __init__(self, reason: str, failure: _BadOnionFailure) -> None:
+        super().__init__(reason, failure)
+        self.failure_code = failure.CODE
+        self.sha256_of_onion = failure.sha256_of_onion
 
 
-class InvalidOnionHmac(BadOnion):
-    """`invalid_onion_hmac`: not encrypted to this node, tampered with, or for another payment hash."""
+class RefusedOnion(OnionError):
+    """Answer with `update_fail_htlc`: the failure, encrypted under `shared_secret` (`returns.create_failure`)."""
 
-    failure_code = BADONION | PERM | 5
-
-
-class InvalidOnionKey(BadOnion):
-    """`invalid_onion_key`: the ephemeral key is not a point."""
-
-    failure_code = BADONION | PERM | 6
-
-
-class InvalidOnionBlinding(BadOnion):
-    """`invalid_onion_blinding`: anything wrong behind the first node of a blinded path."""
-
-    failure_code = BADONION | PERM | 24
-
-
-class InvalidOnionPayload(OnionError):
-    """`invalid_onion_payload`: authenticated, but not understood. Answer with an error onion under `shared_secret`.
-
-    `tlv_type` and `offset` (bytes in the payload with its length) name the record at fault, 0 and 0 when none is.
-    """
-
-    def __init__(self, reason: str, shared_secret: bytes, tlv_type: int = 0, offset: int = 0) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, failure: Failure, shared_secret: bytes) -> None:
+        super().__init__(reason, failure)
         self.shared_secret = shared_secret
-        self.tlv_type = tlv_type
-        self.offset = offset
 
 
 class OnionTooLong(ValueError):
@@ -179,11 +159,13 @@ def _filler(frames: Sequence[bytes], rho_keys: Sequence[bytes], payloads_size: i
     return filler
 
 
-def peel_onion(packet: bytes, node_secret: bytes, associated_data: bytes = b"", path_key: bytes | None = None) -> Peeled:
+def peel_onion(
+    packet: bytes, node_secret: bytes, associated_data: bytes = b"", path_key: bytes | None = None
+) -> Peeled:
     """Take off this node's layer; `path_key` comes with the message when this node is inside a blinded path.
 
     Costs about 110 us (70 us at the final node). Replays must be refused by the caller: `Peeled.replay_key`.
-    Raises BadOnion's subclasses and InvalidOnionPayload; behind a path_key only InvalidOnionBlinding, whatever is wrong.
+    Raises BadOnion or RefusedOnion; behind a path_key always BadOnion with invalid_onion_blinding, whatever is wrong.
     Source: BOLT 4, "Onion Decryption", "Failure Messages".
     """
     if path_key is None:
@@ -193,21 +175,21 @@ def peel_onion(packet: bytes, node_secret: bytes, associated_data: bytes = b"", 
         blinded_secret = scalar_mul(node_secret, derive_key(b"blinded_node_id", blinding_secret))
         return _peel(packet, blinded_secret, associated_data, blinding_secret)
     except (InvalidKey, OnionError) as error:
-        raise InvalidOnionBlinding(f"inside a blinded path: {error}", packet) from error
+        raise BadOnion(f"inside a blinded path: {error}", InvalidOnionBlinding(sha256(packet).digest())) from error
 
 
 def _peel(packet: bytes, node_secret: bytes, associated_data: bytes, blinding_secret: bytes | None) -> Peeled:
     if packet[:1] != _VERSION:
-        raise InvalidOnionVersion("the onion's version is not 0", packet)
+        raise BadOnion("the onion's version is not 0", InvalidOnionVersion(sha256(packet).digest()))
     if len(packet) < _OVERHEAD:
-        raise InvalidOnionHmac("the onion is cut off", packet)
+        raise BadOnion("the onion is cut off", InvalidOnionHmac(sha256(packet).digest()))
     ephemeral_key, payloads, mac = packet[1:34], packet[34:-_HMAC_SIZE], packet[-_HMAC_SIZE:]
     if not is_valid_pubkey(ephemeral_key):
-        raise InvalidOnionKey("the onion's key is not a point", packet)
+        raise BadOnion("the onion's key is not a point", InvalidOnionKey(sha256(packet).digest()))
     shared_secret = ecdh(node_secret, ephemeral_key)
     expected = hmac256(derive_key(b"mu", shared_secret), payloads + associated_data)
     if not compare_digest(expected, mac):
-        raise InvalidOnionHmac("the onion's hmac is wrong", packet)
+        raise BadOnion("the onion's hmac is wrong", InvalidOnionHmac(sha256(packet).digest()))
     size = len(payloads)
     clear = apply_stream(derive_key(b"rho", shared_secret), payloads + bytes(size))
     payload, end = _unframe(clear, size, shared_secret)
@@ -225,10 +207,10 @@ def _unframe(clear: bytes, size: int, shared_secret: bytes) -> tuple[bytes, int]
     try:
         length, start = decode_bigsize(clear)
     except DecodeError as error:
-        raise InvalidOnionPayload(str(error), shared_secret) from None
+        raise RefusedOnion(str(error), InvalidOnionPayload(), shared_secret) from None
     end = start + length
     if length < 2:
-        raise InvalidOnionPayload(f"a payload of {length} bytes", shared_secret)
+        raise RefusedOnion(f"a payload of {length} bytes", InvalidOnionPayload(), shared_secret)
     if end + _HMAC_SIZE > size:
-        raise InvalidOnionPayload("the payload is longer than the packet", shared_secret)
+        raise RefusedOnion("the payload is longer than the packet", InvalidOnionPayload(), shared_secret)
     return clear[start:end], end
