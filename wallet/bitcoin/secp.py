@@ -106,6 +106,32 @@ def verify(pubkey: bytes, digest: bytes, signature: bytes) -> bool:
     return bool(lib.secp256k1_ecdsa_verify(_ctx, parsed, digest, _parsed(pubkey)))
 
 
+def sign_recoverable(secret: bytes, digest: bytes) -> bytes:
+    """Like `sign`, followed by the recovery id: 65 bytes. Raises InvalidKey."""
+    if len(digest) != 32 or len(secret) != 32:
+        raise InvalidKey("signing takes a 32-byte secret and a 32-byte digest")
+    signature = ffi.new("secp256k1_ecdsa_recoverable_signature *")
+    if not lib.secp256k1_ecdsa_sign_recoverable(_ctx, signature, digest, secret, ffi.NULL, ffi.NULL):
+        raise InvalidKey("the secret is out of range")
+    out = ffi.new("unsigned char[64]")
+    recovery_id = ffi.new("int *")
+    lib.secp256k1_ecdsa_recoverable_signature_serialize_compact(_ctx, out, recovery_id, signature)
+    return bytes(ffi.buffer(out, 64)) + bytes((recovery_id[0],))
+
+
+def recover(digest: bytes, signature: bytes) -> bytes | None:
+    """The key behind a 65-byte recoverable `signature` (high or low S) over `digest`; None if there is none."""
+    if len(signature) != 65 or len(digest) != 32 or signature[64] > 3:
+        return None
+    parsed = ffi.new("secp256k1_ecdsa_recoverable_signature *")
+    if not lib.secp256k1_ecdsa_recoverable_signature_parse_compact(_ctx, parsed, signature[:64], signature[64]):
+        return None
+    point = ffi.new("secp256k1_pubkey *")
+    if not lib.secp256k1_ecdsa_recover(_ctx, point, parsed, digest):
+        return None
+    return _serialized(point)
+
+
 def compact_to_der(signature: bytes) -> bytes:
     """DER of a 64-byte compact signature (no sighash byte). Raises ValueError."""
     parsed = ffi.new("secp256k1_ecdsa_signature *")
