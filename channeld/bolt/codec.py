@@ -296,18 +296,18 @@ def _write_records(value: Any, layout: Layout) -> bytes:
 # --- from annotations to wire types -------------------------------------------------------------------------------
 
 
-class _Nested(WireType):
+class Nested(WireType):
     """A field whose type is itself a declared class."""
 
-    __slots__ = ("_cls", "_decode")
+    __slots__ = ("_decode", "cls")
 
     def __init__(self, cls: type[Structure]) -> None:
-        self._cls = cls
+        self.cls = cls
         self._decode = cls._wire_decode
 
     def encode(self, value: Any) -> bytes:
-        if not isinstance(value, self._cls):
-            raise EncodeError(f"{self._cls.__name__} wanted, not {type(value).__name__}")
+        if not isinstance(value, self.cls):
+            raise EncodeError(f"{self.cls.__name__} wanted, not {type(value).__name__}")
         return value._wire_encode()
 
     def decode(self, data: bytes, pos: int) -> tuple[Any, int]:
@@ -328,7 +328,7 @@ def wire_type(annotation: Any) -> WireType:
     if annotation is bool:
         return Flag()
     if isinstance(annotation, type) and issubclass(annotation, Structure):
-        return _Nested(annotation)
+        return Nested(annotation)
     raise TypeError(f"{annotation!r} says nothing about its wire format")
 
 

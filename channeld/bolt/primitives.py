@@ -190,20 +190,20 @@ class CompressedPoint(FixedBytes):
 class PrefixedBytes(WireType):
     """`len*byte` with its length before it, in 1 (B) or 2 (H) bytes."""
 
-    __slots__ = ("_limit", "_prefix")
+    __slots__ = ("_limit", "prefix_bytes")
 
     def __init__(self, prefix: Literal["B", "H"] = "H") -> None:
-        self._prefix = 1 if prefix == "B" else 2
-        self._limit = 1 << (8 * self._prefix)
+        self.prefix_bytes = 1 if prefix == "B" else 2
+        self._limit = 1 << (8 * self.prefix_bytes)
 
     def encode(self, value: Any) -> bytes:
         size = len(value)
         if size >= self._limit:
-            raise EncodeError(f"{size} bytes do not fit under a {self._prefix} byte length")
-        return size.to_bytes(self._prefix, "big") + value  # type: ignore[no-any-return]
+            raise EncodeError(f"{size} bytes do not fit under a {self.prefix_bytes} byte length")
+        return size.to_bytes(self.prefix_bytes, "big") + value  # type: ignore[no-any-return]
 
     def decode(self, data: bytes, pos: int) -> tuple[bytes, int]:
-        start = pos + self._prefix
+        start = pos + self.prefix_bytes
         end = start + int.from_bytes(data[pos:start], "big")
         if start > len(data):
             raise DecodeError("length missing")
@@ -259,20 +259,20 @@ class BigSizeInt(WireType):
 class TruncatedInt(WireType):
     """`tu16`, `tu32`, `tu64`: no leading zero bytes; takes the rest of its record (BOLT 1, "Fundamental Types")."""
 
-    __slots__ = ("_size",)
+    __slots__ = ("max_bytes",)
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
 
     def encode(self, value: Any) -> bytes:
-        if value < 0 or value.bit_length() > 8 * self._size:
-            raise EncodeError(f"{value} is not an unsigned {8 * self._size} bit number")
+        if value < 0 or value.bit_length() > 8 * self.max_bytes:
+            raise EncodeError(f"{value} is not an unsigned {8 * self.max_bytes} bit number")
         return value.to_bytes((value.bit_length() + 7) // 8, "big")  # type: ignore[no-any-return]
 
     def decode(self, data: bytes, pos: int) -> tuple[int, int]:
         raw = data[pos:]
-        if len(raw) > self._size:
-            raise DecodeError(f"truncated integer of {len(raw)} bytes, at most {self._size} allowed")
+        if len(raw) > self.max_bytes:
+            raise DecodeError(f"truncated integer of {len(raw)} bytes, at most {self.max_bytes} allowed")
         if raw[:1] == b"\0":
             raise DecodeError("truncated integer is not minimal")
         return int.from_bytes(raw, "big"), len(data)
@@ -314,30 +314,30 @@ class SciddirOrPubkey(WireType):
 class Array(WireType):
     """`n*type`: elements after a count of 1 (B) or 2 (H) bytes, or, without a prefix, up to the end."""
 
-    __slots__ = ("_decode", "_element", "_prefix")
+    __slots__ = ("_decode", "element", "prefix_bytes")
 
     def __init__(self, element: WireType, prefix: Literal["B", "H"] | None) -> None:
-        self._element = element
-        self._prefix = {"B": 1, "H": 2, None: 0}[prefix]
+        self.element = element
+        self.prefix_bytes = {"B": 1, "H": 2, None: 0}[prefix]
         self._decode: Callable[[bytes, int], tuple[Any, int]] = element.decode
 
     def encode(self, value: Any) -> bytes:
-        body = b"".join(map(self._element.encode, value))
-        if not self._prefix:
+        body = b"".join(map(self.element.encode, value))
+        if not self.prefix_bytes:
             return body
-        if len(value) >= 1 << (8 * self._prefix):
-            raise EncodeError(f"{len(value)} elements do not fit under a {self._prefix} byte count")
-        return len(value).to_bytes(self._prefix, "big") + body
+        if len(value) >= 1 << (8 * self.prefix_bytes):
+            raise EncodeError(f"{len(value)} elements do not fit under a {self.prefix_bytes} byte count")
+        return len(value).to_bytes(self.prefix_bytes, "big") + body
 
     def decode(self, data: bytes, pos: int) -> tuple[tuple[Any, ...], int]:
         items = []
         decode = self._decode
-        if not self._prefix:
+        if not self.prefix_bytes:
             while pos < len(data):
                 item, pos = decode(data, pos)
                 items.append(item)
             return tuple(items), pos
-        start = pos + self._prefix
+        start = pos + self.prefix_bytes
         if start > len(data):
             raise DecodeError("count missing")
         count, pos = int.from_bytes(data[pos:start], "big"), start

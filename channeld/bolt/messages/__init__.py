@@ -7,6 +7,7 @@ bytes or the tuple know them. A TLV record is a field with the record's name, No
 """
 
 from channeld.bolt.codec import MESSAGES, GossipMessage, Message, UnknownMessage, decode, encode
+from channeld.bolt.messages.addresses import Address, AddressType, decode_addresses, encode_addresses, parse_address
 from channeld.bolt.messages.closing import (
     ClosingComplete,
     ClosingSig,
@@ -37,6 +38,7 @@ from channeld.bolt.messages.gossip import (
     QueryShortChannelIds,
     ReplyChannelRange,
     ReplyShortChannelIdsEnd,
+    SignedGossip,
 )
 from channeld.bolt.messages.interactive_tx import (
     SpliceAck,
@@ -88,8 +90,14 @@ __all__ = [
     "GossipMessage",
     "Message",
     "UnknownMessage",
+    "Address",
+    "AddressType",
     "decode",
+    "decode_addresses",
     "encode",
+    "encode_addresses",
+    "parse_address",
+    "SignedGossip",
     "FeeRange",
     "Shutdown",
     "ClosingSigned",

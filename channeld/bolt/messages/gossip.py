@@ -1,8 +1,9 @@
 """BOLT 7: announcements, which are signed, kept and sent on as they came, and the queries about them."""
 
+import hashlib
 from typing import Annotated, ClassVar
 
-from channeld.bolt.codec import GossipMessage, Message, Structure, Tlv, message, structure
+from channeld.bolt.codec import GossipMessage, Message, Structure, Tlv, encode, message, structure
 from channeld.bolt.primitives import (
     U16,
     U32,
@@ -24,8 +25,20 @@ from channeld.bolt.primitives import (
 Rgb = Annotated[bytes, FixedBytes(3)]
 
 
+class SignedGossip(GossipMessage):
+    """A message that begins with the signatures of all that follows them."""
+
+    __slots__ = ()
+    SIGNED_FROM: ClassVar[int]
+
+    @property
+    def signature_hash(self) -> bytes:
+        """The double SHA-256 that is signed; the signatures themselves are not in it, so any will do before."""
+        return hashlib.sha256(hashlib.sha256(encode(self)[self.SIGNED_FROM :]).digest()).digest()
+
+
 @message(256)
-class ChannelAnnouncement(GossipMessage):
+class ChannelAnnouncement(SignedGossip):
     """Two nodes prove that they own a channel. The signatures cover everything after the four of them."""
 
     SIGNED_FROM: ClassVar[int] = 2 + 4 * 64
@@ -44,7 +57,7 @@ class ChannelAnnouncement(GossipMessage):
 
 
 @message(257)
-class NodeAnnouncement(GossipMessage):
+class NodeAnnouncement(SignedGossip):
     """What a node calls itself and where it listens. `addresses` holds address descriptors."""
 
     SIGNED_FROM: ClassVar[int] = 2 + 64
@@ -59,7 +72,7 @@ class NodeAnnouncement(GossipMessage):
 
 
 @message(258)
-class ChannelUpdate(GossipMessage):
+class ChannelUpdate(SignedGossip):
     """One side's price and limits. `channel_flags`: bit 0 direction, bit 1 disable."""
 
     SIGNED_FROM: ClassVar[int] = 2 + 64
