@@ -168,6 +168,8 @@ class DecodedInvoice(Struct, frozen=True):
     min_final_cltv_expiry_delta: int
     fallback_addresses: tuple[str, ...]
     route_hints: tuple[tuple[dict[str, Any], ...], ...]
+    """Each hop: `node_id` (bytes), `short_channel_id` (int), `fee_base_msat`, `fee_proportional_millionths`,
+    `cltv_expiry_delta` (BOLT 11, field `r`)."""
     features: tuple[str, ...]
     payment_metadata: bytes | None
 
@@ -197,7 +199,10 @@ class NodeService(Protocol):
     """The verbs. All are coroutines; amounts in the unit that their names say."""
 
     async def info(self) -> NodeInfo: ...
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """Asks the daemon to stop and returns at once: the API, which asks, is one of the things that stop."""
+        ...
+
     def events(self, since_sequence: int | None = None) -> AsyncIterator[NodeEvent]: ...
 
     async def connect_peer(self, node_id: bytes, host: str, port: int, timeout_seconds: float = 10) -> PeerView: ...
@@ -214,7 +219,9 @@ class NodeService(Protocol):
         """`amount_sat` None sends everything."""
         ...
 
-    async def bump(self, txid: bytes, feerate_per_kw: int) -> TransactionView: ...
+    async def bump(self, txid: bytes, feerate_per_kw: int) -> TransactionView:
+        """The feerate is a target, so asking twice costs no more than asking once, without a key."""
+        ...
 
     async def open_channel(
         self,

@@ -1,0 +1,114 @@
+"""From an exception to a gRPC status: the one place where that is decided."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple
+
+import grpc
+import structlog
+
+from channeld.node.interface import ErrorKind, NodeError
+
+ERROR_KIND_METADATA = "channeld-error"
+"""Trailing metadata that says which kind of error it was: there whenever the daemon itself answered."""
+
+_CODES: dict[ErrorKind, grpc.StatusCode] = {
+    "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "already_exists": grpc.StatusCode.ALREADY_EXISTS,
+    "failed_precondition": grpc.StatusCode.FAILED_PRECONDITION,
+    "resource_exhausted": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "unavailable": grpc.StatusCode.UNAVAILABLE,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "aborted": grpc.StatusCode.ABORTED,
+    "internal": grpc.StatusCode.INTERNAL,
+}
+
+_log = structlog.get_logger("channeld.api")
+
+Handler = Any  # grpc.RpcMethodHandler: the stubs do not know its fields
+
+
+class Status(NamedTuple):
+    """How a call ends that did not go well."""
+
+    code: grpc.StatusCode
+    sentence: str
+    kind: str
+
+
+def to_status(error: Exception, method: str) -> Status:
+    """The status for `error`. What is no `NodeError` is a bug: it is logged, and the client gets its id in the log."""
+    if isinstance(error, NodeError):
+        return Status(_CODES[error.kind], error.sentence, error.kind)
+    error_id = secrets.token_hex(4)
+    _log.error("api_call_failed", method=method, error_id=error_id, exc_info=error)
+    sentence = f"The daemon made a mistake; its log says what went wrong, under the error id {error_id}."
+    return Status(grpc.StatusCode.INTERNAL, sentence, "internal")
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Ends calls whose handler raises with the status of what it raised."""
+
+    def __init__(self) -> None:
+        self._guarded: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
+    ) -> Handler:
+        method: str = details.method
+        guarded = self._guarded.get(method)
+        if guarded is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            guarded = _guard(handler, method)
+            self._guarded[method] = guarded
+        return guarded
+
+
+def replace_behaviour(handler: Handler, *, unary: Callable[..., Any], stream: Callable[..., Any]) -> Handler:
+    """`handler` with another behaviour: `unary` if it answers once, `stream` (an async generator) if it streams."""
+    kind = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    return kind(
+        stream if handler.response_streaming else unary,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
+async def abort(context: Any, status: Status) -> None:
+    """Ends the call with `status`; raises, so that nothing comes after it."""
+    await context.abort(status.code, status.sentence, ((ERROR_KIND_METADATA, status.kind),))
+
+
+def _guard(handler: Handler, method: str) -> Handler:
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+    async def unary(request: Any, context: Any) -> Any:
+        try:
+            return await behaviour(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, to_status(error, method))
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async with contextlib.aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, to_status(error, method))
+
+    return replace_behaviour(handler, unary=unary, stream=stream)
