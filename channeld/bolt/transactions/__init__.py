@@ -4,9 +4,9 @@ from channeld.bolt.keys import ChannelKeys, CommitmentKeys
 from channeld.bolt.transactions.commitment import (
     BuiltCommitment,
     build_commitment,
-    commitment_number_of,
 )
 from channeld.bolt.transactions.htlc import HtlcOutput
+from channeld.bolt.transactions.onchain import commitment_number_of
 from channeld.bolt.transactions.signing import ChannelSecrets, InvalidSignature, complete, verify_commitment
 from channeld.bolt.transactions.spec import (
     CommitmentParams,

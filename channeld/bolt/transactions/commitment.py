@@ -315,12 +315,3 @@ def _place_outputs(built: BuiltCommitment, entries: list[_Entry], feerate_per_kw
     built.to_remote_index = places.get(_TO_REMOTE)
     built.to_local_anchor_index = places.get(_TO_LOCAL_ANCHOR)
     built.to_remote_anchor_index = places.get(_TO_REMOTE_ANCHOR)
-
-
-def commitment_number_of(params: CommitmentParams, tx: Tx) -> int | None:
-    """The commitment number hidden in a transaction that spends the funding output, or None if it is no commitment
-    (its sequence and locktime do not carry BOLT 3's upper bytes)."""
-    if len(tx.inputs) != 1 or tx.inputs[0].sequence >> 24 != 0x80 or tx.locktime >> 24 != 0x20:
-        return None
-    obscured = (tx.inputs[0].sequence & 0xFF_FFFF) << 24 | tx.locktime & 0xFF_FFFF
-    return obscured ^ params.obscuring_factor()

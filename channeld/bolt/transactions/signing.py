@@ -7,13 +7,14 @@ release the interpreter's lock: a caller may spread them over threads by passing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, assert_never
 
 from channeld.bolt.keys import ChannelKeys, derive_privkey, derive_revocation_privkey
 from channeld.bolt.shachain import SecretGenerator
 from channeld.bolt.transactions.commitment import BuiltCommitment
 from channeld.bolt.transactions.funding import funding_sighash, funding_witness
 from channeld.bolt.transactions.spec import CommitmentParams
+from channeld.bolt.transactions.sweep import Spend
 from wallet.bitcoin.encoding import tagged_hash
 from wallet.bitcoin.secp import pubkey_of, sign, verify
 from wallet.bitcoin.tx import Tx
@@ -137,6 +138,29 @@ class ChannelSecrets:
         return derive_revocation_privkey(
             self.revocation_basepoint_secret, self.keys.revocation_basepoint, per_commitment_secret
         )
+
+    def secret_for(self, spend: Spend, per_commitment_secret: bytes = b"") -> bytes:
+        """The secret that signs `spend`. A penalty needs the `per_commitment_secret` that the peer has revealed.
+
+        Raises ValueError if that is missing, or is not the one for the commitment. Empty if no key signs.
+        """
+        match spend.key:
+            case "delayed":
+                return self.delayed_secret(spend.per_commitment_point)
+            case "htlc":
+                return self.htlc_secret(spend.per_commitment_point)
+            case "payment":
+                return self.payment_basepoint_secret
+            case "funding":
+                return self.funding_secret
+            case "revocation":
+                if not per_commitment_secret or pubkey_of(per_commitment_secret) != spend.per_commitment_point:
+                    raise ValueError("a penalty takes the per_commitment_secret of the revoked commitment")
+                return self.revocation_secret(per_commitment_secret)
+            case "none":
+                return b""
+            case _:
+                assert_never(spend.key)
 
     def sign_commitment(self, built: BuiltCommitment, parallel: Parallel | None = None) -> tuple[bytes, list[bytes]]:
         """(signature, htlc_signatures) for the peer's commitment, as `commitment_signed` carries them: 64 bytes
