@@ -344,13 +344,18 @@ def _read_features(symbols: bytes) -> FeatureBits:
         raise InvoiceError(f"the invoice's field {_FIELD_NAMES[_9]} begins with a zero")
     value = _to_int(symbols)
     bits = feature_bits.decode_features(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+    _check_features(bits)
+    return bits
+
+
+def _check_features(bits: FeatureBits) -> None:
+    """BOLT 11, "Feature Bits": unknown even bits and missing dependencies make an invoice unpayable."""
     unknown = sorted(bit for bit in bits if not bit & 1 and bit not in SUPPORTED_FEATURES)
     if unknown:
         listed = ", ".join(map(str, unknown))
         raise InvoiceError(f"the invoice requires a feature that this node does not know (bit {listed})")
     for feature, needed in feature_bits.missing_dependencies(bits):
         raise InvoiceError(f"the invoice sets the feature {feature.name} without {needed.name}, which that needs")
-    return bits
 
 
 def _read_fallback(symbols: bytes) -> bytes | None:
@@ -481,8 +486,7 @@ def _routing_hint_field(hops: tuple[RoutingHop, ...]) -> bytes:
 
 @lru_cache(maxsize=256)
 def _features_field(bits: FeatureBits) -> bytes:
-    for feature, needed in feature_bits.missing_dependencies(bits):
-        raise InvoiceError(f"the feature {feature.name} needs {needed.name}")
+    _check_features(bits)
     symbols = _from_int(sum(1 << bit for bit in bits))
     return _field(_9, symbols) if symbols else b""
 
