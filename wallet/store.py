@@ -1,14 +1,14 @@
 """What the wallet keeps in a database: SQLAlchemy Core tables, reading them, and the statements that change them.
 
-Whoever owns the database includes `metadata` in its migrations and commits the statements ("writes") that the wallet
-hands out, together with its own, in one transaction. `SqlStore` is the small store for a wallet that stands alone.
+Whoever owns the database includes `metadata` in its migrations and commits the `Write`s that the wallet hands out,
+together with its own, in one transaction. `SqlStore` is the small store for a wallet that stands alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from sqlalchemy import (
     BigInteger,
@@ -35,8 +35,45 @@ from wallet.chain import BlockRef
 from wallet.coins import NewScript, WalletTx
 from wallet.keys import AddressKind, KeyPath
 
-Write = Executable
-"""One SQLAlchemy statement with its values bound."""
+Verb = Literal["insert", "update", "delete", "delete_below"]
+
+
+class Write(NamedTuple):
+    """A change of rows as a value, for any writer: `parameters` are those of the columns `values` (what is set), then
+    those of `where` (which rows; `delete_below`: rows whose one `where` column is less)."""
+
+    verb: Verb
+    table: Table
+    values: tuple[str, ...]
+    where: tuple[str, ...]
+    parameters: tuple[Any, ...]
+
+    def statement(self) -> Executable:
+        """The same for SQLAlchemy to execute."""
+        values = dict(zip(self.values, self.parameters, strict=False))
+        columns = self.table.c
+        if self.verb == "insert":
+            return insert(self.table).values(values)
+        keys = list(zip(self.where, self.parameters[len(self.values) :], strict=True))
+        if self.verb == "delete_below":
+            return delete(self.table).where(*(columns[name] < value for name, value in keys))
+        condition = [columns[name] == value for name, value in keys]
+        if self.verb == "update":
+            return update(self.table).where(*condition).values(values)
+        return delete(self.table).where(*condition)
+
+
+def _insert(table: Table, **values: Any) -> Write:
+    return Write("insert", table, tuple(values), (), tuple(values.values()))
+
+
+def _update(table: Table, values: dict[str, Any], where: dict[str, Any]) -> Write:
+    return Write("update", table, tuple(values), tuple(where), (*values.values(), *where.values()))
+
+
+def _delete(table: Table, **where: Any) -> Write:
+    return Write("delete", table, (), tuple(where), tuple(where.values()))
+
 
 metadata = MetaData()
 
@@ -155,7 +192,7 @@ class SqlStore:
         """`commit`, for callers without an event loop."""
         with self._engine.begin() as connection:
             for write in writes:
-                connection.execute(write)
+                connection.execute(write.statement())
 
     def close(self) -> None:
         """Close the database."""
@@ -198,45 +235,40 @@ def load_snapshot(connection: Connection) -> Snapshot:
 
 def insert_meta(name: str, value: str) -> Write:
     """A new entry."""
-    return insert(meta_table).values(name=name, value=value)
+    return _insert(meta_table, name=name, value=value)
 
 
 def update_meta(name: str, value: str) -> Write:
     """Change an entry."""
-    return update(meta_table).where(meta_table.c.name == name).values(value=value)
+    return _update(meta_table, {"value": value}, {"name": name})
 
 
-def insert_scripts(scripts: Sequence[NewScript]) -> Write:
-    """Scripts that are looked for from now on."""
-    return insert(scripts_table).values(
-        [
-            {"script_pubkey": script, "kind": path.kind.value, "chain": path.chain, "child": path.child}
-            for script, path in scripts
-        ]
+def insert_script(script: NewScript) -> Write:
+    """A script that is looked for from now on."""
+    path = script.path
+    return _insert(
+        scripts_table, script_pubkey=script.script_pubkey, kind=path.kind.value, chain=path.chain, child=path.child
     )
 
 
 def insert_cursor(path: KeyPath) -> Write:
     """A chain's next path to give out, for the first time."""
-    return insert(cursors_table).values(kind=path.kind.value, chain=path.chain, next_child=path.child)
+    return _insert(cursors_table, kind=path.kind.value, chain=path.chain, next_child=path.child)
 
 
 def update_cursor(path: KeyPath) -> Write:
     """A chain's next path to give out."""
-    table = cursors_table
-    return (
-        update(table).where(table.c.kind == path.kind.value, table.c.chain == path.chain).values(next_child=path.child)
-    )
+    return _update(cursors_table, {"next_child": path.child}, {"kind": path.kind.value, "chain": path.chain})
 
 
 def insert_tx(wallet_tx: WalletTx) -> Write:
     """A new transaction."""
-    return insert(txs_table).values(txid=wallet_tx.txid, **_tx_columns(wallet_tx))
+    return _insert(txs_table, txid=wallet_tx.txid, **_tx_columns(wallet_tx))
 
 
 def update_tx(wallet_tx: WalletTx) -> Write:
     """What is noted about a transaction."""
-    return update(txs_table).where(txs_table.c.txid == wallet_tx.txid).values(**_tx_columns(wallet_tx))
+    return _update(txs_table, _tx_columns(wallet_tx), {"txid": wallet_tx.txid})
 
 
 def _tx_columns(wallet_tx: WalletTx) -> dict[str, object]:
@@ -256,34 +288,30 @@ def _tx_columns(wallet_tx: WalletTx) -> dict[str, object]:
 
 def insert_block(block: BlockRef) -> Write:
     """A block was processed."""
-    return insert(blocks_table).values(height=block.height, hash=block.hash)
+    return _insert(blocks_table, height=block.height, hash=block.hash)
 
 
 def delete_block(height: int) -> Write:
     """A block left the chain."""
-    return delete(blocks_table).where(blocks_table.c.height == height)
+    return _delete(blocks_table, height=height)
 
 
 def delete_blocks_below(height: int) -> Write:
     """Blocks too deep to be undone need not be remembered."""
-    return delete(blocks_table).where(blocks_table.c.height < height)
+    return Write("delete_below", blocks_table, (), ("height",), (height,))
 
 
-def insert_reserved(coins: Sequence[ReservedCoin]) -> Write:
-    """Coins that are set aside."""
-    return insert(reservations_table).values(
-        [
-            {
-                "txid": coin.outpoint.txid,
-                "vout": coin.outpoint.vout,
-                "reservation": coin.reservation,
-                "expires_at_seconds": coin.expires_at_seconds,
-            }
-            for coin in coins
-        ]
+def insert_reserved(coin: ReservedCoin) -> Write:
+    """A coin that is set aside."""
+    return _insert(
+        reservations_table,
+        txid=coin.outpoint.txid,
+        vout=coin.outpoint.vout,
+        reservation=coin.reservation,
+        expires_at_seconds=coin.expires_at_seconds,
     )
 
 
 def delete_reservation(reservation: int) -> Write:
     """The coins of a reservation are free again, or spent."""
-    return delete(reservations_table).where(reservations_table.c.reservation == reservation)
+    return _delete(reservations_table, reservation=reservation)
