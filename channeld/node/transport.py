@@ -8,6 +8,7 @@ calls `pause_receiving`, a producer of bulk data awaits `drain`, and a peer that
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -325,7 +326,7 @@ async def connect(host: str, port: int, local_key: bytes, remote_node_id: bytes)
     except TimeoutError:
         protocol.fail("no answer in time")
     except OSError as error:
-        protocol.fail(error.strerror or str(error))
+        protocol.fail(_in_words(error))
     except BaseException:
         protocol.fail("given up")
         if isinstance(protocol.result, Connection):
@@ -334,6 +335,13 @@ async def connect(host: str, port: int, local_key: bytes, remote_node_id: bytes)
     if isinstance(protocol.result, Connection):
         return protocol.result
     raise TransportError(f"no connection to {host}:{port}: {protocol.result}") from protocol.result
+
+
+def _in_words(error: OSError) -> str:
+    """asyncio writes its own text over the system's."""
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 class Listener:

@@ -1,0 +1,301 @@
+"""The driver of one channel: the only code around the machine that waits.
+
+`post` puts an event into the channel's inbox. When the channel is idle, everything that waits is stepped through, one
+signature covers it, state and rows are committed in one transaction, and only then are the effects performed, in order.
+While a commit is under way events pile up and make the next batch: there is no timer and no task per HTLC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar, assert_never
+
+import structlog
+
+from channeld.bolt.messages import ErrorMessage, Message, WarningMessage, encode
+from channeld.channel import effects as fx
+from channeld.channel import events as ev
+from channeld.channel import writes as wr
+from channeld.channel.env import Env
+from channeld.storage import Write
+from channeld.storage.rows import channel_write
+
+log = structlog.get_logger(__name__)
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+CommandDone = Callable[[Exception | None], None]
+MAX_REASON_BYTES = 400
+
+
+class Link(Protocol):
+    """A connection to the peer, after `init`. What is sent on a closed one is dropped."""
+
+    def send(self, data: bytes) -> None: ...
+    def close(self, reason: str) -> None: ...
+
+
+class Transition(Protocol[S_co]):
+    """What `step` returns."""
+
+    @property
+    def state(self) -> S_co: ...
+    @property
+    def effects(self) -> Sequence[fx.Effect]: ...
+    @property
+    def writes(self) -> Sequence[wr.Write]: ...
+
+
+class Machine(Protocol[S]):
+    """The pure functions of `channeld.channel.machine`."""
+
+    def step(self, state: S, event: ev.Event, env: Env) -> Transition[S]: ...
+    def can_sign(self, state: S) -> bool: ...
+
+
+class ChannelFrozen(Exception):
+    """The channel takes no more events: a bug or the database stopped it. The text says what."""
+
+
+class Reaction(NamedTuple):
+    """What the node makes of an effect before it is durable: rows for the same transaction, and events that this
+    channel steps through in the same batch (settling an HTLC that was just locked in, say)."""
+
+    writes: Iterable[Write] = ()
+    events: Iterable[ev.Event] = ()
+
+
+NO_REACTION = Reaction()
+
+
+class Host(Protocol[S]):
+    """What the node does for its drivers."""
+
+    def env(self, driver: ChannelDriver[S]) -> Env:
+        """The world, for one batch."""
+        ...
+
+    def rows(self, driver: ChannelDriver[S], before: S | None) -> Iterable[Write]:
+        """The channel's own row, if its state differs from `before` (None: at the start)."""
+        ...
+
+    def react(self, driver: ChannelDriver[S], effect: fx.Effect) -> Reaction:
+        """Before the commit. May change memory: the commit follows, or the node stops."""
+        ...
+
+    def perform(self, driver: ChannelDriver[S], effect: fx.Effect) -> None:
+        """After the commit, for all effects but sending and disconnecting."""
+        ...
+
+    def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
+        """Commit, then `done`; in order."""
+        ...
+
+    def frozen(self, driver: ChannelDriver[S], event: ev.Event, error: BaseException) -> None:
+        """A bug stopped this channel; tell the operator."""
+        ...
+
+    def violated(self, driver: ChannelDriver[S], violation: ev.ProtocolViolation) -> None:
+        """The peer broke a rule; tell the operator."""
+        ...
+
+
+class _Item(NamedTuple):
+    event: ev.Event
+    link: Link | None
+    """The connection that a message or `Connected` came with."""
+    writes: Sequence[Write]
+    done: CommandDone | None
+
+
+class _Batch:
+    """What one run through the inbox collects."""
+
+    __slots__ = ("done", "effects", "writes")
+
+    def __init__(self) -> None:
+        self.writes: list[Write] = []
+        self.effects: list[tuple[fx.Effect, Link | None]] = []
+        self.done: list[CommandDone] = []
+
+
+class ChannelDriver(Generic[S]):
+    """One channel: its state in memory, its inbox, its connection if there is one."""
+
+    def __init__(
+        self,
+        machine: Machine[S],
+        host: Host[S],
+        state: S,
+        channel_key: int,
+        channel_id: bytes,
+        adds: MutableMapping[tuple[bool, int], bytes] | None = None,
+    ) -> None:
+        self.state = state
+        self.channel_key = channel_key
+        self.channel_id = channel_id
+        self.adds = adds if adds is not None else {}
+        self.link: Link | None = None
+        self.failure: str | None = None
+        """Why the channel is frozen, if it is."""
+        self._machine = machine
+        self._host = host
+        self._inbox: deque[_Item] = deque()
+        self._busy = False
+        self._deaf_to: Link | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # --- the inbox
+
+    def post(self, event: ev.Event, writes: Sequence[Write] = (), done: CommandDone | None = None) -> None:
+        """Queue an event. `writes` are committed with it if the channel accepts it. `done(None)` is called when that is
+        durable, `done(error)` when the channel refused it (CommandRejected) or cannot take it (ChannelFrozen)."""
+        self._put(_Item(event, None, writes, done))
+
+    def post_message(self, message: Message, raw: bytes, link: Link) -> None:
+        """Queue a message of the peer's. It is dropped if `link` is not the channel's connection by then."""
+        self._put(_Item(ev.PeerMessage(message, raw), link, (), None))
+
+    def post_connected(self, link: Link, remote_features: frozenset[int]) -> None:
+        """From this event on, messages go out over `link`."""
+        self._put(_Item(ev.Connected(remote_features), link, (), None))
+
+    def _put(self, item: _Item) -> None:
+        if self.failure is not None:
+            if item.done is not None:
+                item.done(ChannelFrozen(self.failure))
+            return
+        self._inbox.append(item)
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._run)
+
+    def start(self, effects: Sequence[fx.Effect] = ()) -> None:
+        """React to and perform the effects of `machine.initiate`, `accept` or `resume`; write a new channel's row."""
+        batch = _Batch()
+        self._busy = True
+        self._react(effects, self._host.env(self), batch)
+        batch.writes.extend(self._host.rows(self, None))
+        self._host.submit(batch.writes, lambda error: self._committed(batch, error))
+
+    # --- a batch
+
+    def _run(self) -> None:
+        batch = _Batch()
+        before = self.state
+        env = self._host.env(self)
+        while self._inbox and self.failure is None:
+            self._take(self._inbox.popleft(), env, batch)
+        if self.failure is None and self.link is not None and self._machine.can_sign(self.state):
+            self._take(_Item(ev.Sign(), None, (), None), env, batch)
+        batch.writes.extend(self._host.rows(self, before))
+        self._host.submit(batch.writes, lambda error: self._committed(batch, error))
+
+    def _take(self, item: _Item, env: Env, batch: _Batch) -> None:
+        event = item.event
+        if isinstance(event, ev.PeerMessage) and (item.link is not self.link or item.link is self._deaf_to):
+            return
+        checkpoint = (self.state, len(batch.writes), len(batch.effects))
+        if isinstance(event, ev.Connected):
+            self.link = item.link
+        try:
+            try:
+                self._step(event, env, batch)
+            except ev.ProtocolViolation as violation:
+                self._violated(violation, env, batch)
+        except ev.CommandRejected as rejection:
+            if item.done is not None:
+                item.done(rejection)
+            else:
+                log.warning("command rejected", channel=self.channel_id.hex(), event=repr(event), reason=str(rejection))
+            return
+        except Exception as error:
+            self.state, writes, effects = checkpoint
+            del batch.writes[writes:], batch.effects[effects:]
+            self._freeze(event, error)
+            if item.done is not None:
+                item.done(ChannelFrozen(str(self.failure)))
+            return
+        if isinstance(event, ev.Disconnected):
+            self.link = None
+        batch.writes.extend(item.writes)
+        if item.done is not None:
+            batch.done.append(item.done)
+
+    def _step(self, event: ev.Event, env: Env, batch: _Batch) -> None:
+        """One transition, and the node's reactions to its effects, which may be further events."""
+        transition = self._machine.step(self.state, event, env)
+        self.state = transition.state
+        for write in transition.writes:
+            if isinstance(write, wr.SaveAdd):
+                self.adds[write.offered, write.id] = write.raw
+            elif isinstance(write, wr.ForgetAdd):
+                self.adds.pop((write.offered, write.id), None)
+            batch.writes.append(channel_write(self.channel_key, write))
+        self._react(transition.effects, env, batch)
+
+    def _react(self, effects: Iterable[fx.Effect], env: Env, batch: _Batch) -> None:
+        further: list[ev.Event] = []
+        for effect in effects:
+            batch.effects.append((effect, self.link))
+            reaction = self._host.react(self, effect)
+            batch.writes.extend(reaction.writes)
+            further.extend(reaction.events)
+        for event in further:
+            try:
+                self._step(event, env, batch)
+            except ev.CommandRejected as rejection:
+                log.warning("answer rejected", channel=self.channel_id.hex(), event=repr(event), reason=str(rejection))
+
+    def _violated(self, violation: ev.ProtocolViolation, env: Env, batch: _Batch) -> None:
+        """The one place where a peer's mistake becomes a message (BOLT 1, "The error and warning Messages")."""
+        self._host.violated(self, violation)
+        self._deaf_to = self.link
+        data = violation.reason.encode()[:MAX_REASON_BYTES]
+        match violation.action:
+            case "warning":
+                batch.effects.append((fx.Send(WarningMessage(self.channel_id, data)), self.link))
+                batch.effects.append((fx.Disconnect(violation.reason), self.link))
+            case "error":
+                batch.effects.append((fx.Send(ErrorMessage(self.channel_id, data)), self.link))
+                try:
+                    self._step(ev.ForceClose(violation.reason), env, batch)
+                except ev.CommandRejected:
+                    self._step(ev.ForgetChannel(violation.reason), env, batch)
+            case "disconnect":
+                batch.effects.append((fx.Disconnect(violation.reason), self.link))
+            case _:
+                assert_never(violation.action)
+
+    def _freeze(self, event: ev.Event, error: BaseException) -> None:
+        self.failure = f"{type(error).__name__}: {error}"
+        self._host.frozen(self, event, error)
+
+    # --- after the commit
+
+    def _committed(self, batch: _Batch, error: BaseException | None) -> None:
+        if error is not None:
+            self.failure = str(error)
+            for done in batch.done:
+                done(ChannelFrozen(self.failure))
+            return
+        for effect, link in batch.effects:
+            match effect:
+                case fx.Send(message):
+                    if link is not None:
+                        link.send(encode(message))
+                case fx.SendRaw(data):
+                    if link is not None:
+                        link.send(data)
+                case fx.Disconnect(reason):
+                    if link is not None:
+                        link.close(reason)
+                case _:
+                    self._host.perform(self, effect)
+        for done in batch.done:
+            done(None)
+        if self._inbox and self.failure is None:
+            self._loop.call_soon(self._run)
+        else:
+            self._busy = False

@@ -1,0 +1,112 @@
+"""Where HTLCs meet: what comes in over a channel is received here or goes out over another one.
+
+Decisions are made in the transaction that made the HTLC irrevocable, so that none is made twice or forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection
+
+from channeld.bolt.messages import UpdateAddHtlc, decode
+from channeld.bolt.onion.failures import TemporaryNodeFailure, UnknownNextPeer
+from channeld.bolt.onion.payment import Forward, Receive, read_payment_onion
+from channeld.bolt.onion.sphinx import OnionError
+from channeld.bolt.transactions import Htlc
+from channeld.channel import effects as fx
+from channeld.node.driver import NO_REACTION, Reaction
+from channeld.node.identity import Identity
+from channeld.node.payments import PAYMENT_ORIGIN, Payments
+from channeld.node.receive import Receiver
+from channeld.node.refusals import refusal_event
+from channeld.storage import Write, rows
+
+if TYPE_CHECKING:
+    from channeld.node.channels import Driver
+
+
+class Switch:
+    """Takes the HTLC effects of all channels to those who care: receiver and payments."""
+
+    def __init__(self, identity: Identity, receiver: Receiver, payments: Payments) -> None:
+        self._identity = identity
+        self._receiver = receiver
+        self._payments = payments
+        self._onions: dict[bytes, tuple[int, int, int]] = {}
+
+    def load(self, connection: Connection) -> None:
+        """Remember the onions that were seen."""
+        for replay_key, channel_key, htlc_id, cltv_expiry in rows.load_onions(connection):
+            self._onions[replay_key] = (channel_key, htlc_id, cltv_expiry)
+
+    # --- incoming
+
+    def locked_in(self, driver: Driver, htlc: Htlc) -> Reaction:
+        """An incoming HTLC is irrevocable (perhaps told again): settle it, fail it, or keep it."""
+        add = decode(driver.adds[False, htlc.id])
+        assert isinstance(add, UpdateAddHtlc)
+        try:
+            onion = read_payment_onion(
+                add.onion_routing_packet,
+                htlc.payment_hash,
+                htlc.amount_msat,
+                htlc.cltv_expiry,
+                self._identity.node_secret,
+                add.path_key,
+            )
+        except OnionError as error:
+            return Reaction(events=[refusal_event(htlc.id, error)])
+        replay_key = onion.context.replay_key
+        seen = self._onions.setdefault(replay_key, (driver.channel_key, htlc.id, htlc.cltv_expiry))
+        if seen[:2] != (driver.channel_key, htlc.id):
+            refusal = onion.context.refusal(TemporaryNodeFailure(), "the onion was seen before")
+            return Reaction(events=[refusal_event(htlc.id, refusal)])
+        remember = rows.SAVE_ONION(replay_key, driver.channel_key, htlc.id, htlc.cltv_expiry)
+        match onion:
+            case Receive():
+                reaction = self._receiver.receive(driver, htlc, onion)
+            case Forward():
+                reaction = self._forward(driver, htlc, onion)
+        return Reaction([remember, *reaction.writes], reaction.events)
+
+    def _forward(self, driver: Driver, htlc: Htlc, onion: Forward) -> Reaction:
+        """This node relays for nobody: no channel of its leads anywhere, as far as others may know."""
+        return Reaction(events=[refusal_event(htlc.id, onion.context.refusal(UnknownNextPeer()))])
+
+    def locked_in_done(self, htlc: Htlc) -> None:
+        """What `locked_in` decided is durable."""
+        self._receiver.announce(htlc.payment_hash)
+
+    def removed(self, driver: Driver, htlc_id: int) -> None:
+        """An incoming HTLC is gone from both commitments."""
+        self._receiver.htlc_removed(driver, htlc_id)
+
+    # --- outgoing
+
+    def settled(self, driver: Driver, effect: fx.HtlcSettled) -> Reaction:
+        """The preimage of an HTLC that we offered: kept whatever becomes of it."""
+        writes: list[Write] = [rows.SAVE_PREIMAGE(effect.payment_hash, effect.payment_preimage)]
+        if effect.origin[:1] == PAYMENT_ORIGIN:
+            writes.extend(self._payments.settled(effect))
+        return Reaction(writes)
+
+    def failed(self, driver: Driver, effect: fx.HtlcFailed) -> Reaction:
+        """An HTLC that we offered came to nothing."""
+        if effect.origin[:1] == PAYMENT_ORIGIN:
+            return Reaction(self._payments.failed(effect))
+        return NO_REACTION
+
+    def outgoing_done(self, effect: fx.HtlcSettled | fx.HtlcFailed) -> None:
+        """What `settled` or `failed` wrote is durable."""
+        if effect.origin[:1] == PAYMENT_ORIGIN:
+            self._payments.durable(effect.payment_hash)
+
+    # --- housekeeping
+
+    def expire(self, height: int) -> list[Write]:
+        """Onions whose HTLCs have expired cannot be replayed any more."""
+        expired = [key for key, (_, _, cltv_expiry) in self._onions.items() if cltv_expiry < height]
+        for key in expired:
+            del self._onions[key]
+        return [rows.FORGET_ONIONS_BELOW(height)] if expired else []
