@@ -127,7 +127,7 @@ class Structure:
 
     def __repr__(self) -> str:
         values = [(attribute.name, getattr(self, attribute.name)) for attribute in dataclasses.fields(self)]
-        shown = [f"{name}={_shown(value)}" for name, value in values if value not in (None, (), False, b"")]
+        shown = [f"{name}={_shown(value)}" for name, value in values if value or type(value) is int]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _wire_encode(self) -> bytes:

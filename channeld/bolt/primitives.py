@@ -314,15 +314,19 @@ class SciddirOrPubkey(WireType):
 class Array(WireType):
     """`n*type`: elements after a count of 1 (B) or 2 (H) bytes, or, without a prefix, up to the end."""
 
-    __slots__ = ("_decode", "element", "prefix_bytes")
+    __slots__ = ("_bytes_each", "_decode", "element", "prefix_bytes")
 
     def __init__(self, element: WireType, prefix: Literal["B", "H"] | None) -> None:
         self.element = element
         self.prefix_bytes = {"B": 1, "H": 2, None: 0}[prefix]
         self._decode: Callable[[bytes, int], tuple[Any, int]] = element.decode
+        self._bytes_each = element.size if type(element) is FixedBytes else 0  # many signatures: no call for each
 
     def encode(self, value: Any) -> bytes:
-        body = b"".join(map(self.element.encode, value))
+        if self._bytes_each and {*map(len, value)} <= {self._bytes_each}:
+            body = b"".join(value)
+        else:
+            body = b"".join(map(self.element.encode, value))
         if not self.prefix_bytes:
             return body
         if len(value) >= 1 << (8 * self.prefix_bytes):
@@ -341,6 +345,10 @@ class Array(WireType):
         if start > len(data):
             raise DecodeError("count missing")
         count, pos = int.from_bytes(data[pos:start], "big"), start
+        each = self._bytes_each
+        if each and pos + count * each <= len(data):
+            end = pos + count * each
+            return tuple([data[at : at + each] for at in range(pos, end, each)]), end
         for _ in range(count):
             item, pos = decode(data, pos)
             items.append(item)
