@@ -20,7 +20,7 @@ GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
 
 def generate(into: Path) -> list[Path]:
     """Compiles every .proto under proto/ into `into`; the packages that have stubs, as paths relative to it."""
-    from grpc_tools import protoc
+    from grpc_tools import protoc  # type: ignore[import-untyped]
 
     source = ROOT / "proto"
     files = sorted(path.relative_to(source) for path in source.rglob("*.proto"))

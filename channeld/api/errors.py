@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from channeld.node.interface import ErrorKind, NodeError
 
@@ -27,6 +28,8 @@ _CODES: dict[ErrorKind, grpc.StatusCode] = {
     "internal": grpc.StatusCode.INTERNAL,
 }
 
+_OUR_METHODS = "/channeld."  # health and reflection know themselves how to fail
+
 _log = structlog.get_logger("channeld.api")
 
 Handler = Any  # grpc.RpcMethodHandler: the stubs do not know its fields
@@ -44,6 +47,9 @@ def to_status(error: Exception, method: str) -> Status:
     """The status for `error`. What is no `NodeError` is a bug: it is logged, and the client gets its id in the log."""
     if isinstance(error, NodeError):
         return Status(_CODES[error.kind], error.sentence, error.kind)
+    if isinstance(error, DecodeError):
+        sentence = "The request is not a protobuf message that this method takes; see the .proto files."
+        return Status(grpc.StatusCode.INVALID_ARGUMENT, sentence, "invalid_argument")
     error_id = secrets.token_hex(4)
     _log.error("api_call_failed", method=method, error_id=error_id, exc_info=error)
     sentence = f"The daemon made a mistake; its log says what went wrong, under the error id {error_id}."
@@ -63,15 +69,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         guarded = self._guarded.get(method)
         if guarded is None:
             handler = await continuation(details)
-            if handler is None:
-                return None
+            if handler is None or not method.startswith(_OUR_METHODS):
+                return handler
             guarded = _guard(handler, method)
             self._guarded[method] = guarded
         return guarded
 
 
 def replace_behaviour(handler: Handler, *, unary: Callable[..., Any], stream: Callable[..., Any]) -> Handler:
-    """`handler` with another behaviour: `unary` if it answers once, `stream` (an async generator) if it streams."""
+    """`handler` with another behaviour: `unary` if it answers once, `stream` (an async generator) if it streams.
+
+    The new behaviour gets requests as bytes: only there can it be decided how a call ends whose request is garbage.
+    """
     kind = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
@@ -80,7 +89,7 @@ def replace_behaviour(handler: Handler, *, unary: Callable[..., Any], stream: Ca
     }[handler.request_streaming, handler.response_streaming]
     return kind(
         stream if handler.response_streaming else unary,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=None,
         response_serializer=handler.response_serializer,
     )
 
@@ -93,9 +102,17 @@ async def abort(context: Any, status: Status) -> None:
 def _guard(handler: Handler, method: str) -> Handler:
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
+    decode = handler.request_deserializer
+
+    async def decode_each(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield decode(request)
+
+    read = decode_each if handler.request_streaming else decode
+
     async def unary(request: Any, context: Any) -> Any:
         try:
-            return await behaviour(request, context)
+            return await behaviour(read(request), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -103,7 +120,7 @@ def _guard(handler: Handler, method: str) -> Handler:
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async with contextlib.aclosing(behaviour(request, context)) as responses:
+            async with contextlib.aclosing(behaviour(read(request), context)) as responses:
                 async for response in responses:
                     yield response
         except grpc.aio.AbortError:

@@ -162,6 +162,8 @@ def _join(host: str, port: int) -> str:
 
 def _raise_if_not_free(host: str, port: int) -> None:
     where = _join(host, port)
+    if not 0 <= port <= 65535:
+        raise ApiError(f"The API cannot listen on {where}: a port is a number from 0 to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -171,8 +173,6 @@ def _raise_if_not_free(host: str, port: int) -> None:
             probe.bind(address)
     except socket.gaierror as error:
         raise ApiError(f"The API cannot listen on {where}: there is no such host ({error.strerror}).") from error
-    except OverflowError as error:
-        raise ApiError(f"The API cannot listen on {where}: a port is a number from 0 to 65535.") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             sentence = (

@@ -1,0 +1,553 @@
+"""A `NodeService` in memory, to test the API and `channelctl`: its money moves, its errors are the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Literal, TypeVar
+
+from msgspec import structs
+
+from channeld.node.interface import (
+    BalanceView,
+    ChannelView,
+    CoinView,
+    DecodedInvoice,
+    HtlcView,
+    InvoiceView,
+    NodeError,
+    NodeEvent,
+    NodeInfo,
+    PaymentView,
+    PeerView,
+    TransactionView,
+)
+
+T = TypeVar("T")
+
+NODE_ID = bytes.fromhex("02" + "11" * 32)
+PEER_ID = bytes.fromhex("03" + "22" * 32)
+FUNDING_FEE_SAT = 154
+RESERVE_SAT = 1_000
+_PREFIX = "lnbcrt1fake"
+
+
+def make_bolt11(
+    amount_msat: int | None,
+    description: str,
+    payment_hash: bytes,
+    *,
+    payee: bytes = PEER_ID,
+    network: str = "regtest",
+    expiry_seconds: int = 3600,
+    created_seconds: int | None = None,
+) -> str:
+    """What this fake takes for an invoice."""
+    fields = {
+        "amount_msat": amount_msat,
+        "description": description,
+        "payment_hash": payment_hash.hex(),
+        "payee": payee.hex(),
+        "network": network,
+        "expiry_seconds": expiry_seconds,
+        "created_seconds": int(time.time()) if created_seconds is None else created_seconds,
+    }
+    return _PREFIX + base64.b32encode(json.dumps(fields).encode()).decode().rstrip("=").lower()
+
+
+class FakeNode:
+    """See the module. `calls` counts the verbs; the public attributes may be set to stage a situation."""
+
+    def __init__(self, *, funds_sat: int = 1_000_000) -> None:
+        self.coins_: list[CoinView] = []
+        self.transactions_: list[TransactionView] = []
+        self.peers: dict[bytes, PeerView] = {}
+        self.channels: dict[bytes, ChannelView] = {}
+        self.invoices: dict[bytes, InvoiceView] = {}
+        self.preimages: dict[bytes, bytes] = {}
+        self.payments: dict[bytes, PaymentView] = {}
+        self.calls: dict[str, int] = {}
+        self.stopped = asyncio.Event()
+        self.pay_gate = asyncio.Event()
+        """Payments are decided while this is set."""
+        self.pay_gate.set()
+        self.paying = asyncio.Event()
+        """Set when a payment has begun."""
+        self.bug: Exception | None = None
+        """Raised by `info`."""
+        self.synced = True
+        self.height = 120
+        self._history: list[NodeEvent] = []
+        self._listeners: set[asyncio.Queue[NodeEvent]] = set()
+        self._answers: dict[str, tuple[Any, asyncio.Future[Any]]] = {}
+        self._serial = 0
+        if funds_sat:
+            self.fund(funds_sat)
+
+    # What a test does to it
+
+    def fund(self, amount_sat: int) -> CoinView:
+        coin = CoinView(self._id("coin"), 0, amount_sat, "bcrt1qfaucet", 6, False)
+        self.coins_.append(coin)
+        self.transactions_.insert(0, TransactionView(coin.txid, amount_sat, None, 6, "received", int(time.time())))
+        return coin
+
+    def emit(self, kind: str, sentence: str, **data: Any) -> NodeEvent:
+        event = NodeEvent(len(self._history) + 1, time.time(), kind, sentence, data)
+        self._history.append(event)
+        for queue in self._listeners:
+            queue.put_nowait(event)
+        return event
+
+    @property
+    def listeners(self) -> int:
+        return len(self._listeners)
+
+    def mine(self, blocks: int = 1) -> None:
+        """Blocks are found: channels that wait for them go on."""
+        self.height += blocks
+        for channel in list(self.channels.values()):
+            if channel.phase == "awaiting_funding" and blocks >= 3:
+                self._set(channel, phase="normal", active=True, scid=self.height << 40 | 1 << 16, status="")
+                self.emit("channel.ready", "The channel can be used.", channel_id=channel.channel_id.hex())
+            elif channel.phase == "closing":
+                self._set(channel, phase="closed", status="")
+                self.emit("channel.closed", "The channel is closed.", channel_id=channel.channel_id.hex())
+        self.emit("chain.block", f"Block {self.height}.", block_height=self.height)
+
+    def remote_invoice(self, amount_msat: int | None, description: str = "a coffee", **fields: Any) -> str:
+        """An invoice of somebody else, which this node can pay."""
+        preimage = self._id("remote invoice")
+        payment_hash = hashlib.sha256(preimage).digest()
+        self.preimages[payment_hash] = preimage
+        return make_bolt11(amount_msat, description, payment_hash, **fields)
+
+    def receive(self, payment_hash: bytes, amount_msat: int) -> None:
+        """Somebody pays an invoice of ours."""
+        invoice = self.invoices[payment_hash]
+        now = int(time.time())
+        self.invoices[payment_hash] = structs.replace(
+            invoice, state="settled", received_msat=amount_msat, settled_seconds=now
+        )
+        self.emit(
+            "invoice.settled",
+            "An invoice was paid.",
+            payment_hash=payment_hash.hex(),
+            amount_msat=amount_msat,
+        )
+
+    # NodeService
+
+    async def info(self) -> NodeInfo:
+        self._called("info")
+        if self.bug is not None:
+            raise self.bug
+        active = sum(channel.active for channel in self.channels.values())
+        pending = sum(channel.phase == "awaiting_funding" for channel in self.channels.values())
+        return NodeInfo(
+            node_id=NODE_ID,
+            alias="fake",
+            color="#336699",
+            version="0.1.0",
+            network="regtest",
+            block_height=self.height,
+            block_hash=bytes(range(32)),
+            synced_to_chain=self.synced,
+            chain_status="following bitcoind" if self.synced else "layer 1 is away since 12:00:00 (connection refused)",
+            listen=("127.0.0.1:9735",),
+            num_peers=len(self.peers),
+            num_active_channels=active,
+            num_pending_channels=pending,
+            num_inactive_channels=0,
+            features=("static_remotekey", "anchors"),
+            uptime_seconds=3_725,
+        )
+
+    async def stop(self) -> None:
+        self._called("stop")
+        self.stopped.set()
+
+    async def events(self, since_sequence: int | None = None) -> AsyncIterator[NodeEvent]:
+        queue: asyncio.Queue[NodeEvent] = asyncio.Queue()
+        for event in self._history if since_sequence is not None else ():
+            if event.sequence > (since_sequence or 0):
+                queue.put_nowait(event)
+        self._listeners.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.discard(queue)
+
+    async def connect_peer(self, node_id: bytes, host: str, port: int, timeout_seconds: float = 10) -> PeerView:
+        self._called("connect_peer")
+        if host == "192.0.2.1":
+            raise NodeError("unavailable", f"Nobody answers at {host}:{port}; is the node running there?")
+        peer = PeerView(node_id, f"{host}:{port}", True, False, ("anchors",), 0, 0.0123, "")
+        self.peers[node_id] = peer
+        self.emit("peer.connected", f"Connected to {node_id.hex()}.", node_id=node_id.hex())
+        return peer
+
+    async def disconnect_peer(self, node_id: bytes, force: bool = False) -> None:
+        self._called("disconnect_peer")
+        if node_id not in self.peers:
+            raise NodeError("not_found", f"There is no connection to {node_id.hex()}.")
+        if not force and any(channel.peer_id == node_id for channel in self.channels.values()):
+            raise NodeError(
+                "failed_precondition", "There are channels with this peer; use force to disconnect all the same."
+            )
+        del self.peers[node_id]
+
+    async def list_peers(self) -> list[PeerView]:
+        return list(self.peers.values())
+
+    async def new_address(self, kind: Literal["p2tr", "p2wpkh"] = "p2tr") -> str:
+        self._called("new_address")
+        return f"bcrt1{'p' if kind == 'p2tr' else 'q'}{self._id('address').hex()[:38]}"
+
+    async def balance(self) -> BalanceView:
+        return BalanceView(
+            confirmed_sat=self._wallet_sat(),
+            unconfirmed_sat=0,
+            immature_sat=0,
+            reserved_sat=0,
+            channels_local_msat=sum(channel.local_msat for channel in self.channels.values()),
+            channels_remote_msat=sum(channel.remote_msat for channel in self.channels.values()),
+            pending_htlcs_msat=0,
+            closing_sat=0,
+        )
+
+    async def coins(self) -> list[CoinView]:
+        return list(self.coins_)
+
+    async def transactions(self) -> list[TransactionView]:
+        return list(self.transactions_)
+
+    async def send_coins(
+        self, address: str, amount_sat: int | None, feerate_per_kw: int | None, idempotency_key: str = ""
+    ) -> TransactionView:
+        self._called("send_coins")
+
+        async def send() -> TransactionView:
+            if not address.startswith("bcrt1"):
+                raise NodeError("invalid_argument", f"{address} is not an address of this network (regtest).")
+            fee_sat = (feerate_per_kw or 250) * 561 // 1000
+            spent_sat = self._wallet_sat() if amount_sat is None else amount_sat + fee_sat
+            return self._spend(spent_sat, fee_sat, f"sent to {address}")
+
+        return await self._once(idempotency_key, ("send", address, amount_sat, feerate_per_kw), send)
+
+    async def bump(self, txid: bytes, feerate_per_kw: int) -> TransactionView:
+        self._called("bump")
+        for index, view in enumerate(self.transactions_):
+            if view.txid == txid:
+                if view.confirmations:
+                    raise NodeError("failed_precondition", "The transaction is confirmed; there is nothing to bump.")
+                fee_sat = feerate_per_kw * 561 // 1000
+                self.transactions_[index] = structs.replace(view, txid=self._id("bumped"), fee_sat=fee_sat)
+                return self.transactions_[index]
+        raise NodeError("not_found", f"The wallet has no transaction {txid[::-1].hex()}.")
+
+    async def open_channel(
+        self,
+        node_id: bytes,
+        amount_sat: int,
+        push_msat: int = 0,
+        announce: bool = True,
+        zero_conf: bool = False,
+        feerate_per_kw: int | None = None,
+        close_to_address: str = "",
+        idempotency_key: str = "",
+    ) -> ChannelView:
+        self._called("open_channel")
+
+        async def open_() -> ChannelView:
+            if node_id not in self.peers:
+                raise NodeError("failed_precondition", f"There is no connection to {node_id.hex()}; connect first.")
+            if amount_sat < 20_000:
+                raise NodeError("invalid_argument", f"A channel needs at least 20,000 sat, not {amount_sat:,}.")
+            funding = self._spend(amount_sat + FUNDING_FEE_SAT, FUNDING_FEE_SAT, "funding of a channel")
+            channel = ChannelView(
+                channel_id=funding.txid,
+                peer_id=node_id,
+                phase="awaiting_funding",
+                active=False,
+                connected=True,
+                opener="local",
+                announced=announce,
+                channel_type=("static_remotekey", "anchors_zero_fee_htlc_tx"),
+                funding_txid=funding.txid,
+                funding_vout=0,
+                scid=None,
+                alias_scid_local=None,
+                alias_scid_remote=None,
+                capacity_sat=amount_sat,
+                local_msat=amount_sat * 1000 - push_msat,
+                remote_msat=push_msat,
+                available_to_send_msat=amount_sat * 1000 - push_msat - RESERVE_SAT * 1000,
+                available_to_receive_msat=push_msat,
+                local_reserve_sat=RESERVE_SAT,
+                remote_reserve_sat=RESERVE_SAT,
+                feerate_per_kw=feerate_per_kw or 2500,
+                commitment_fee_sat=2810,
+                local_commitment_number=0,
+                remote_commitment_number=0,
+                htlcs=(),
+                closing_txid=None,
+                status="waiting for 3 more confirmations of the funding transaction",
+            )
+            self.channels[channel.channel_id] = channel
+            return channel
+
+        arguments = ("open", node_id, amount_sat, push_msat, announce, zero_conf, feerate_per_kw, close_to_address)
+        return await self._once(idempotency_key, arguments, open_)
+
+    async def list_channels(self, include_closed: bool = False) -> list[ChannelView]:
+        return [channel for channel in self.channels.values() if include_closed or channel.phase != "closed"]
+
+    async def get_channel(self, channel_id: bytes) -> ChannelView:
+        channel = self.channels.get(channel_id)
+        if channel is None:
+            raise NodeError("not_found", f"There is no channel {channel_id.hex()}.")
+        return channel
+
+    async def close_channel(
+        self,
+        channel_id: bytes,
+        force: bool = False,
+        address: str = "",
+        feerate_per_kw: int | None = None,
+        idempotency_key: str = "",
+    ) -> ChannelView:
+        self._called("close_channel")
+
+        async def close() -> ChannelView:
+            channel = await self.get_channel(channel_id)
+            if channel.phase == "closed":
+                raise NodeError("failed_precondition", "The channel is closed already.")
+            if not channel.connected and not force:
+                raise NodeError("unavailable", "The peer is away; wait for it, or close with force.")
+            return self._set(
+                channel, phase="closing", active=False, closing_txid=self._id("closing"), status="waiting for 1 block"
+            )
+
+        return await self._once(idempotency_key, ("close", channel_id, force, address, feerate_per_kw), close)
+
+    async def create_invoice(
+        self,
+        amount_msat: int | None,
+        description: str,
+        expiry_seconds: int = 3600,
+        description_hash: bytes | None = None,
+        payment_preimage: bytes | None = None,
+        min_final_cltv_expiry_delta: int | None = None,
+        idempotency_key: str = "",
+    ) -> InvoiceView:
+        self._called("create_invoice")
+
+        async def create() -> InvoiceView:
+            preimage = payment_preimage or self._id("invoice")
+            payment_hash = hashlib.sha256(preimage).digest()
+            if payment_hash in self.invoices:
+                raise NodeError("already_exists", "There is an invoice with this preimage.")
+            now = int(time.time())
+            text = make_bolt11(
+                amount_msat,
+                description,
+                payment_hash,
+                payee=NODE_ID,
+                expiry_seconds=expiry_seconds,
+                created_seconds=now,
+            )
+            invoice = InvoiceView(
+                payment_hash, text, "open", amount_msat, 0, description, now, expiry_seconds, None, preimage
+            )
+            self.invoices[payment_hash] = invoice
+            return invoice
+
+        return await self._once(idempotency_key, ("invoice", amount_msat, description, expiry_seconds), create)
+
+    async def list_invoices(self, limit: int = 100, offset: int = 0) -> list[InvoiceView]:
+        return list(reversed(self.invoices.values()))[offset : offset + limit]
+
+    async def get_invoice(self, payment_hash: bytes) -> InvoiceView:
+        invoice = self.invoices.get(payment_hash)
+        if invoice is None:
+            raise NodeError("not_found", f"There is no invoice {payment_hash.hex()}.")
+        return invoice
+
+    async def cancel_invoice(self, payment_hash: bytes) -> InvoiceView:
+        invoice = await self.get_invoice(payment_hash)
+        if invoice.state == "settled":
+            raise NodeError("failed_precondition", "The invoice is paid; it cannot be canceled.")
+        self.invoices[payment_hash] = structs.replace(invoice, state="canceled")
+        return self.invoices[payment_hash]
+
+    async def decode(self, text: str) -> DecodedInvoice:
+        try:
+            encoded = text.lower().removeprefix(_PREFIX).upper()
+            fields = json.loads(base64.b32decode(encoded + "=" * (-len(encoded) % 8)))
+        except ValueError:
+            raise NodeError("invalid_argument", "This is no invoice: the checksum is wrong.") from None
+        return DecodedInvoice(
+            network=fields["network"],
+            amount_msat=fields["amount_msat"],
+            payment_hash=bytes.fromhex(fields["payment_hash"]),
+            payee=bytes.fromhex(fields["payee"]),
+            description=fields["description"],
+            description_hash=None,
+            created_seconds=fields["created_seconds"],
+            expiry_seconds=fields["expiry_seconds"],
+            expired=fields["created_seconds"] + fields["expiry_seconds"] < time.time(),
+            min_final_cltv_expiry_delta=18,
+            fallback_addresses=(),
+            route_hints=(
+                (
+                    {
+                        "node_id": PEER_ID,
+                        "short_channel_id": 103 << 40 | 1 << 16,
+                        "fee_base_msat": 1000,
+                        "fee_proportional_millionths": 100,
+                        "cltv_expiry_delta": 80,
+                    },
+                ),
+            ),
+            features=("payment_secret", "basic_mpp"),
+            payment_metadata=None,
+        )
+
+    async def pay(
+        self,
+        bolt11: str,
+        amount_msat: int | None = None,
+        max_fee_msat: int | None = None,
+        timeout_seconds: float = 60,
+        idempotency_key: str = "",
+    ) -> PaymentView:
+        self._called("pay")
+
+        async def pay() -> PaymentView:
+            invoice = await self.decode(bolt11)
+            self._check_payable(invoice, amount_msat)
+            total_msat = amount_msat or invoice.amount_msat or 0
+            channel = self._channel_for(total_msat)
+            if channel is None:
+                raise NodeError("resource_exhausted", f"No channel can send {total_msat:,} msat now.")
+            view = PaymentView(
+                payment_hash=invoice.payment_hash,
+                state="in_flight",
+                amount_msat=total_msat,
+                fee_msat=0,
+                destination=invoice.payee,
+                bolt11=bolt11,
+                created_seconds=int(time.time()),
+                ended_seconds=None,
+                payment_preimage=None,
+                failure="",
+                parts=1,
+            )
+            self.payments[view.payment_hash] = view
+            self._set(channel, htlcs=(HtlcView(0, False, total_msat, view.payment_hash, self.height + 18),))
+            self.paying.set()
+            await self.pay_gate.wait()
+            return self._decide(view, channel.channel_id)
+
+        task = self._begin(idempotency_key, ("pay", bolt11, amount_msat, max_fee_msat), pay)
+        done, _ = await asyncio.wait((task,), timeout=timeout_seconds)
+        return task.result() if done else self.payments[(await self.decode(bolt11)).payment_hash]
+
+    async def list_payments(self, limit: int = 100, offset: int = 0) -> list[PaymentView]:
+        return list(reversed(self.payments.values()))[offset : offset + limit]
+
+    async def get_payment(self, payment_hash: bytes) -> PaymentView:
+        payment = self.payments.get(payment_hash)
+        if payment is None:
+            raise NodeError("not_found", f"There is no payment {payment_hash.hex()}.")
+        return payment
+
+    # Inside
+
+    def _called(self, verb: str) -> None:
+        self.calls[verb] = self.calls.get(verb, 0) + 1
+
+    def _id(self, what: str) -> bytes:
+        self._serial += 1
+        return hashlib.sha256(f"{what} {self._serial}".encode()).digest()
+
+    def _wallet_sat(self) -> int:
+        return sum(coin.amount_sat for coin in self.coins_)
+
+    def _set(self, channel: ChannelView, **changes: Any) -> ChannelView:
+        changed = structs.replace(self.channels[channel.channel_id], **changes)
+        self.channels[channel.channel_id] = changed
+        return changed
+
+    def _spend(self, amount_sat: int, fee_sat: int, label: str) -> TransactionView:
+        have_sat = self._wallet_sat()
+        if amount_sat > have_sat:
+            raise NodeError(
+                "resource_exhausted", f"The wallet has {have_sat:,} sat, and this needs {amount_sat:,} with the fee."
+            )
+        txid = self._id("transaction")
+        self.coins_ = (
+            [CoinView(txid, 1, have_sat - amount_sat, "bcrt1qchange", 0, False)] if have_sat > amount_sat else []
+        )
+        view = TransactionView(txid, -amount_sat, fee_sat, 0, label, int(time.time()))
+        self.transactions_.insert(0, view)
+        return view
+
+    def _check_payable(self, invoice: DecodedInvoice, amount_msat: int | None) -> None:
+        if invoice.network != "regtest":
+            raise NodeError("invalid_argument", f"The invoice is for {invoice.network}, this node is on regtest.")
+        if invoice.expired:
+            raise NodeError("failed_precondition", "The invoice has expired; ask for a new one.")
+        if invoice.amount_msat is None and amount_msat is None:
+            raise NodeError("invalid_argument", "The invoice leaves the amount open; say how much to pay.")
+        earlier = self.payments.get(invoice.payment_hash)
+        if earlier is not None and earlier.state == "succeeded":
+            raise NodeError("already_exists", "This invoice is paid already; nothing was sent again.")
+
+    def _channel_for(self, amount_msat: int) -> ChannelView | None:
+        usable = (channel for channel in self.channels.values() if channel.active)
+        return next((channel for channel in usable if channel.available_to_send_msat >= amount_msat), None)
+
+    def _decide(self, view: PaymentView, channel_id: bytes) -> PaymentView:
+        channel = self.channels[channel_id]
+        preimage = self.preimages.get(view.payment_hash)
+        now = int(time.time())
+        if preimage is None:
+            self._set(channel, htlcs=())
+            ended = structs.replace(
+                view, state="failed", ended_seconds=now, failure="The payee does not know this payment hash."
+            )
+        else:
+            self._set(
+                channel,
+                htlcs=(),
+                local_msat=channel.local_msat - view.amount_msat,
+                remote_msat=channel.remote_msat + view.amount_msat,
+                available_to_send_msat=channel.available_to_send_msat - view.amount_msat,
+            )
+            ended = structs.replace(view, state="succeeded", ended_seconds=now, payment_preimage=preimage)
+        self.payments[view.payment_hash] = ended
+        self.emit(f"payment.{ended.state}", f"A payment {ended.state}.", payment_hash=view.payment_hash.hex())
+        return ended
+
+    def _begin(self, key: str, arguments: Any, verb: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
+        """The idempotency of money-moving verbs: the same key is the same answer."""
+        if key in self._answers:
+            earlier, task = self._answers[key]
+            if earlier != arguments:
+                raise NodeError("aborted", f"The idempotency key {key} was used with other arguments.")
+        else:
+            task = asyncio.ensure_future(verb())
+            if key:
+                self._answers[key] = (arguments, task)
+        return task
+
+    async def _once(self, key: str, arguments: Any, verb: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return await asyncio.shield(self._begin(key, arguments, verb))
