@@ -41,6 +41,7 @@ from channeld.bolt.primitives import (
     BigSize,
     BigSizeInt,
     Byte,
+    Bytes32,
     CompressedPoint,
     Counted,
     DecodeError,
