@@ -406,6 +406,14 @@ def test_an_introduction_node_given_by_a_channel_must_be_resolved_first() -> Non
         blinded_payloads(BlindedPath(bytes(9), NODE_IDS[1], (hop,)), 1, 1, 1)
 
 
+def test_somebody_elses_path_without_hops() -> None:
+    empty = BlindedPath.from_bytes(NODE_IDS[0] + NODE_IDS[1] + b"\x00")
+    with pytest.raises(ValueError, match="no hops"):
+        blinded_payloads(empty, 1, 1, 1)
+    with pytest.raises(ValueError, match="no hops"):
+        build_message_onion(empty, OnionMessagePayload(), SESSION_KEY)
+
+
 # --- onion messages -----------------------------------------------------------------------------------------------
 
 

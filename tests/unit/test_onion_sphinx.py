@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +20,10 @@ from channeld.bolt.onion.failures import (
     InvalidOnionPayload,
     InvalidOnionVersion,
 )
-from channeld.bolt.onion.sphinx import BadOnion, OnionTooLong, RefusedOnion, build_onion, peel_onion
-from channeld.bolt.primitives import decode_bigsize
+from channeld.bolt.onion.messages import IgnoredOnionMessage, read_message_onion
+from channeld.bolt.onion.payment import Forward, Receive, read_payment_onion
+from channeld.bolt.onion.sphinx import BadOnion, OnionError, OnionTooLong, RefusedOnion, build_onion, peel_onion
+from channeld.bolt.primitives import decode_bigsize, encode_bigsize
 from wallet.bitcoin.secp import InvalidKey, ecdh, pubkey_of
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "bolt04"
@@ -176,3 +179,37 @@ def test_impossible_lengths_are_invalid_payloads(head: bytes) -> None:
 def test_payloads_of_no_size_are_refused() -> None:
     with pytest.raises(RefusedOnion):
         peel_onion(authenticated(b"", 0), NODE_SECRETS[0])
+
+
+RECORDS = st.tuples(
+    st.sampled_from([2, 4, 6, 8, 10, 12, 14, 16, 18, 65537, 5482373484]),
+    st.binary(max_size=9) | st.sampled_from([NODE_IDS[3], bytes(32), b"\x02" + b"\xff" * 32, bytes(41)]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    records=st.lists(RECORDS, max_size=5, unique_by=lambda record: record[0]).map(sorted),
+    tail=st.binary(max_size=2),
+    is_final=st.booleans(),
+)
+def test_reading_any_payload_gives_an_instruction_or_an_answer(
+    records: list[tuple[int, bytes]], tail: bytes, is_final: bool
+) -> None:
+    payload = b"".join(encode_bigsize(kind) + encode_bigsize(len(value)) + value for kind, value in records) + tail
+    hops = [(NODE_IDS[0], payload.ljust(2, b"\x00"))] + [(NODE_IDS[1], b"ab")] * (not is_final)
+    packet = build_onion(hops, SESSION_KEY, PAYMENT_HASH).packet
+    with contextlib.suppress(OnionError):
+        read = read_payment_onion(packet, PAYMENT_HASH, 1 << 60, 1 << 30, NODE_SECRETS[0])
+        assert isinstance(read, Receive if is_final else Forward)
+    with pytest.raises(OnionError):
+        read_payment_onion(packet, PAYMENT_HASH, 1000, 500, NODE_SECRETS[0], NODE_IDS[2])
+
+
+@settings(max_examples=100, deadline=None)
+@given(packet=st.binary(max_size=200) | st.binary(min_size=1330, max_size=1370).map(lambda raw: b"\x00\x02" + raw))
+def test_garbage_is_refused(packet: bytes) -> None:
+    with pytest.raises(BadOnion):
+        read_payment_onion(packet, PAYMENT_HASH, 1000, 500, NODE_SECRETS[0])
+    with pytest.raises(IgnoredOnionMessage):
+        read_message_onion(packet, NODE_IDS[2], NODE_SECRETS[0])

@@ -62,10 +62,13 @@ def build_message_onion(path: BlindedPath, payload: OnionMessagePayload, session
     """The `onion_message_packet` (1366 or 32834 bytes) that takes `payload` to the end of `path`.
 
     It goes out with `path.first_path_key` to the node `path.first_node_id`; reach a path that begins at no peer of ours
-    with `blinding.prepend_hops`. Raises OnionTooLong, EncodeError, ValueError (encrypted_recipient_data is set).
+    with `blinding.prepend_hops`. Raises OnionTooLong, EncodeError, InvalidKey (the path may hold anything), and
+    ValueError when `encrypted_recipient_data` is set already or the path has no hops.
     """
     if payload.encrypted_recipient_data is not None:
         raise ValueError("encrypted_recipient_data comes from the path")
+    if not path.path:
+        raise ValueError("the blinded path has no hops")
     hops = []
     for hop in path.path[:-1]:
         middle = OnionMessagePayload(encrypted_recipient_data=hop.encrypted_recipient_data)

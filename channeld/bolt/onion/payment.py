@@ -86,8 +86,11 @@ def blinded_payloads(
 ) -> list[tuple[bytes, PaymentPayload]]:
     """Node ids and payloads for all hops of a blinded path; the first one's id is the introduction node's own.
 
-    Raises ValueError when the introduction node is given by a short_channel_id: resolve it in the graph first.
+    Raises ValueError when the path has no hops, or when the introduction node is given by a short_channel_id: resolve
+    it in the graph first.
     """
+    if not path.path:
+        raise ValueError("the blinded path has no hops")
     if len(path.first_node_id) != 33:
         raise ValueError("the introduction node is not given by its node id")
     hops = []
