@@ -240,10 +240,10 @@ def split_tlv_stream(data: bytes, pos: int = 0) -> list[TlvRecord]:
             raise DecodeError(error.reason, tlv_type=type_, offset=start) from None
         if type_ <= last:
             raise DecodeError(f"TLV type {type_} after {last}", tlv_type=type_, offset=start)
-        last, start, pos = type_, pos, pos + size
-        if pos > end:
-            raise DecodeError(f"record of {size} bytes, {end - start} left", tlv_type=type_, offset=start)
-        records.append((type_, data[start:pos]))
+        if pos + size > end:
+            raise DecodeError(f"record of {size} bytes, {end - pos} left", tlv_type=type_, offset=start)
+        records.append((type_, data[pos : pos + size]))
+        last, pos = type_, pos + size
     return records
 
 

@@ -350,7 +350,7 @@ class Listener:
     def __init__(self, local_key: bytes, on_connection: Callable[[Connection], None]) -> None:
         self._local_key = local_key
         self._on_connection = on_connection
-        self._handshakes: set[_HandshakeProtocol] = set()
+        self._handshakes: dict[_HandshakeProtocol, None] = {}  # in order of arrival
         self._server: asyncio.Server | None = None
 
     @property
@@ -370,13 +370,13 @@ class Listener:
         handshake = ResponderHandshake(self._local_key, _new_ephemeral_key())
         protocol = _HandshakeProtocol(handshake, self._handshake_done, inbound=True)
         if len(self._handshakes) >= MAX_HANDSHAKES:
-            protocol.fail("too many handshakes at once")
-        else:
-            self._handshakes.add(protocol)
+            # Who has kept us waiting longest goes, so that idle strangers cannot keep honest peers out.
+            next(iter(self._handshakes)).fail("too many handshakes at once")
+        self._handshakes[protocol] = None
         return protocol
 
     def _handshake_done(self, protocol: _HandshakeProtocol) -> None:
-        self._handshakes.discard(protocol)
+        self._handshakes.pop(protocol, None)
         if isinstance(protocol.result, Connection):
             self._on_connection(protocol.result)
         else:
