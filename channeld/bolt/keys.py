@@ -12,7 +12,7 @@ from hashlib import sha256
 
 import msgspec
 
-from wallet.bitcoin.secp import point_add, point_add_scalar, point_mul, pubkey_of, scalar_add, scalar_mul
+from wallet.bitcoin.secp import point_add_scalar, point_mul_sum, pubkey_of, scalar_add, scalar_mul
 
 
 class ChannelKeys(msgspec.Struct, frozen=True, cache_hash=True):
@@ -52,9 +52,9 @@ def derive_privkey(basepoint_secret: bytes, basepoint: bytes, per_commitment_poi
 
 def derive_revocation_pubkey(revocation_basepoint: bytes, per_commitment_point: bytes) -> bytes:
     """The key that punishes: from the other side's `revocation_basepoint` and the owner's `per_commitment_point`."""
-    return point_add(
-        point_mul(revocation_basepoint, sha256(revocation_basepoint + per_commitment_point).digest()),
-        point_mul(per_commitment_point, sha256(per_commitment_point + revocation_basepoint).digest()),
+    return point_mul_sum(
+        (revocation_basepoint, sha256(revocation_basepoint + per_commitment_point).digest()),
+        (per_commitment_point, sha256(per_commitment_point + revocation_basepoint).digest()),
     )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import pbk
+from hypothesis import strategies as st
 
-from channeld.bolt.transactions import ChannelSecrets, CommitmentParams, CommitmentSpec
+from channeld.bolt.transactions import ChannelSecrets, CommitmentParams, CommitmentSpec, Htlc
 from wallet.bitcoin.tx import OutPoint, Tx, TxOut
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "bolt03"
@@ -83,4 +85,42 @@ def channel(
     )
 
 
-CommitmentKind = Literal["static_remotekey", "anchors"]
+def preimage(number: int) -> bytes:
+    """The preimage of the tests' HTLCs, by their `payment_hash`'s number."""
+    return sha256(b"preimage %d" % number).digest()
+
+
+def payment_hash(number: int) -> bytes:
+    """The payment hash of `preimage(number)`."""
+    return sha256(preimage(number)).digest()
+
+
+@st.composite
+def channels_and_specs(
+    draw: st.DrawFn, max_htlcs: int = 12
+) -> tuple[CommitmentParams, CommitmentSpec, dict[bytes, bytes]]:
+    """(channel from Alice's view, a spec that spends all of it, preimages by payment hash), with amounts around the
+    dust limits and many HTLCs that look alike."""
+    alice, bob = alice_and_bob()
+    params = channel(alice, bob, anchors=draw(st.booleans()), local_is_opener=draw(st.booleans()))
+    feerate = draw(st.sampled_from((0, 253, 253, 1_000, 5_000, 25_000)))
+    numbers = st.integers(0, 3)
+    amounts_msat = st.one_of(
+        st.integers(0, 5_000_000), st.sampled_from((353_999, 354_000, 546_000, 546_999, 1_000_000, 20_000_000))
+    )
+    htlcs = draw(
+        st.lists(
+            st.tuples(amounts_msat, numbers, st.sampled_from((1, 16, 17, 128, 500_000, 500_001)), st.booleans()),
+            max_size=max_htlcs,
+        )
+    )
+    entries = frozenset(
+        Htlc(index, amount_msat, payment_hash(number), expiry, offered)
+        for index, (amount_msat, number, expiry, offered) in enumerate(htlcs)
+    )
+    left_msat = params.funding_sat * 1000 - sum(htlc.amount_msat for htlc in entries)
+    to_local_msat = draw(
+        st.one_of(st.integers(0, left_msat), st.sampled_from((0, 353_999, 354_000, 545_999, 546_000, left_msat)))
+    )
+    spec = CommitmentSpec(entries, feerate, to_local_msat, left_msat - to_local_msat)
+    return params, spec, {payment_hash(number): preimage(number) for number in range(4)}

@@ -179,6 +179,20 @@ def point_add_scalar(pubkey: bytes, scalar: bytes) -> bytes:
     return _serialized(point)
 
 
+def point_mul_sum(*terms: tuple[bytes, bytes]) -> bytes:
+    """The sum of `scalar * pubkey` over (pubkey, scalar) terms, compressed. Raises InvalidKey."""
+    points = []
+    for pubkey, scalar in terms:
+        point = ffi.new("secp256k1_pubkey *", _parsed(pubkey)[0])
+        if len(scalar) != 32 or not lib.secp256k1_ec_pubkey_tweak_mul(_ctx, point, scalar):
+            raise InvalidKey("a factor is out of range")
+        points.append(point)
+    total = ffi.new("secp256k1_pubkey *")
+    if not lib.secp256k1_ec_pubkey_combine(_ctx, total, ffi.new("secp256k1_pubkey *[]", points), len(points)):
+        raise InvalidKey("the sum is the point at infinity")
+    return _serialized(total)
+
+
 def point_add(*pubkeys: bytes) -> bytes:
     """The sum of compressed points. Raises InvalidKey (also for the point at infinity)."""
     points = [_parsed(pubkey) for pubkey in pubkeys]

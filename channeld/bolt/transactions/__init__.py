@@ -4,6 +4,7 @@ from channeld.bolt.keys import ChannelKeys, CommitmentKeys
 from channeld.bolt.transactions.commitment import (
     BuiltCommitment,
     build_commitment,
+    prepare_commitment,
 )
 from channeld.bolt.transactions.htlc import HtlcOutput
 from channeld.bolt.transactions.onchain import commitment_number_of
@@ -36,6 +37,7 @@ __all__ = [
     "complete",
     "is_trimmed",
     "num_untrimmed",
+    "prepare_commitment",
     "trim_limit_sat",
     "verify_commitment",
 ]
