@@ -85,6 +85,9 @@ class HtlcLockedIn(Struct, frozen=True):
     Its stored `update_add_htlc` has the onion. Handed out again after a restart until it is answered."""
 
     htlc: Htlc
+    over_dust_exposure: bool = False
+    """It is one dust HTLC too many: fail it, and do not reveal its preimage (BOLT 2, "Bounding exposure to trimmed
+    in-flight HTLCs")."""
 
 
 class HtlcSettled(Struct, frozen=True):
@@ -96,6 +99,7 @@ class HtlcSettled(Struct, frozen=True):
     payment_hash: bytes
     amount_msat: int
     payment_preimage: bytes
+    attribution_data: bytes | None = None
 
 
 class HtlcFailed(Struct, frozen=True):
@@ -119,6 +123,13 @@ class HtlcRemoved(Struct, frozen=True):
 
     id: int
     fulfilled: bool
+
+
+class NeedShutdownScript(Struct, frozen=True):
+    """The peer closes the channel and we have no script yet: answer with CloseChannel. `any_segwit`: newer witness
+    versions (P2TR) are allowed, not only P2WPKH and P2WSH."""
+
+    any_segwit: bool
 
 
 class CloseCompleted(Struct, frozen=True):
@@ -151,6 +162,7 @@ Effect = (
     | HtlcSettled
     | HtlcFailed
     | HtlcRemoved
+    | NeedShutdownScript
     | CloseCompleted
     | RemoteUnilateralClose
 )

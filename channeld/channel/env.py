@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from channeld.bolt.transactions.signing import ChannelSecrets
+from channeld.bolt.transactions.signing import ChannelSecrets, Parallel
 
 
 class ChannelPolicy(Struct, frozen=True):
@@ -34,6 +34,8 @@ class ChannelPolicy(Struct, frozen=True):
     """Force-close this many blocks before a fulfilled incoming HTLC expires (BOLT 2, "cltv_expiry_delta Selection")."""
     timeout_grace_blocks: int = 3
     """Force-close this many blocks after an offered HTLC expired."""
+    burial_depth_blocks: int = 6
+    """From this depth on a closing transaction is final."""
 
 
 class Env(Struct, frozen=True):
@@ -50,3 +52,5 @@ class Env(Struct, frozen=True):
     adds: Mapping[tuple[bool, int], bytes]
     """Wire form of the stored `update_add_htlc` by (offered, id): what `SaveAdd` kept."""
     local_features: frozenset[int]
+    parallel: Parallel | None = None
+    """Runs many signatures at once, in threads; the results are the same without."""

@@ -55,6 +55,9 @@ class FundingDepth(Struct, frozen=True):
     depth: int
     block_height: int
     tx_index: int
+    amount_sat: int | None = None
+    """What the funding output really holds. A fundee refuses a channel whose funding output differs from what was
+    agreed on; None leaves that unchecked."""
 
 
 class FundingSpent(Struct, frozen=True):
@@ -82,6 +85,7 @@ class FulfillHtlc(Struct, frozen=True):
 
     id: int
     payment_preimage: bytes
+    tlvs: dict[str, Any] = {}
 
 
 class FailHtlc(Struct, frozen=True):
@@ -124,6 +128,10 @@ class ForceClose(Struct, frozen=True):
     reason: str
 
 
+class OutputsResolved(Struct, frozen=True):
+    """All outputs of the commitment that ended the channel are spent and buried: nothing is left to do."""
+
+
 class ForgetChannel(Struct, frozen=True):
     """Give up an opening that never got funds."""
 
@@ -147,6 +155,7 @@ Event = (
     | Sign
     | CloseChannel
     | ForceClose
+    | OutputsResolved
     | ForgetChannel
 )
 

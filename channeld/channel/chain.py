@@ -1,0 +1,312 @@
+"""What the chain does to a channel, and what a channel does to the chain: depth, spends, deadlines, force-closing.
+
+What happens to the outputs of a commitment that was published is not decided here (BOLT 5): the state keeps what that
+takes, that is both sides' latest commitments, signatures, preimages and the peer's secrets.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from channeld.bolt.messages import ErrorMessage
+from channeld.bolt.primitives import short_channel_id
+from channeld.bolt.transactions import build_commitment, commitment_number_of
+from channeld.bolt.transactions.signing import complete
+from channeld.channel import normal
+from channeld.channel import open as opening
+from channeld.channel.commitments import AwaitingRevocation, Commitments, HtlcFulfill, htlc_key
+from channeld.channel.effects import (
+    Broadcast,
+    CloseCompleted,
+    Effect,
+    ReleaseFunding,
+    RemoteUnilateralClose,
+    Send,
+)
+from channeld.channel.env import Env
+from channeld.channel.events import CommandRejected, FundingDepth, FundingSpent, ProtocolViolation
+from channeld.channel.state import (
+    AnyFunded,
+    AwaitingFunding,
+    Closed,
+    CloseKind,
+    Closing,
+    FundingCreatedSent,
+    NegotiatingLegacy,
+    NegotiatingSimple,
+    Normal,
+    Open,
+    Opening,
+    OpenReceived,
+    ShuttingDown,
+    Transition,
+    WaitingForRemoteClose,
+    shared,
+)
+from channeld.channel.writes import Write
+from wallet.bitcoin import Tx
+
+FORGET_UNFUNDED_AFTER_BLOCKS = 2016
+MAX_ERROR_BYTES = 400
+_REMOTE_KINDS: dict[CloseKind, str] = {
+    "remote_current": "current",
+    "remote_next": "next",
+    "revoked": "revoked",
+    "unknown": "unknown",
+}
+
+# --- the funding transaction --------------------------------------------------------------------------------------
+
+
+def on_funding_depth(state: AnyFunded, event: FundingDepth, env: Env) -> Transition:
+    """The funding transaction was buried deeper, or reorganised."""
+    params = state.params
+    if event.amount_sat is not None and event.amount_sat != params.capacity_sat:
+        # BOLT 2, "MUST NOT send `channel_ready` unless outpoint ... pays exactly `funding_satoshis`"
+        raise ProtocolViolation(f"the funding output has {event.amount_sat} sat instead of {params.capacity_sat}")
+    scid = state.scid
+    if event.depth > 0:
+        scid = short_channel_id(event.block_height, event.tx_index, params.funding_outpoint.vout)
+    funding_tx = state.funding_tx
+    if event.depth >= env.policy.burial_depth_blocks:
+        funding_tx = b""
+    following = replace(state, funding_depth=event.depth, scid=scid, funding_tx=funding_tx)
+    if isinstance(following, AwaitingFunding):
+        return opening.on_funding_depth(following, env)
+    return Transition(following)
+
+
+# --- deadlines ----------------------------------------------------------------------------------------------------
+
+
+def on_new_block(state: AnyFunded, env: Env) -> Transition:
+    """Nothing may be left to the last block."""
+    if isinstance(state, AwaitingFunding):
+        # BOLT 2, "A non-funding node (fundee): SHOULD forget the channel if it does not see the correct funding
+        # transaction after a timeout of 2016 blocks."
+        age_blocks = env.block_height - state.params.created_height
+        if not state.params.is_opener and state.funding_depth == 0 and age_blocks >= FORGET_UNFUNDED_AFTER_BLOCKS:
+            return _forgotten(state, "the funding transaction did not confirm in 2016 blocks", [])
+        return Transition(state)
+    if isinstance(state, Normal | ShuttingDown):
+        reason = overdue(state.commitments, env)
+        if reason:
+            return fail(state, reason, env)
+    return Transition(state)
+
+
+def overdue(c: Commitments, env: Env) -> str:
+    """Why the channel has to go on chain now (a sentence), or nothing."""
+    height, policy = env.block_height, env.policy
+    specs = (c.local.spec, c.remote.spec, c.latest_remote.spec)
+    for spec in specs:
+        for htlc in spec.htlcs.values():
+            # BOLT 2, "if an HTLC which it offered is in either node's current commitment transaction, AND is past this
+            # timeout deadline: ... MUST fail the channel."
+            if htlc.offered and height >= htlc.cltv_expiry + policy.timeout_grace_blocks:
+                return f"HTLC {htlc.id} that we offered expired at block {htlc.cltv_expiry} and was not removed"
+    for removal in c.removals():
+        if not isinstance(removal, HtlcFulfill):
+            continue
+        key = htlc_key(removal.id, False)
+        for spec in specs:
+            received = spec.htlcs.get(key)
+            # BOLT 2, "if an HTLC it has fulfilled is in either node's current commitment transaction, AND is past this
+            # fulfillment deadline: ... MUST fail the channel."
+            if received is not None and height >= received.cltv_expiry - policy.fulfill_deadline_blocks:
+                return f"HTLC {removal.id} that we fulfilled expires at block {received.cltv_expiry}"
+    return ""
+
+
+# --- failing the channel ------------------------------------------------------------------------------------------
+
+
+def force_close(state: AnyFunded, reason: str, env: Env) -> Transition:
+    """The operator's or the driver's wish. Raises CommandRejected if our commitment must not be broadcast."""
+    if isinstance(state, WaitingForRemoteClose):
+        # BOLT 2, "MUST NOT broadcast its commitment transaction."
+        raise CommandRejected("invalid", "our state is outdated: publishing it would lose everything in the channel")
+    if isinstance(state, Closing):
+        return Transition(state)
+    return fail(state, reason, env)
+
+
+def fail(state: Open, reason: str, env: Env) -> Transition:
+    """Fails the channel: the peer is told, and our latest commitment is published (BOLT 5, "Failing a Channel")."""
+    tell = Send(ErrorMessage(state.params.channel_id, reason.encode()[:MAX_ERROR_BYTES]))
+    if isinstance(state, AwaitingFunding) and _has_nothing_at_stake(state):
+        return _forgotten(state, reason, [tell])
+    commitments, effects, writes = normal.drop_uncommitted(state.commitments, state.params)
+    state = replace(state, commitments=commitments)
+    tx = signed_local_commitment(state, env)
+    raw = tx.serialize()
+    following = Closing(**shared(state), kind="local", closing_tx=raw, local_tx=raw, reason=reason, error=reason)
+    effects += [tell, Broadcast(tx, "local commitment")]
+    return Transition(following, tuple(effects), tuple(writes), reason)
+
+
+def signed_local_commitment(state: Open, env: Env) -> Tx:
+    """Our latest commitment with both signatures. It is never one that we revoked: `local` changes in the same step
+    that reveals the secret of the one before."""
+    params, local = state.params.commitment, state.commitments.local
+    point = env.signer.per_commitment_point(local.index)
+    built = build_commitment(params, local.spec.commitment_spec(), "local", local.index, point)
+    assert built.txid == local.txid, "our commitment is not the one that the peer signed"
+    return complete(params, built.tx, env.signer.sign_own_commitment(built), local.remote_sig)
+
+
+def _has_nothing_at_stake(state: AwaitingFunding) -> bool:
+    # BOLT 5, "if a *local commitment transaction* has NOT ever contained a `to_local` or HTLC output: MAY simply forget
+    # the channel."
+    to_local_sat = state.commitments.local.spec.to_local_msat // 1000
+    return not state.params.is_opener and to_local_sat < state.params.local.dust_limit_sat
+
+
+def _forgotten(state: AwaitingFunding, reason: str, effects: list[Effect]) -> Transition:
+    closed = Closed(
+        id=state.params.channel_id,
+        remote_node_id=state.params.remote_node_id,
+        reason=reason,
+        capacity_sat=state.params.capacity_sat,
+        funding_outpoint=state.params.funding_outpoint,
+    )
+    return Transition(closed, (*effects, CloseCompleted(None, reason)), (), reason)
+
+
+def abandon(state: Opening, reason: str, *, tell: bool) -> Transition:
+    """Gives up an opening that has no funds yet."""
+    effects: list[Effect] = []
+    if isinstance(state, OpenReceived):
+        id, remote_node_id = state.temporary_channel_id, state.remote_node_id
+    else:
+        id, remote_node_id = state.wanted.temporary_channel_id, state.wanted.remote_node_id
+    if tell:
+        # BOLT 1, "MUST use `temporary_channel_id` in lieu of `channel_id`."
+        effects.append(Send(ErrorMessage(id, reason.encode()[:MAX_ERROR_BYTES])))
+    if isinstance(state, FundingCreatedSent):
+        effects.append(ReleaseFunding(state.params.funding_outpoint.txid))
+    closed = Closed(id=id, remote_node_id=remote_node_id, reason=reason)
+    return Transition(closed, (*effects, CloseCompleted(None, reason)), (), reason)
+
+
+def on_error(state: Open, reason: str, env: Env) -> Transition:
+    """The peer failed the channel (BOLT 1, "MUST fail the channel referred to by the error message")."""
+    if isinstance(state, NegotiatingLegacy | NegotiatingSimple) and state.closing_txs:
+        # BOLT 5, "if it has received a valid `closing_signed` message that includes a sufficient fee: SHOULD use this
+        # fee to perform a *mutual close*."
+        return Transition(state, (Broadcast(Tx.parse(state.closing_txs[-1]), "mutual close"),))
+    return fail(state, reason, env)
+
+
+# --- the funding output was spent ---------------------------------------------------------------------------------
+
+
+def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transition:
+    """Somebody closed the channel on chain."""
+    kind, number = classify(state, event.tx)
+    negotiating = isinstance(state, NegotiatingLegacy | NegotiatingSimple)
+    if kind == "mutual" and negotiating and event.block_height is None:
+        return Transition(state)  # the peer may still need our signature again
+    raw = event.tx.serialize()
+    effects: list[Effect] = []
+    writes: list[Write] = []
+    if isinstance(state, Closing):
+        known = state.closing_tx == raw or state.kind == kind == "local"
+        following = replace(
+            state, kind=kind, closing_tx=raw, confirmed_height=event.block_height, remote_commit_index=number
+        )
+    else:
+        known = False
+        if not isinstance(state, WaitingForRemoteClose):
+            commitments, effects, writes = normal.drop_uncommitted(state.commitments, state.params)
+            state = replace(state, commitments=commitments)
+        reason = _sentence(kind)
+        following = Closing(
+            **shared(state),
+            kind=kind,
+            closing_tx=raw,
+            reason=reason,
+            error="the funding output is spent" if kind != "mutual" else "",
+            confirmed_height=event.block_height,
+            remote_commit_index=number,
+        )
+    if kind in _REMOTE_KINDS and not known:
+        effects.append(RemoteUnilateralClose(event.tx, _REMOTE_KINDS[kind]))
+    if kind == "mutual" and event.block_height is not None and event.depth >= env.policy.burial_depth_blocks:
+        return _closed(following, effects, writes)
+    return Transition(following, tuple(effects), tuple(writes), following.reason)
+
+
+def _sentence(kind: CloseKind) -> str:
+    sentences: dict[CloseKind, str] = {
+        "mutual": "closed together",
+        "local": "our commitment was published",
+        "remote_current": "the peer published its commitment",
+        "remote_next": "the peer published its newest commitment",
+        "revoked": "the peer published a revoked commitment",
+        "unknown": "the funding output was spent by a transaction that we do not know",
+    }
+    return sentences[kind]
+
+
+def classify(state: AnyFunded, tx: Tx) -> tuple[CloseKind, int | None]:
+    """What a transaction that spends the funding output is; with the commitment's number if it is one of the peer's."""
+    c, txid = state.commitments, tx.txid()
+    if txid == c.local.txid:
+        return "local", None
+    if txid == c.remote.txid:
+        return "remote_current", c.remote.index
+    if isinstance(c.remote_next, AwaitingRevocation) and txid == c.remote_next.commit.txid:
+        return "remote_next", c.remote_next.commit.index
+    number = commitment_number_of(state.params.commitment, tx)
+    if number is not None:
+        return ("revoked", number) if number < c.remote.index else ("unknown", number)
+    if isinstance(state, Closing) and state.kind == "mutual" and Tx.parse(state.closing_tx).txid() == txid:
+        return "mutual", None
+    if isinstance(state, NegotiatingLegacy | NegotiatingSimple | ShuttingDown):
+        # Not only what we broadcast: the peer may have used a signature of ours that it never answered.
+        scripts = {state.local_script, state.remote_script}
+        known = isinstance(state, NegotiatingLegacy | NegotiatingSimple) and any(
+            Tx.parse(raw).txid() == txid for raw in state.closing_txs
+        )
+        if known or all(output.script_pubkey in scripts for output in tx.outputs):
+            return "mutual", None
+    return "unknown", None
+
+
+def on_outputs_resolved(state: AnyFunded) -> Transition:
+    """All outputs of the commitment that closed the channel are dealt with."""
+    if not isinstance(state, Closing):
+        raise CommandRejected("invalid", "the channel is not closing")
+    return _closed(state, [], [])
+
+
+def _closed(state: Closing, effects: list[Effect], writes: list[Write]) -> Transition:
+    spec = state.commitments.local.spec
+    txid = Tx.parse(state.closing_tx).txid()
+    closed = Closed(
+        id=state.params.channel_id,
+        remote_node_id=state.params.remote_node_id,
+        reason=state.reason,
+        closing_txid=txid,
+        kind=state.kind,
+        capacity_sat=state.params.capacity_sat,
+        to_local_msat=spec.to_local_msat,
+        to_remote_msat=spec.to_remote_msat,
+        is_opener=state.params.is_opener,
+        funding_outpoint=state.params.funding_outpoint,
+    )
+    effects.append(CloseCompleted(txid, state.reason))
+    return Transition(closed, tuple(effects), tuple(writes), state.reason)
+
+
+def closing_effects(state: Closing) -> list[Effect]:
+    """What a closing channel does again after a restart."""
+    effects: list[Effect] = []
+    if state.local_tx:
+        effects.append(Broadcast(Tx.parse(state.local_tx), "local commitment"))
+    if state.kind == "mutual":
+        effects.append(Broadcast(Tx.parse(state.closing_tx), "mutual close"))
+    if state.kind in _REMOTE_KINDS:
+        effects.append(RemoteUnilateralClose(Tx.parse(state.closing_tx), _REMOTE_KINDS[state.kind]))
+    return effects

@@ -1,0 +1,354 @@
+"""A channel's state: one struct per phase, a tagged union, stored as MessagePack.
+
+    OpenSent -> WaitFundingTx -> FundingCreatedSent -.                              (as opener)
+    OpenReceived ------------------------------------+-> AwaitingFunding -> Normal -> ShuttingDown -.   (as fundee)
+                                                                                                    |
+                      Closed <- Closing <- NegotiatingLegacy or NegotiatingSimple <-----------------'
+
+Any phase from AwaitingFunding on may go to Closing when the channel fails, or to WaitingForRemoteClose when the peer
+proves that our state is too old to be broadcast. An opening that fails is Closed without a `closing_txid`.
+The connection is no phase but the field `link`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from channeld.bolt.features import ChannelType
+from channeld.bolt.transactions.funding import funding_script_pubkey
+from channeld.bolt.transactions.spec import CommitmentParams
+from channeld.channel.commitments import Commitments, RemoteCommit, Spec, with_previews
+from channeld.channel.effects import Effect
+from channeld.channel.writes import Write
+from wallet.bitcoin import OutPoint
+
+# --- the connection -----------------------------------------------------------------------------------------------
+
+
+class Offline(Struct, frozen=True, tag="offline"):
+    """No connection to the peer."""
+
+
+class Syncing(Struct, frozen=True, tag="syncing"):
+    """Connected; `channel_reestablish` was sent and that of the peer is awaited. `remote_features`: bits of its
+    init."""
+
+    remote_features: frozenset[int]
+
+
+class Live(Struct, frozen=True, tag="live"):
+    """Connected and in step."""
+
+    remote_features: frozenset[int]
+
+
+Link = Offline | Syncing | Live
+
+# --- constants of a channel ---------------------------------------------------------------------------------------
+
+
+class Limits(Struct, frozen=True):
+    """What one side said in `open_channel` or `accept_channel`: what it accepts, and what it demands of the other.
+
+    `dust_limit_sat` holds for its own commitment; reserve and delay (blocks) bind the other side. An empty
+    `upfront_shutdown_script` means none.
+    """
+
+    dust_limit_sat: int
+    max_htlc_value_in_flight_msat: int
+    channel_reserve_sat: int
+    htlc_minimum_msat: int
+    to_self_delay_blocks: int
+    max_accepted_htlcs: int
+    upfront_shutdown_script: bytes = b""
+
+
+class ChannelParams(Struct, frozen=True, kw_only=True):
+    """What never changes after the opening."""
+
+    channel_id: bytes
+    remote_node_id: bytes
+    commitment: CommitmentParams
+    local: Limits
+    remote: Limits
+    channel_type: bytes
+    announce: bool
+    minimum_depth_blocks: int
+    """How deep the funding must be before we say `channel_ready`: what the fundee asked for."""
+    created_height: int
+
+    @property
+    def is_opener(self) -> bool:
+        """Whether we opened the channel, and pay its fees."""
+        return self.commitment.local_is_opener
+
+    @property
+    def anchors(self) -> bool:
+        """`option_anchors`."""
+        return self.commitment.anchors
+
+    @property
+    def capacity_sat(self) -> int:
+        """What the funding output holds, satoshi."""
+        return self.commitment.funding_sat
+
+    @property
+    def funding_outpoint(self) -> OutPoint:
+        """The output that the commitments spend."""
+        return self.commitment.funding_outpoint
+
+    @property
+    def funding_script_pubkey(self) -> bytes:
+        """Its P2WSH script."""
+        return funding_script_pubkey(self.commitment.local.funding_pubkey, self.commitment.remote.funding_pubkey)
+
+    @property
+    def type(self) -> ChannelType:
+        """`channel_type`, decoded."""
+        return ChannelType.from_bytes(self.channel_type)
+
+
+# --- opening ------------------------------------------------------------------------------------------------------
+
+
+class OpenParams(Struct, frozen=True, kw_only=True):
+    """What is asked for when we open. Amounts in sat or msat, fee rate of the funding transaction in sat per 1000
+    weight.
+
+    `temporary_channel_id` (32 bytes) and `local_alias` (a scid that no channel has) are drawn at random by the caller.
+    """
+
+    remote_node_id: bytes
+    remote_features: frozenset[int]
+    chain_hash: bytes
+    temporary_channel_id: bytes
+    local_alias: int
+    amount_sat: int
+    push_msat: int = 0
+    announce: bool = True
+    funding_feerate_per_kw: int = 253
+    zero_conf: bool = False
+    scid_alias: bool = False
+    anchors: bool = True
+    """Prefer `option_anchors` where the peer supports it."""
+    upfront_shutdown_script: bytes = b""
+
+
+class OpenSent(Struct, frozen=True, kw_only=True, tag="open_sent"):
+    """We sent `open_channel` (its wire form is `proposal`)."""
+
+    wanted: OpenParams
+    proposal: bytes
+
+
+class WaitFundingTx(Struct, frozen=True, kw_only=True, tag="wait_funding_tx"):
+    """The peer accepted (`acceptance`, wire form); the wallet builds the funding transaction."""
+
+    wanted: OpenParams
+    proposal: bytes
+    acceptance: bytes
+
+
+class FundingCreatedSent(Struct, frozen=True, kw_only=True, tag="funding_created_sent"):
+    """We sent `funding_created`; without the peer's signature for our commitment nothing may be broadcast."""
+
+    wanted: OpenParams
+    params: ChannelParams
+    funding_tx: bytes
+    local_spec: Spec
+    remote: RemoteCommit
+
+
+class OpenReceived(Struct, frozen=True, kw_only=True, tag="open_received"):
+    """We answered `open_channel` (`proposal`) with `accept_channel` (`acceptance`), both in wire form."""
+
+    remote_node_id: bytes
+    remote_features: frozenset[int]
+    proposal: bytes
+    acceptance: bytes
+    local_alias: int
+    temporary_channel_id: bytes
+
+
+# --- funded -------------------------------------------------------------------------------------------------------
+
+
+class Funded(Struct, frozen=True, kw_only=True):
+    """What all phases share once there are commitments."""
+
+    params: ChannelParams
+    commitments: Commitments
+    link: Link = Offline()
+    local_alias: int | None = None
+    remote_alias: int | None = None
+    scid: int | None = None
+    """The real short_channel_id, once the funding transaction is in a block."""
+    funding_depth: int = 0
+    funding_tx: bytes = b""
+    """As opener: to be broadcast until it is in a block."""
+    ready_sent: bool = False
+    """We said `channel_ready`."""
+
+
+class AwaitingFunding(Funded, frozen=True, kw_only=True, tag="awaiting_funding"):
+    """The funding transaction is not deep enough for both sides: `channel_ready` has not gone both ways."""
+
+
+class Normal(Funded, frozen=True, kw_only=True, tag="normal"):
+    """HTLCs may flow."""
+
+
+class ShuttingDown(Funded, frozen=True, kw_only=True, tag="shutting_down"):
+    """One side wants to close. No new HTLCs; those that are there have to go first. Empty scripts: not known yet."""
+
+    local_script: bytes = b""
+    local_sent: bool = False
+    """We sent `shutdown`; before, our updates that are under way had to be signed for."""
+    remote_script: bytes = b""
+    closing_feerate_per_kw: int = 0
+
+
+class LegacyOffer(Struct, frozen=True):
+    """The last `closing_signed` we sent on this connection."""
+
+    fee_sat: int
+    min_fee_sat: int
+    max_fee_sat: int
+
+
+class NegotiatingLegacy(Funded, frozen=True, kw_only=True, tag="negotiating_legacy"):
+    """`closing_signed` goes back and forth until the fees match; it starts again with each connection."""
+
+    local_script: bytes
+    remote_script: bytes
+    closing_feerate_per_kw: int
+    sent: LegacyOffer | None = None
+    received_fee_sat: int | None = None
+    closing_txs: tuple[bytes, ...] = ()
+    """All that were signed by both and broadcast, the last one last."""
+
+
+class SentClosingComplete(Struct, frozen=True):
+    """A `closing_complete` of ours that the peer has not answered."""
+
+    closer_script: bytes
+    closee_script: bytes
+    fee_sat: int
+    locktime: int
+    variants: tuple[Literal["closer_output_only", "closee_output_only", "closer_and_closee_outputs"], ...]
+
+
+class NegotiatingSimple(Funded, frozen=True, kw_only=True, tag="negotiating_simple"):
+    """`option_simple_close`: each side may have its own closing transaction signed, as often as it likes."""
+
+    local_script: bytes
+    remote_script: bytes
+    closing_feerate_per_kw: int
+    sent: SentClosingComplete | None = None
+    closing_txs: tuple[bytes, ...] = ()
+    """All that were signed by both and broadcast, the last one last."""
+
+
+class WaitingForRemoteClose(Funded, frozen=True, kw_only=True, tag="waiting_for_remote_close"):
+    """The peer proved that we lost state: our commitment is revoked and must never be broadcast (BOLT 2,
+    "Message Retransmission"). The peer was asked to close."""
+
+    reason: str
+
+
+CloseKind = Literal["mutual", "local", "remote_current", "remote_next", "revoked", "unknown"]
+
+
+class Closing(Funded, frozen=True, kw_only=True, tag="closing"):
+    """The channel ends on chain by `closing_tx` (wire form): ours, or what was seen to spend the funding output.
+
+    `local_tx` is our own commitment with its witness if we published it, `error` what the peer is told when it comes
+    back.
+    """
+
+    kind: CloseKind
+    closing_tx: bytes
+    reason: str
+    local_tx: bytes = b""
+    error: str = ""
+    confirmed_height: int | None = None
+    remote_commit_index: int | None = None
+    """The number of the peer's commitment that was seen, for the secret that revokes it."""
+
+
+class Closed(Struct, frozen=True, kw_only=True, tag="closed"):
+    """It is over. `closing_txid` is None if there never were funds."""
+
+    id: bytes
+    remote_node_id: bytes
+    reason: str
+    closing_txid: bytes | None = None
+    kind: CloseKind | None = None
+    capacity_sat: int = 0
+    to_local_msat: int = 0
+    to_remote_msat: int = 0
+    is_opener: bool = False
+    funding_outpoint: OutPoint | None = None
+
+
+Opening = OpenSent | WaitFundingTx | FundingCreatedSent | OpenReceived
+Negotiating = NegotiatingLegacy | NegotiatingSimple
+Open = AwaitingFunding | Normal | ShuttingDown | NegotiatingLegacy | NegotiatingSimple
+"""Phases in which the peer is talked to."""
+AnyFunded = Open | WaitingForRemoteClose | Closing
+State = Opening | AnyFunded | Closed
+
+OperatingState = TypeVar("OperatingState", Normal, ShuttingDown)
+
+PHASES: dict[type, str] = {
+    OpenSent: "opening",
+    WaitFundingTx: "opening",
+    FundingCreatedSent: "opening",
+    OpenReceived: "opening",
+    AwaitingFunding: "awaiting_funding",
+    Normal: "normal",
+    ShuttingDown: "shutting_down",
+    NegotiatingLegacy: "negotiating",
+    NegotiatingSimple: "negotiating",
+    WaitingForRemoteClose: "waiting_for_remote_close",
+    Closing: "closing",
+    Closed: "closed",
+}
+
+
+def phase_name(state: State) -> str:
+    """The phase for people: opening, awaiting_funding, normal, shutting_down, negotiating, waiting_for_remote_close,
+    closing, closed; forgotten if it is closed and never had funds."""
+    if isinstance(state, Closed) and state.closing_txid is None:
+        return "forgotten"
+    return PHASES[type(state)]
+
+
+def shared(state: Funded) -> dict[str, Any]:
+    """The fields that all funded phases have, to make the next phase's struct."""
+    return {name: getattr(state, name) for name in _SHARED}
+
+
+_SHARED = Funded.__struct_fields__
+
+
+def with_fresh_previews(state: State) -> State:
+    """What decoding leaves out: the previews of both commitments."""
+    if not isinstance(state, Funded):
+        return state
+    return replace(state, commitments=with_previews(state.commitments, state.params.commitment))
+
+
+class Transition(Struct, frozen=True):
+    """What a step leads to: the new state, and what has to be done once it is stored together with `writes`.
+
+    `reason` is a sentence for the log when the phase changed.
+    """
+
+    state: State
+    effects: tuple[Effect, ...] = ()
+    writes: tuple[Write, ...] = ()
+    reason: str = ""
