@@ -38,7 +38,8 @@ class Target:
 
     `outputs_sat` is the sum of outputs less what required inputs bring, `outputs_weight` the outputs' weight,
     `required_weight` and `required_inputs` inputs that are in the transaction anyhow, `extra_fee_sat` a fee beyond
-    the transaction's own weight (to lift an ancestor). `change_*` describe the change output if one is made: its
+    the transaction's own weight (to lift an ancestor), `min_fee_sat` the least fee in all, `min_change_sat` the least
+    change, which then must be made. `change_*` describe the change output if one is made: its
     weight, what spending it weighs later, and the least value it must have.
     """
 
@@ -54,6 +55,7 @@ class Target:
     extra_fee_sat: int = 0
     min_fee_sat: int = 0
     min_change_sat: int = 0
+    max_weight: int = MAX_STANDARD_WEIGHT
     long_term_feerate_sat_per_kw: int = LONG_TERM_FEERATE_SAT_PER_KW
 
     def weight(self, chosen_weight: int, chosen_count: int, with_change: bool) -> int:
@@ -101,11 +103,12 @@ def select(candidates: Sequence[Candidate], target: Target, rng: random.Random) 
     worth = [coin for coin in candidates if effective_value(coin, rate) > 0]
     worth.sort(key=lambda coin: (-effective_value(coin, rate), -coin.value_sat))
     found: list[Selection] = []
-    if target.required_inputs and (bare := finish((), target)) is not None:
+    bare = finish((), target) if target.required_inputs else None
+    if bare is not None and bare.weight <= target.max_weight:
         found.append(bare)
     for search in (_branch_and_bound, _single_random_draw, _largest_first):
         selection = search(worth, target, rng)
-        if selection is not None and selection.weight <= MAX_STANDARD_WEIGHT:
+        if selection is not None and selection.weight <= target.max_weight:
             found.append(selection)
     if found:
         return min(found, key=lambda selection: (selection.waste_sat, len(selection.chosen)))
