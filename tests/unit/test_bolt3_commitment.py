@@ -25,6 +25,7 @@ from channeld.bolt.transactions import (
 )
 from channeld.bolt.transactions.fees import commit_tx_weight
 from channeld.bolt.transactions.funding import funding_script_pubkey
+from channeld.bolt.transactions.onchain import identify_outputs
 from channeld.bolt.transactions.scripts import HtlcScripts, anchor_script, to_local_script, to_remote_script
 from tests.unit.bolt3_support import (
     alice_and_bob,
@@ -220,6 +221,25 @@ def test_every_wrong_signature_is_found(anchors: bool) -> None:
     other_number = build_commitment(params, _spec(*HTLCS), "local", 1, point)
     with pytest.raises(InvalidSignature):
         verify_commitment(other_number, signature, htlc_signatures)
+
+
+@pytest.mark.parametrize("anchors", [True, False])
+def test_the_most_htlcs_that_a_channel_may_have(anchors: bool) -> None:
+    params = channel(ALICE, BOB, anchors=anchors, funding_sat=100_000_000)
+    htlcs = frozenset(
+        Htlc(i // 2, 20_000_000 + i % 7, payment_hash(i % 50), 700_000 + i, i % 2 == 0) for i in range(966)
+    )
+    spec = CommitmentSpec(htlcs, 253, 50_000_000_000, 50_000_000_000 - sum(htlc.amount_msat for htlc in htlcs))
+    for side in SIDES:
+        point = (ALICE if side == "local" else BOB).per_commitment_point(1)
+        built = build_commitment(params, spec, side, 1, point)
+        tx, htlc_txs = _slow_commitment(params, spec, side, 1, point)
+        assert built.tx == tx
+        assert len(tx.outputs) == 966 + (4 if anchors else 2)
+        assert built.htlc_sighashes == [digest for _, _, digest in htlc_txs]
+        found = identify_outputs(params, tx, side, point, htlcs)
+        assert len(found.htlcs) == 966
+        assert found.unknown == ()
 
 
 def test_signing_is_only_for_the_right_side() -> None:

@@ -226,7 +226,11 @@ def test_second_stage_pays_its_owner_late_and_the_other_at_once_if_revoked(ancho
     for tx, spent in second_stage:
         assert script_ok(tx, 0, spent)
         if tx.locktime:
+            expected = fees.HTLC_TIMEOUT_WEIGHT_ANCHORS if anchors else fees.HTLC_TIMEOUT_WEIGHT
             assert not script_ok(tx.replace(locktime=tx.locktime - 1), 0, spent)
+        else:
+            expected = fees.HTLC_SUCCESS_WEIGHT_ANCHORS if anchors else fees.HTLC_SUCCESS_WEIGHT
+        assert expected - 8 <= tx.weight() <= expected
         own = sweep.delayed_output(params, built.keys, *_found(tx, 0))
         _check(own, ALICE.secret_for(own), BOB.delayed_payment_basepoint_secret)
         penalty = sweep.revoked_output(mirrored_params(params), built.keys, *_found(tx, 0))
