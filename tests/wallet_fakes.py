@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import pbk
 from aiohttp import web
+from pbk.script import PrecomputedTransactionData
 
 from wallet.bitcoin import Block, BlockHeader, OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.address import REGTEST
@@ -222,3 +224,16 @@ class FakeBitcoind:
             if tx.txid() == wanted:
                 return tx.serialize().hex()
         raise FakeError(-5, "No such mempool transaction. Use -txindex or provide a block hash")
+
+
+def script_ok(tx: Tx, place: int, spent: Sequence[TxOut]) -> bool:
+    """Whether Bitcoin Core's script engine accepts input `place`; `spent` are all inputs' outputs."""
+    transaction = pbk.Transaction(tx.serialize())
+    outputs = [pbk.TransactionOutput(pbk.ScriptPubkey(txout.script_pubkey), txout.value_sat) for txout in spent]
+    precomputed = PrecomputedTransactionData(transaction, outputs)
+    script = pbk.ScriptPubkey(spent[place].script_pubkey)
+    try:
+        value_sat = spent[place].value_sat
+        return bool(script.verify(value_sat, transaction, precomputed, place, pbk.ScriptVerificationFlags.ALL))
+    except pbk.ScriptVerifyException:
+        return False
