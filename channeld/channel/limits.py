@@ -17,7 +17,14 @@ MAX_CLTV_EXPIRY = 500_000_000
 FEE_SPIKE_FACTOR = 2
 
 
-def check_offer(c: Commitments, params: ChannelParams, htlc: Htlc, env: Env) -> Preview:
+def check_expiry(htlc: Htlc, block_height: int) -> None:
+    """Whether an HTLC that we offer has a sane expiry. Raises CommandRejected."""
+    # BOLT 2, "MUST set `cltv_expiry` less than 500000000."
+    if not block_height < htlc.cltv_expiry < MAX_CLTV_EXPIRY:
+        raise CommandRejected("expiry", f"an HTLC cannot expire at block {htlc.cltv_expiry}")
+
+
+def check_offer(c: Commitments, params: ChannelParams, htlc: Htlc, policy: ChannelPolicy) -> Preview:
     """Whether we may offer `htlc`; returns remote's next commitment with it. Raises CommandRejected."""
     remote = params.remote
     # BOLT 2, "MUST offer `amount_msat` greater than 0." "MUST NOT offer `amount_msat` below the receiving node's
@@ -25,9 +32,6 @@ def check_offer(c: Commitments, params: ChannelParams, htlc: Htlc, env: Env) -> 
     if htlc.amount_msat <= 0 or htlc.amount_msat < remote.htlc_minimum_msat:
         least_msat = max(1, remote.htlc_minimum_msat)
         raise CommandRejected("amount_below_minimum", f"the peer takes no HTLC below {least_msat} msat")
-    # BOLT 2, "MUST set `cltv_expiry` less than 500000000."
-    if not env.block_height < htlc.cltv_expiry < MAX_CLTV_EXPIRY:
-        raise CommandRejected("expiry", f"an HTLC cannot expire at block {htlc.cltv_expiry}")
     after = cm.apply(params.commitment, "remote", cm.next_remote(c), (HtlcAdd(htlc),), True)
     # BOLT 2, "if result would be offering more than the remote's `max_accepted_htlcs` HTLCs"
     if after.offered_count > remote.max_accepted_htlcs:
@@ -36,7 +40,7 @@ def check_offer(c: Commitments, params: ChannelParams, htlc: Htlc, env: Env) -> 
     if after.offered_msat > remote.max_htlc_value_in_flight_msat:
         limit_msat = remote.max_htlc_value_in_flight_msat
         raise CommandRejected("in_flight_limit", f"the peer accepts {limit_msat} msat of HTLCs at a time")
-    _check_own_dust(c, htlc, after, env.policy)
+    _check_own_dust(c, htlc, after, policy)
     _check_affordable(params, cm.next_remote(c), after)
     return after
 
@@ -73,7 +77,7 @@ def _check_affordable(params: ChannelParams, before: Preview, after: Preview) ->
             raise CommandRejected("fee_too_high", "the peer cannot pay the commitment's fee for another HTLC")
 
 
-def opener_buffer_msat(params: ChannelParams, after: Preview) -> int:
+def opener_buffer_msat(params: ChannelParams, after: Preview, *, more_untrimmed: int = 0, more_trimmed: int = 0) -> int:
     """What we, as opener, keep above the reserve: fee and anchors if the fee rate doubles and one more HTLC comes.
 
     BOLT 2, "It is recommended that this "fee spike buffer" can handle twice the current `feerate_per_kw`". If our own
@@ -82,8 +86,52 @@ def opener_buffer_msat(params: ChannelParams, after: Preview) -> int:
     commitment = params.commitment
     trimmed = 0
     if commitment.local_dust_limit_sat < commitment.remote_dust_limit_sat or not params.anchors:
-        trimmed = after.offered_count + after.received_count - after.untrimmed
-    return after.cost_msat(params.anchors, 1 + trimmed, FEE_SPIKE_FACTOR)
+        trimmed = after.offered_count + after.received_count - after.untrimmed + more_trimmed
+    return after.cost_msat(params.anchors, 1 + more_untrimmed + trimmed, FEE_SPIKE_FACTOR)
+
+
+def available_to_send_msat(c: Commitments, params: ChannelParams, policy: ChannelPolicy) -> int:
+    """The largest HTLC that we could offer now, msat; 0 if none."""
+    view, remote = cm.next_remote(c), params.remote
+    room_msat = min(
+        view.spec.to_local_msat - remote.channel_reserve_sat * 1000,
+        remote.max_htlc_value_in_flight_msat - view.offered_msat,
+    )
+    own_msat = view.spec.to_local_msat - remote.channel_reserve_sat * 1000
+    with_output, without = own_msat, own_msat
+    if params.is_opener:
+        with_output -= opener_buffer_msat(params, view, more_untrimmed=1)
+        without -= opener_buffer_msat(params, view, more_trimmed=1)
+    dust_room_msat = policy.max_dust_exposure_msat - view.dust_msat
+    local = cm.next_local(c)
+    candidates = (
+        min(room_msat, with_output),
+        min(room_msat, without, view.offered_limit_msat - 1),
+        min(room_msat, without, view.offered_limit_msat - 1, dust_room_msat),
+        min(room_msat, without, dust_room_msat, policy.max_dust_exposure_msat - local.dust_msat),
+    )
+    for amount_msat in candidates:
+        if amount_msat <= 0:
+            continue
+        try:
+            check_offer(c, params, Htlc(c.local_next_htlc_id, amount_msat, b"", 0, True), policy)
+        except CommandRejected:
+            continue
+        return amount_msat
+    return 0
+
+
+def available_to_receive_msat(c: Commitments, params: ChannelParams) -> int:
+    """About the largest HTLC that the peer could offer now, msat, if it keeps a fee spike buffer as we do."""
+    view, local = cm.next_local(c), params.local
+    room_msat = view.spec.to_remote_msat - local.channel_reserve_sat * 1000
+    if not params.is_opener:
+        room_msat -= view.cost_msat(params.anchors, 2, FEE_SPIKE_FACTOR)
+    elif view.spec.to_local_msat - params.remote.channel_reserve_sat * 1000 < view.cost_msat(params.anchors, 1):
+        room_msat = min(room_msat, view.received_limit_msat - 1)
+    if view.received_count >= local.max_accepted_htlcs:
+        return 0
+    return max(0, min(room_msat, local.max_htlc_value_in_flight_msat - view.received_msat))
 
 
 def check_received_add(params: ChannelParams, htlc: Htlc, after: Preview) -> None:

@@ -78,7 +78,8 @@ def add_htlc(state: Normal, event: AddHtlc, env: Env) -> Transition:
     if not isinstance(state.link, Live):
         raise CommandRejected("not_ready", "the peer is not connected")
     htlc = Htlc(c.local_next_htlc_id, event.amount_msat, event.payment_hash, event.cltv_expiry, True)
-    after = limits.check_offer(c, params, htlc, env)
+    limits.check_expiry(htlc, env.block_height)
+    after = limits.check_offer(c, params, htlc, env.policy)
     message = UpdateAddHtlc(
         params.channel_id,
         htlc.id,

@@ -1,7 +1,8 @@
 """Two channels face to face in memory: real keys and signatures, message queues, and crashes at any point.
 
-`Peer` is what a driver is to a node: it steps, "commits" (keeps the encoded state and the written rows), and only then
-performs the effects. `crash` throws away everything but what was committed. `Pair` joins two of them. Nothing is random
+`Peer` is what a driver is to a node: it steps, "commits" (keeps the encoded state, the written rows, and what the
+effects tell the node, which a node writes in the same transaction), and only then sends. `crash` throws away
+everything but what was committed. `Pair` joins two of them. Nothing is random
 here: who uses it decides what happens next.
 """
 
@@ -53,11 +54,11 @@ def script_of(name: str) -> bytes:
 
 @dataclass
 class Peer:
-    """One side. `outbox` holds wire messages to the other; `log` all effects in order."""
+    """One side. `outbox` holds wire messages to the other; `log` all effects in order, from their commit on."""
 
     name: str
     signer: ChannelSecrets
-    policy: ChannelPolicy = ChannelPolicy()
+    policy: ChannelPolicy = field(default_factory=ChannelPolicy)
     features: frozenset[int] = FEATURES
     feerate_per_kw: int = 1000
     closing_feerate_per_kw: int = 1000
@@ -88,10 +89,16 @@ class Peer:
 
     # --- stepping
 
-    def step(self, event: ev.Event) -> list[fx.Effect]:
-        """Steps, commits, performs. Raises what the machine raises; then nothing has changed."""
+    def step(self, event: ev.Event, *, dies: bool = False) -> list[fx.Effect]:
+        """Steps, commits, performs. Raises what the machine raises; then nothing has changed. If it `dies`, that is
+        between the commit and the effects."""
         assert self.state is not None
-        return self.take(machine.step(self.state, event, self.env()))
+        transition = machine.step(self.state, event, self.env())
+        if not dies:
+            return self.take(transition)
+        self.commit(transition)
+        self.crash()
+        return list(transition.effects)
 
     def take(self, transition: Transition) -> list[fx.Effect]:
         """Commits a transition, then performs its effects."""
@@ -111,26 +118,27 @@ class Peer:
                     self.adds.pop((offered, id), None)
                 case wr.SaveRevocable(index=index):
                     self.revocable[index] = write
+        for effect in transition.effects:
+            self.log.append(effect)
+            if isinstance(effect, fx.HtlcLockedIn):
+                self.locked_in.append(effect)
 
     def perform(self, effects: tuple[fx.Effect, ...]) -> None:
         """What comes after the commit."""
         for effect in effects:
-            self.log.append(effect)
             match effect:
                 case fx.Send(message=message):
                     self.outbox.append(encode(message))
                 case fx.SendRaw(data=data):
                     self.outbox.append(data)
-                case fx.HtlcLockedIn():
-                    self.locked_in.append(effect)
                 case fx.Broadcast(tx=tx):
                     self.broadcast.append(tx)
                 case _:
                     pass
 
-    def receive(self, raw: bytes) -> list[fx.Effect]:
+    def receive(self, raw: bytes, *, dies: bool = False) -> list[fx.Effect]:
         """A message of the peer's arrives."""
-        return self.step(ev.PeerMessage(decode(raw), raw))
+        return self.step(ev.PeerMessage(decode(raw), raw), dies=dies)
 
     def sign(self) -> None:
         """What the driver does after a batch."""
