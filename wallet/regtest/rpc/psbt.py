@@ -1,0 +1,1 @@
+"""RPC methods about partially signed transactions (BIP 174)."""
