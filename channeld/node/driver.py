@@ -88,6 +88,10 @@ class Host(Protocol[S]):
         """After the commit, for all effects but sending and disconnecting."""
         ...
 
+    def batch_done(self, driver: ChannelDriver[S]) -> None:
+        """A batch is durable and its effects are performed."""
+        ...
+
     def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
         """Commit, then `done`; in order."""
         ...
@@ -171,11 +175,15 @@ class ChannelDriver(Generic[S]):
             self._busy = True
             self._loop.call_soon(self._run)
 
-    def start(self, effects: Sequence[fx.Effect] = ()) -> None:
-        """React to and perform the effects of `machine.initiate`, `accept` or `resume`; write a new channel's row."""
+    def start(self, effects: Sequence[fx.Effect], writes: Sequence[wr.Write], extra: Sequence[Write] = ()) -> None:
+        """Commit and perform what `machine.initiate`, `accept` or `resume` led to; the state is set already. `extra`
+        rows go into the same transaction."""
         batch = _Batch()
+        batch.writes.extend(extra)
         self._busy = True
-        self._react(effects, self._host.env(self), batch)
+        env = self._host.env(self)
+        self._keep(writes, batch)
+        self._react(effects, env, batch)
         batch.writes.extend(self._host.rows(self, None))
         self._host.submit(batch.writes, lambda error: self._committed(batch, error))
 
@@ -227,13 +235,16 @@ class ChannelDriver(Generic[S]):
         """One transition, and the node's reactions to its effects, which may be further events."""
         transition = self._machine.step(self.state, event, env)
         self.state = transition.state
-        for write in transition.writes:
+        self._keep(transition.writes, batch)
+        self._react(transition.effects, env, batch)
+
+    def _keep(self, writes: Sequence[wr.Write], batch: _Batch) -> None:
+        for write in writes:
             if isinstance(write, wr.SaveAdd):
                 self.adds[write.offered, write.id] = write.raw
             elif isinstance(write, wr.ForgetAdd):
                 self.adds.pop((write.offered, write.id), None)
             batch.writes.append(channel_write(self.channel_key, write))
-        self._react(transition.effects, env, batch)
 
     def _react(self, effects: Iterable[fx.Effect], env: Env, batch: _Batch) -> None:
         further: list[ev.Event] = []
@@ -295,6 +306,7 @@ class ChannelDriver(Generic[S]):
                     self._host.perform(self, effect)
         for done in batch.done:
             done(None)
+        self._host.batch_done(self)
         if self._inbox and self.failure is None:
             self._loop.call_soon(self._run)
         else:

@@ -187,7 +187,7 @@ class InvoiceBook:
             min_final_cltv_expiry_delta_blocks=delta,
         )
 
-    async def list(self, limit: int, offset: int) -> list[InvoiceView]:
+    async def views(self, limit: int, offset: int) -> list[InvoiceView]:
         """The newest first."""
         table = tables.invoices
         query = select(table.c.record).order_by(table.c.created_seconds.desc(), table.c.payment_hash)

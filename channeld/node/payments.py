@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -25,7 +26,7 @@ from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.node import failures
 from channeld.node.bus import EventBus
-from channeld.node.interface import NodeError, PaymentView
+from channeld.node.interface import ErrorKind, NodeError, PaymentView
 from channeld.storage import Store, Write, rows, tables
 from wallet.bitcoin.address import Network
 
@@ -90,13 +91,13 @@ def save(record: PaymentRecord) -> Write:
 
 
 class _Live:
-    """A payment in memory, from its start until its outcome is durable. `refused`: parts never accepted."""
+    """A payment in memory, from its start until its outcome is durable. `accepted`: parts that their channels took."""
 
-    __slots__ = ("outcome", "record", "unsent")
+    __slots__ = ("accepted", "outcome", "record")
 
     def __init__(self, record: PaymentRecord) -> None:
         self.record = record
-        self.unsent = len(record.parts)
+        self.accepted = 0
         self.outcome: asyncio.Future[PaymentRecord] = asyncio.get_running_loop().create_future()
 
 
@@ -121,6 +122,7 @@ class Payments:
         self._height = height
         self._now = now
         self._live: dict[bytes, _Live] = {}
+        self._by_id: dict[int, _Live] = {}
         self._next_id = 1
 
     def load(self, connection: Connection) -> None:
@@ -129,8 +131,14 @@ class Payments:
         self._next_id = (connection.execute(select(func.max(table.c.payment_id))).scalar() or 0) + 1
         for row in connection.execute(select(table.c.record).where(table.c.state == "in_flight")):
             record = _decode(row.record)
-            live = self._live[record.payment_hash] = _Live(record)
-            live.unsent = 0
+            self._enter(_Live(record))
+
+    def _enter(self, live: _Live) -> None:
+        self._live[live.record.payment_hash] = self._by_id[live.record.payment_id] = live
+
+    def _leave(self, live: _Live) -> None:
+        self._live.pop(live.record.payment_hash, None)
+        self._by_id.pop(live.record.payment_id, None)
 
     # --- paying
 
@@ -152,13 +160,14 @@ class Payments:
 
     async def wait(self, payment_id: int, timeout_seconds: float) -> PaymentView:
         """The outcome of a payment that was started before."""
-        for live in self._live.values():
-            if live.record.payment_id == payment_id:
-                return await self._wait(live, timeout_seconds)
+        live = self._by_id.get(payment_id)
+        if live is not None:
+            return await self._wait(live, timeout_seconds)
         table = tables.payments
         query = select(table.c.record).where(table.c.payment_id == payment_id)
         record = await self._store.read(lambda c: c.execute(query).scalar())
-        assert record is not None
+        if record is None:
+            raise NodeError("failed_precondition", "the first call with this key came to nothing: nothing was paid")
         return _decode(record).view()
 
     def _check_invoice(self, bolt11: str) -> Invoice:
@@ -189,7 +198,10 @@ class Payments:
         candidates = self._channels.usable_with(invoice.payee)
         if not candidates:
             raise NodeError("failed_precondition", self._channels.why_unreachable(invoice.payee))
-        room = sorted(((driver, self._channels.available_msat(driver)) for driver in candidates), key=lambda c: c[1])
+        if len(candidates) == 1:
+            return [(candidates[0], amount_msat)]  # the channel itself says if it is too much
+        room = [(driver, self._channels.available_msat(driver)) for driver in candidates]
+        room.sort(key=lambda choice: choice[1])
         for driver, available_msat in room:
             if available_msat >= amount_msat:
                 return [(driver, amount_msat)]
@@ -200,15 +212,7 @@ class Payments:
                 f"not enough money on our side of the channels with the payee: {room[-1][1]} msat can be sent over "
                 f"one channel ({total_msat} msat over all), {amount_msat} msat are wanted",
             )
-        plan: list[tuple[Driver, int]] = []
-        rest = amount_msat
-        for driver, available_msat in reversed(room):
-            part = min(rest, available_msat)
-            plan.append((driver, part))
-            rest -= part
-            if not rest:
-                break
-        return plan
+        return _split(room[::-1], amount_msat)
 
     def _start(
         self,
@@ -238,22 +242,23 @@ class Payments:
             created_seconds=int(self._now()),
             parts=tuple(parts),
         )
-        live = self._live[invoice.payment_hash] = _Live(record)
+        live = _Live(record)
+        self._enter(live)
         writes = [save(record), *extra(payment_id)]
         for index, (driver, add) in enumerate(offers):
-            driver.post(add, writes, lambda error, index=index: self._offered(live, index, error))
+            driver.post(add, writes, partial(self._offered, live, index))
         return live
 
     def _offered(self, live: _Live, index: int, error: Exception | None) -> None:
         """A part is in its channel, durably, or the channel refused it."""
-        live.unsent -= 1
         if error is None:
+            live.accepted += 1
             return
-        writes = self._part_ended(live, index, "failed", f"our channel refused the payment: {error}")
+        writes = self._part_ended(live, index, "failed", f"our channel refused it: {error}")
         record = live.record
-        if record.state == "failed" and all(part.state == "failed" for part in record.parts) and len(record.parts) == 1:
-            # Nothing was stored: there is no payment at all.
-            self._forget(live, NodeError("resource_exhausted", record.failure))
+        if record.state == "failed" and not live.accepted:  # nothing was stored: there is no payment at all
+            self._leave(live)
+            live.outcome.set_exception(_refused(error))
             return
         self._store.submit(writes, lambda failure: self.durable(record.payment_hash) if failure is None else None)
 
@@ -312,7 +317,7 @@ class Payments:
             live.outcome.set_result(record)
             self._announce(record)
         if all(part.state != "in_flight" for part in record.parts):
-            del self._live[payment_hash]
+            self._leave(live)
 
     def _announce(self, record: PaymentRecord) -> None:
         what = f"{record.amount_msat} msat to {record.destination.hex()}"
@@ -322,16 +327,8 @@ class Payments:
         else:
             self._bus.publish("payment.failed", f"could not pay {what}: {record.failure}", **data)
 
-    def _forget(self, live: _Live, error: NodeError) -> None:
-        self._live.pop(live.record.payment_hash, None)
-        live.outcome.set_exception(error)
-
     def _of(self, origin: bytes) -> tuple[_Live | None, int]:
-        payment_id = int.from_bytes(origin[1:9], "big")
-        for live in self._live.values():
-            if live.record.payment_id == payment_id:
-                return live, origin[9]
-        return None, 0
+        return self._by_id.get(int.from_bytes(origin[1:9], "big")), origin[9]
 
     def _explain(self, part: PartRecord, effect: fx.HtlcFailed) -> str:
         if effect.never_sent:
@@ -347,7 +344,7 @@ class Payments:
 
     # --- views
 
-    async def list(self, limit: int, offset: int) -> list[PaymentView]:
+    async def views(self, limit: int, offset: int) -> list[PaymentView]:
         """The newest first."""
         table = tables.payments
         query = select(table.c.record).order_by(table.c.payment_id.desc()).limit(limit).offset(offset)
@@ -365,6 +362,34 @@ class Payments:
         if record is None:
             raise NodeError("not_found", f"there is no payment with the hash {payment_hash.hex()}")
         return _decode(record).view()
+
+
+def _split(room: Sequence[tuple[Driver, int]], amount_msat: int) -> list[tuple[Driver, int]]:
+    """The amount over several channels, the roomiest first."""
+    plan: list[tuple[Driver, int]] = []
+    for driver, available_msat in room:
+        part_msat = min(amount_msat, available_msat)
+        if part_msat:
+            plan.append((driver, part_msat))
+            amount_msat -= part_msat
+    return plan
+
+
+_REFUSALS: dict[ev.RejectCode, ErrorKind] = {
+    "insufficient_balance": "resource_exhausted",
+    "in_flight_limit": "resource_exhausted",
+    "too_many_htlcs": "resource_exhausted",
+    "dust_exposure": "resource_exhausted",
+    "not_ready": "unavailable",
+    "amount_below_minimum": "invalid_argument",
+}
+
+
+def _refused(error: Exception) -> NodeError:
+    """Our own channel did not take the payment."""
+    if isinstance(error, ev.CommandRejected):
+        return NodeError(_REFUSALS.get(error.code, "failed_precondition"), f"nothing was paid: {error.sentence}")
+    return NodeError("internal", f"nothing was paid: {error}")
 
 
 def _amount(invoice: Invoice, amount_msat: int | None) -> int:

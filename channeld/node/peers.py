@@ -142,7 +142,7 @@ class Peers:
         return self._view(peer)
 
     async def disconnect(self, node_id: bytes, force: bool) -> None:
-        """Close the connection; with channels only if `force`d, and then it is not called again until it calls."""
+        """Close the connection; with channels only if `force`d, and then the peer is soon called again."""
         peer = self._peers.get(node_id)
         if peer is None or peer.link is None:
             raise NodeError("not_found", f"{node_id.hex()} is not connected")
@@ -150,7 +150,7 @@ class Peers:
             raise NodeError("failed_precondition", "there are channels with this peer; use force to disconnect anyway")
         peer.link.close("disconnected by the operator")
 
-    def list(self) -> list[PeerView]:
+    def views(self) -> list[PeerView]:
         """Connected peers, and those that are called."""
         return [self._view(peer) for peer in self._peers.values() if peer.link is not None or self._is_wanted(peer)]
 
@@ -252,8 +252,8 @@ class Peers:
         self.channels.peer_connected(link)
 
     def _keeps_old(self, peer: Peer, old: PeerLink, new: PeerLink) -> bool:
-        """Crossing connections: both sides keep the one that the smaller node id opened. Otherwise the new one wins: the
-        peer would not have called if it believed in the old one."""
+        """Crossing connections: both sides keep the one that the smaller node id opened. Otherwise the new one wins:
+        the peer would not have called if it believed in the old one."""
         if old.inbound == new.inbound or time.monotonic() - peer.connected_at > CROSSING_SECONDS:
             return False
         we_open = self._identity.node_id < peer.node_id

@@ -42,7 +42,7 @@ class Switch:
 
     # --- incoming
 
-    def locked_in(self, driver: Driver, htlc: Htlc) -> Reaction:
+    def locked_in(self, driver: Driver, htlc: Htlc, over_dust_exposure: bool) -> Reaction:
         """An incoming HTLC is irrevocable (perhaps told again): settle it, fail it, or keep it."""
         add = decode(driver.adds[False, htlc.id])
         assert isinstance(add, UpdateAddHtlc)
@@ -61,6 +61,9 @@ class Switch:
         seen = self._onions.setdefault(replay_key, (driver.channel_key, htlc.id, htlc.cltv_expiry))
         if seen[:2] != (driver.channel_key, htlc.id):
             refusal = onion.context.refusal(TemporaryNodeFailure(), "the onion was seen before")
+            return Reaction(events=[refusal_event(htlc.id, refusal)])
+        if over_dust_exposure:
+            refusal = onion.context.refusal(TemporaryNodeFailure(), "too much is in HTLCs too small to claim")
             return Reaction(events=[refusal_event(htlc.id, refusal)])
         remember = rows.SAVE_ONION(replay_key, driver.channel_key, htlc.id, htlc.cltv_expiry)
         match onion:

@@ -86,6 +86,7 @@ watches = Table(
     Column("script_pubkey", LargeBinary, nullable=False),
     Column("confirmed_height", BigInteger),
     Column("tx_index", BigInteger),
+    Column("amount_sat", BigInteger),
     Column("spent_height", BigInteger),
     Column("spending_tx", LargeBinary),
 )
@@ -170,17 +171,8 @@ broadcasts = Table(
 )
 """Transactions to publish again after each block until they are buried."""
 
-blocks = Table(
-    "blocks",
-    metadata,
-    Column("height", BigInteger, primary_key=True, autoincrement=False),
-    Column("block_hash", LargeBinary(32), nullable=False),
-)
-"""The last blocks that were processed; the highest is the tip."""
-
 __all__ = [
     "adds",
-    "blocks",
     "broadcasts",
     "channels",
     "idempotency",

@@ -1,0 +1,160 @@
+"""Transactions that must reach the chain: published at once, again after each block, until buried or beaten."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+from msgspec import Struct
+from sqlalchemy import Connection, select
+
+from channeld.node.bus import EventBus
+from channeld.storage import Write, rows, tables
+from wallet.bitcoin import OutPoint, Tx
+from wallet.chain import BroadcastResult, ChainSource, ChainUnavailable
+
+log = structlog.get_logger(__name__)
+BURIED_BLOCKS = 6
+
+
+class _Entry(Struct):
+    tx: Tx
+    raw: bytes
+    label: str
+    channel_key: int | None
+    created_seconds: int
+    confirmed_height: int | None = None
+    beaten_height: int | None = None
+    """Where another transaction took one of its inputs."""
+    last_answer: str = ""
+
+
+class Broadcasts:
+    """The list, kept in the database, and the one task that publishes from it."""
+
+    def __init__(self, source: ChainSource, bus: EventBus) -> None:
+        self._source = source
+        self._bus = bus
+        self._entries: dict[bytes, _Entry] = {}
+        self._spends: dict[OutPoint, set[bytes]] = {}
+        self._due: dict[bytes, None] = {}
+        self._wake = asyncio.Event()
+
+    def load(self, connection: Connection) -> None:
+        """What was not buried when the node stopped; all of it is published again."""
+        for row in connection.execute(select(tables.broadcasts)):
+            entry = _Entry(Tx.parse(row.raw), row.raw, row.label, row.channel_key, row.created_seconds)
+            entry.confirmed_height = row.confirmed_height
+            self._insert(row.txid, entry)
+
+    # --- before the commit: memory and rows
+
+    def add(self, tx: Tx, label: str, channel_key: int | None) -> list[Write]:
+        """Rows that make the broadcast survive a crash; call `publish` once they are durable."""
+        txid = tx.txid()
+        if txid in self._entries:
+            return []
+        entry = _Entry(tx, tx.serialize(), label, channel_key, int(time.time()))
+        self._insert(txid, entry)
+        return [self._row(txid, entry)]
+
+    def _insert(self, txid: bytes, entry: _Entry) -> None:
+        self._entries[txid] = entry
+        for txin in entry.tx.inputs:
+            self._spends.setdefault(txin.outpoint, set()).add(txid)
+        if entry.confirmed_height is None:
+            self._due[txid] = None
+
+    def _row(self, txid: bytes, entry: _Entry) -> Write:
+        return rows.SAVE_BROADCAST(
+            txid, entry.raw, entry.label, entry.channel_key, entry.created_seconds, entry.confirmed_height
+        )
+
+    def scan(self, tx: Tx, txid: bytes, height: int) -> list[Write]:
+        """A transaction is in the block at `height`."""
+        found = self._entries.get(txid)
+        if found is not None:
+            found.confirmed_height = height
+            return [self._row(txid, found)]
+        for txin in tx.inputs:
+            for rival in self._spends.get(txin.outpoint, ()):
+                self._entries[rival].beaten_height = height
+        return []
+
+    def spends_any(self, outpoint: OutPoint) -> bool:
+        """Whether one of ours spends it."""
+        return outpoint in self._spends
+
+    def disconnected(self, height: int) -> list[Write]:
+        """The block at `height` left the chain."""
+        writes = []
+        for txid, entry in self._entries.items():
+            if entry.beaten_height is not None and entry.beaten_height >= height:
+                entry.beaten_height = None
+            if entry.confirmed_height is not None and entry.confirmed_height >= height:
+                entry.confirmed_height = None
+                writes.append(self._row(txid, entry))
+        return writes
+
+    def bury(self, height: int) -> list[Write]:
+        """Let go of what is six deep at this height, or beaten by what is."""
+        writes = []
+        for txid, entry in list(self._entries.items()):
+            settled = entry.confirmed_height or entry.beaten_height
+            if settled is not None and height - settled + 1 >= BURIED_BLOCKS:
+                del self._entries[txid]
+                self._due.pop(txid, None)
+                for txin in entry.tx.inputs:
+                    self._spends[txin.outpoint].discard(txid)
+                    if not self._spends[txin.outpoint]:
+                        del self._spends[txin.outpoint]
+                writes.append(rows.FORGET_BROADCAST(txid))
+        return writes
+
+    # --- publishing
+
+    def publish(self, txid: bytes) -> None:
+        """Publish now (its rows are durable)."""
+        if txid in self._entries:
+            self._due[txid] = None
+            self._wake.set()
+
+    def publish_all(self) -> None:
+        """Publish everything that is not in a block: after each block, and when layer 1 is back."""
+        for txid, entry in self._entries.items():
+            if entry.confirmed_height is None and entry.beaten_height is None:
+                self._due[txid] = None
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publishes what is due, in order, for ever; while layer 1 is away it waits for `publish_all`."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._due:
+                txid = next(iter(self._due))
+                del self._due[txid]
+                entry = self._entries.get(txid)
+                if entry is None or entry.confirmed_height is not None:
+                    continue
+                try:
+                    result = await self._source.broadcast(entry.tx)
+                except ChainUnavailable as error:
+                    log.warning("cannot broadcast now", txid=entry.tx.txid_hex, label=entry.label, reason=str(error))
+                    self._due[txid] = None
+                    break
+                self._report(entry, result)
+
+    def _report(self, entry: _Entry, result: BroadcastResult) -> None:
+        answer = f"{result.outcome.value} {result.reason}".strip()
+        if answer == entry.last_answer:
+            return
+        entry.last_answer = answer
+        what = f"{entry.label} transaction {entry.tx.txid_hex}"
+        if result.ok:
+            self._bus.publish(
+                "chain.broadcast", f"{what}: {answer}", txid=entry.tx.txid_hex, label=entry.label, outcome=answer
+            )
+        else:
+            log.warning("broadcast refused", txid=entry.tx.txid_hex, label=entry.label, reason=result.reason)

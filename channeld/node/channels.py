@@ -1,0 +1,538 @@
+"""All channels: their drivers, which message goes to which, and what each effect means for the rest of the node.
+
+This is the `Host` of the drivers. What the operator asks of channels is in `channel_verbs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, assert_never
+
+import structlog
+from sqlalchemy import Connection
+
+from channeld.bolt.invoice import RoutingHop
+from channeld.bolt.messages import ChannelReestablish, ErrorMessage, Message, OpenChannel
+from channeld.bolt.transactions import ChannelSecrets
+from channeld.channel import effects as fx
+from channeld.channel import events as ev
+from channeld.channel import machine
+from channeld.channel.env import ChannelPolicy, Env
+from channeld.channel.open import commitment_feerate_per_kw
+from channeld.channel.state import Closed, Normal, State, phase_name
+from channeld.node import views
+from channeld.node.broadcasts import Broadcasts
+from channeld.node.bus import EventBus
+from channeld.node.driver import NO_REACTION, ChannelDriver, Reaction
+from channeld.node.feerates import FeeRates
+from channeld.node.identity import Identity
+from channeld.node.interface import NodeError
+from channeld.node.peer import PeerLink
+from channeld.node.switch import Switch
+from channeld.node.watches import Watches
+from channeld.storage import Store, Write, rows
+from wallet.bitcoin import Tx
+
+log = structlog.get_logger(__name__)
+MAX_OPENINGS_PER_PEER = 4
+"""Channels of one peer that are not funded deep enough yet; more are refused."""
+MAX_ROUTE_HINTS = 5
+FEE_TOLERANCE = 5
+"""A commitment's fee rate is left alone while it is within a fifth of what we want."""
+
+
+class Funder(Protocol):
+    """The wallet's part in opening and closing."""
+
+    def need_funding(self, driver: Driver, need: fx.NeedFunding) -> None:
+        """Build a transaction, then post FundingTxReady or FundingFailed."""
+        ...
+
+    def release_funding(self, txid: bytes) -> None:
+        """A funding transaction will never be used."""
+        ...
+
+    def need_script(self, driver: Driver, any_segwit: bool) -> None:
+        """Post CloseChannel with a script of the wallet; P2WPKH unless `any_segwit`."""
+        ...
+
+    def broadcasting(self, tx: Tx, label: str) -> list[Write]:
+        """A channel's transaction is about to be published: the wallet's rows about it."""
+        ...
+
+
+class Driver(ChannelDriver[State]):
+    """A channel's driver, and what the node knows of the channel beside its state."""
+
+    peer_id: bytes
+    secrets: ChannelSecrets
+    created_seconds: int
+    stored_as: tuple[bytes, str] | None = None
+    """`channel_id` and phase in the database; None before the first commit."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.watchers: set[asyncio.Event] = set()
+
+    @property
+    def is_over(self) -> bool:
+        """Closed, forgotten: nothing more will happen."""
+        return isinstance(self.state, Closed)
+
+
+class Channels:
+    """The registry and host of all channels that are not over."""
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        bus: EventBus,
+        feerates: FeeRates,
+        watches: Watches,
+        broadcasts: Broadcasts,
+        policy: ChannelPolicy,
+        local_features: frozenset[int],
+        chain_hash: bytes,
+        height: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._bus = bus
+        self._feerates = feerates
+        self._watches = watches
+        self._broadcasts = broadcasts
+        self._policy = policy
+        self._local_features = local_features
+        self._chain_hash = chain_hash
+        self._height = height
+        self._by_key: dict[int, Driver] = {}
+        self._by_id: dict[tuple[bytes, bytes], Driver] = {}
+        self._by_peer: dict[bytes, dict[int, Driver]] = {}
+        self._next_key = 0
+        self._switch: Switch | None = None
+        self._funder: Funder | None = None
+        self._links: dict[bytes, PeerLink] = {}
+
+    def connect_parts(self, switch: Switch, funder: Funder) -> None:
+        """The parts that in turn need the channels; before `load`."""
+        self._switch = switch
+        self._funder = funder
+
+    @property
+    def switch(self) -> Switch:
+        assert self._switch is not None
+        return self._switch
+
+    @property
+    def funder(self) -> Funder:
+        assert self._funder is not None
+        return self._funder
+
+    # --- start
+
+    def load(self, connection: Connection) -> None:
+        """Channels as they were committed last."""
+        self._next_key = int.from_bytes(rows.load_meta(connection).get("next_channel_key", b"\0"), "big")
+        for stored in rows.load_channels(connection, closed=False):
+            state = machine.decode_state(stored.state)
+            driver = self._new_driver(state, stored.channel_key, stored.channel_id, stored.peer_id, stored.adds)
+            driver.created_seconds = stored.created_seconds
+            driver.stored_as = (stored.channel_id, stored.phase)
+
+    def resume(self) -> None:
+        """Let all channels go on where they stopped; once, after everything is loaded."""
+        for driver in list(self._by_key.values()):
+            resumed = machine.resume(driver.state, self.env(driver))
+            driver.state = resumed.state
+            driver.start(resumed.effects, resumed.writes)
+
+    def _new_driver(
+        self,
+        state: State,
+        channel_key: int,
+        channel_id: bytes,
+        peer_id: bytes,
+        adds: dict[tuple[bool, int], bytes] | None = None,
+    ) -> Driver:
+        driver = Driver(machine, self, state, channel_key, channel_id, adds)
+        driver.peer_id = peer_id
+        driver.secrets = self._identity.channel_secrets(channel_key)
+        driver.created_seconds = int(time.time())
+        self._by_key[channel_key] = driver
+        self._by_id[peer_id, channel_id] = driver
+        self._by_peer.setdefault(peer_id, {})[channel_key] = driver
+        return driver
+
+    def take_key(self) -> int:
+        """A channel number that was never used; it is stored with the channel's first commit."""
+        key, self._next_key = self._next_key, self._next_key + 1
+        return key
+
+    def add(
+        self,
+        transition: machine.Transition,
+        channel_key: int,
+        channel_id: bytes,
+        link: PeerLink,
+        extra: Sequence[Write] = (),
+    ) -> Driver:
+        """A new channel, from `machine.initiate` or `machine.accept`; `extra` rows go into its first transaction."""
+        driver = self._new_driver(transition.state, channel_key, channel_id, link.node_id)
+        driver.link = link
+        driver.start(transition.effects, transition.writes, extra)
+        return driver
+
+    async def command(self, driver: Driver, event: ev.Event, writes: Sequence[Write] = ()) -> None:
+        """Post a command and wait until it is durable. Raises NodeError if the channel refuses it."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def finish(error: Exception | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            elif isinstance(error, ev.CommandRejected):
+                done.set_exception(NodeError("failed_precondition", error.sentence))
+            else:
+                done.set_exception(NodeError("internal", str(error)))
+
+        driver.post(event, writes, finish)
+        await done
+
+    # --- the registry
+
+    def all(self) -> Iterator[Driver]:
+        """Every channel that is not over."""
+        return iter(list(self._by_key.values()))
+
+    def by_key(self, channel_key: int) -> Driver | None:
+        """A channel by its number."""
+        return self._by_key.get(channel_key)
+
+    def by_id(self, channel_id: bytes) -> Driver | None:
+        """A channel by its id, temporary ones too."""
+        return next((driver for driver in self._by_key.values() if driver.channel_id == channel_id), None)
+
+    def of_peer(self, node_id: bytes) -> list[Driver]:
+        """The channels with a peer."""
+        return list(self._by_peer.get(node_id, {}).values())
+
+    def count_with(self, node_id: bytes) -> int:
+        """How many channels there are with a peer."""
+        return len(self._by_peer.get(node_id, ()))
+
+    def _forget(self, driver: Driver) -> None:
+        """The channel is over: from memory; its row stays."""
+        self._by_key.pop(driver.channel_key, None)
+        self._by_id.pop((driver.peer_id, driver.channel_id), None)
+        with_peer = self._by_peer.get(driver.peer_id, {})
+        with_peer.pop(driver.channel_key, None)
+        if not with_peer:
+            self._by_peer.pop(driver.peer_id, None)
+
+    # --- peers
+
+    def peer_connected(self, link: PeerLink) -> None:
+        """All channels with this peer go on over `link`."""
+        self._links[link.node_id] = link
+        for driver in self.of_peer(link.node_id):
+            driver.post_connected(link, link.remote_features)
+
+    def peer_disconnected(self, link: PeerLink) -> None:
+        """The connection is gone."""
+        if self._links.get(link.node_id) is link:
+            del self._links[link.node_id]
+        for driver in self.of_peer(link.node_id):
+            driver.post(ev.Disconnected())
+
+    def peer_message(self, link: PeerLink, message: Message, raw: bytes) -> None:
+        """A message about a channel."""
+        if isinstance(message, OpenChannel):
+            self._on_open_channel(link, message)
+            return
+        channel_id = getattr(message, "channel_id", None) or getattr(message, "temporary_channel_id", None)
+        if channel_id is None:
+            log.debug("message ignored", peer=link.node_id.hex(), message=message.NAME)
+            return
+        driver = self._by_id.get((link.node_id, channel_id))
+        if driver is not None:
+            driver.post_message(message, raw, link)
+            return
+        log.info("message about an unknown channel", peer=link.node_id.hex(), message=message.NAME)
+        if isinstance(message, ChannelReestablish):
+            link.send_message(ErrorMessage(channel_id, b"this channel is unknown here"))
+
+    def peer_error(self, link: PeerLink, message: ErrorMessage) -> None:
+        """BOLT 1: `channel_id` names the channel that fails; all zeros: all of them."""
+        if message.channel_id == bytes(32):
+            drivers = self.of_peer(link.node_id)
+        else:
+            driver = self._by_id.get((link.node_id, message.channel_id))
+            drivers = [driver] if driver is not None else []
+        for driver in drivers:
+            driver.post_message(message, b"", link)
+
+    def _on_open_channel(self, link: PeerLink, message: OpenChannel) -> None:
+        temporary_id = message.temporary_channel_id
+        openings = [d for d in self.of_peer(link.node_id) if phase_name(d.state) in ("opening", "awaiting_funding")]
+        refusal = ""
+        if (link.node_id, temporary_id) in self._by_id:
+            refusal = "this temporary_channel_id is in use"
+        elif len(openings) >= MAX_OPENINGS_PER_PEER:
+            refusal = f"there are {len(openings)} unfinished channels between us already"
+        channel_key = self.take_key()
+        try:
+            if refusal:
+                raise ev.ProtocolViolation(refusal)
+            accepted = machine.accept(
+                message,
+                link.node_id,
+                link.remote_features,
+                self._env(self._identity.channel_secrets(channel_key), {}),
+                chain_hash=self._chain_hash,
+                local_alias=new_alias(),
+                upfront_shutdown_script=b"",
+            )
+        except ev.ProtocolViolation as violation:
+            self._bus.publish(
+                "channel.refused",
+                f"refused a channel of {link.node_id.hex()}: {violation.reason}",
+                node_id=link.node_id.hex(),
+            )
+            link.send_message(ErrorMessage(temporary_id, violation.reason.encode()[:400]))
+            return
+        self.add(accepted, channel_key, temporary_id, link)
+
+    # --- Host
+
+    def env(self, driver: ChannelDriver[State]) -> Env:
+        """The world as this channel sees it now."""
+        assert isinstance(driver, Driver)
+        return self._env(driver.secrets, driver.adds)
+
+    def new_env(self, channel_key: int) -> Env:
+        """The same for a channel that is about to be."""
+        return self._env(self._identity.channel_secrets(channel_key), {})
+
+    def _env(self, secrets: ChannelSecrets, adds: Mapping[tuple[bool, int], bytes]) -> Env:
+        return Env(
+            time_seconds=int(time.time()),
+            block_height=self._height(),
+            feerate_per_kw=self._feerates.commitment_per_kw,
+            closing_feerate_per_kw=self._feerates.closing_per_kw,
+            policy=self._policy,
+            signer=secrets,
+            adds=adds,
+            local_features=self._local_features,
+        )
+
+    def rows(self, driver: ChannelDriver[State], before: State | None) -> Iterable[Write]:
+        """The channel's row, if there is anything new."""
+        assert isinstance(driver, Driver)
+        state = driver.state
+        if state is before:
+            return ()
+        phase = phase_name(state)
+        blob = machine.encode_state(state)
+        stored_as, driver.stored_as = driver.stored_as, (driver.channel_id, phase)
+        key = driver.channel_key
+        if stored_as is None:
+            return (
+                rows.SET_META("next_channel_key", self._next_key.to_bytes(8, "big")),
+                rows.INSERT_CHANNEL(
+                    key, driver.channel_id, driver.peer_id, phase, driver.is_over, blob, driver.created_seconds
+                ),
+            )
+        if stored_as == driver.stored_as:
+            return (rows.UPDATE_CHANNEL(blob, key),)
+        return (rows.UPDATE_CHANNEL_PHASE(driver.channel_id, phase, driver.is_over, blob, key),)
+
+    def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
+        """To the one writer."""
+        self._store.submit(writes, done)
+
+    def react(self, driver: ChannelDriver[State], effect: fx.Effect) -> Reaction:
+        """Rows and answers that belong into the same transaction."""
+        assert isinstance(driver, Driver)
+        match effect:
+            case fx.HtlcLockedIn():
+                return self.switch.locked_in(driver, effect.htlc, effect.over_dust_exposure)
+            case fx.HtlcSettled():
+                return self.switch.settled(driver, effect)
+            case fx.HtlcFailed():
+                return self.switch.failed(driver, effect)
+            case fx.Broadcast():
+                writes = self._broadcasts.add(effect.tx, effect.label, driver.channel_key)
+                return Reaction([*writes, *self.funder.broadcasting(effect.tx, effect.label)])
+            case fx.WatchFunding():
+                return Reaction(self._watches.add(driver.channel_key, effect.outpoint, effect.script_pubkey))
+            case fx.ChannelIdChanged():
+                self._rename(driver, effect.new)
+                return NO_REACTION
+            case fx.CloseCompleted():
+                writes = self._watches.remove(driver.channel_key)
+                return Reaction([*writes, rows.FORGET_REVOCABLES(driver.channel_key)])
+            case _:
+                return NO_REACTION
+
+    def _rename(self, driver: Driver, channel_id: bytes) -> None:
+        self._by_id.pop((driver.peer_id, driver.channel_id), None)
+        driver.channel_id = channel_id
+        self._by_id[driver.peer_id, channel_id] = driver
+
+    def perform(self, driver: ChannelDriver[State], effect: fx.Effect) -> None:
+        """What follows once it is durable."""
+        assert isinstance(driver, Driver)
+        match effect:
+            case fx.HtlcLockedIn():
+                self.switch.locked_in_done(effect.htlc)
+            case fx.HtlcSettled() | fx.HtlcFailed():
+                self.switch.outgoing_done(effect)
+            case fx.HtlcRemoved():
+                self.switch.removed(driver, effect.id)
+            case fx.Broadcast():
+                self._broadcasts.publish(effect.tx.txid())
+            case fx.NeedFunding():
+                self.funder.need_funding(driver, effect)
+            case fx.ReleaseFunding():
+                self.funder.release_funding(effect.txid)
+            case fx.NeedShutdownScript():
+                self.funder.need_script(driver, effect.any_segwit)
+            case fx.PhaseChanged():
+                self._announce_phase(driver, effect)
+            case fx.ChannelUsable():
+                self._bus.publish(
+                    "channel.usable", f"channel {driver.channel_id.hex()} is usable", channel_id=driver.channel_id.hex()
+                )
+            case fx.CloseCompleted():
+                self._forget(driver)
+                self._bus.publish(
+                    "channel.closed",
+                    f"channel {driver.channel_id.hex()} is over: {effect.reason}",
+                    channel_id=driver.channel_id.hex(),
+                    closing_txid=effect.closing_txid[::-1].hex() if effect.closing_txid else None,
+                )
+            case fx.RemoteUnilateralClose():
+                self._bus.publish(
+                    "channel.alarm",
+                    f"channel {driver.channel_id.hex()} was closed by the peer alone ({effect.kind} commitment)",
+                    channel_id=driver.channel_id.hex(),
+                    txid=effect.tx.txid_hex,
+                    commitment=effect.kind,
+                )
+            case fx.WatchFunding() | fx.ChannelIdChanged() | fx.Send() | fx.SendRaw() | fx.Disconnect():
+                pass
+            case _:
+                assert_never(effect)
+
+    def _announce_phase(self, driver: Driver, change: fx.PhaseChanged) -> None:
+        reason = f" ({change.reason})" if change.reason else ""
+        self._bus.publish(
+            "channel.phase",
+            f"channel {driver.channel_id.hex()} with {driver.peer_id.hex()}: {change.old} -> {change.new}{reason}",
+            channel_id=driver.channel_id.hex(),
+            node_id=driver.peer_id.hex(),
+            old=change.old,
+            new=change.new,
+            reason=change.reason,
+        )
+
+    def frozen(self, driver: ChannelDriver[State], event: ev.Event, error: BaseException) -> None:
+        """A bug: this channel stops, the others live on."""
+        log.critical(
+            "channel frozen by a bug", channel=driver.channel_id.hex(), event=type(event).__name__, exc_info=error
+        )
+        self._bus.publish(
+            "channel.frozen",
+            f"channel {driver.channel_id.hex()} is frozen: {driver.failure}. Please report this; restart to go on",
+            channel_id=driver.channel_id.hex(),
+        )
+
+    def violated(self, driver: ChannelDriver[State], violation: ev.ProtocolViolation) -> None:
+        """The peer broke a rule."""
+        self._bus.publish(
+            "channel.violation",
+            f"the peer of channel {driver.channel_id.hex()} broke a rule: {violation.reason}",
+            channel_id=driver.channel_id.hex(),
+            action=violation.action,
+        )
+
+    # --- waiting for a phase
+
+    async def wait_until(self, driver: Driver, reached: Callable[[Driver], bool], timeout_seconds: float) -> bool:
+        """Until `reached` holds after a commit, or the time is over; whether it holds."""
+        if reached(driver):
+            return True
+        changed = asyncio.Event()
+        driver.watchers.add(changed)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not reached(driver):
+                    await changed.wait()
+                    changed.clear()
+        except TimeoutError:
+            return False
+        finally:
+            driver.watchers.discard(changed)
+        return True
+
+    def batch_done(self, driver: ChannelDriver[State]) -> None:
+        """A batch is durable and performed."""
+        assert isinstance(driver, Driver)
+        for watcher in driver.watchers:
+            watcher.set()
+
+    # --- fees
+
+    def adjust_fees(self) -> None:
+        """Where we pay the fee and it is off by more than a fifth, propose another (BOLT 2, "Updating Fees")."""
+        for driver in self.all():
+            state = driver.state
+            if not isinstance(state, Normal) or not views.is_usable(state) or not state.params.is_opener:
+                continue
+            wanted = commitment_feerate_per_kw(self.env(driver), state.params.anchors)
+            current = state.commitments.latest_remote.spec.feerate_per_kw
+            if abs(wanted - current) * FEE_TOLERANCE > current:
+                driver.post(ev.UpdateFee(wanted))
+
+    # --- for payments
+
+    def usable_with(self, node_id: bytes) -> list[Driver]:
+        """Channels with a peer over which HTLCs may go now."""
+        return [d for d in self.of_peer(node_id) if d.failure is None and views.is_usable(d.state)]
+
+    def available_msat(self, driver: Driver) -> int:
+        """The most that can be offered over a channel now."""
+        return views.available_to_send_msat(driver.state, self.env(driver))
+
+    def route_hints(self) -> list[tuple[RoutingHop, ...]]:
+        """One hint for each usable channel that is not announced: how the peer finds us over it (BOLT 11, `r`)."""
+        hints: list[tuple[RoutingHop, ...]] = []
+        for driver in self.all():
+            state = driver.state
+            if not isinstance(state, Normal) or state.params.announce:
+                continue
+            scid = state.remote_alias if state.remote_alias is not None else state.scid
+            if scid is not None and len(hints) < MAX_ROUTE_HINTS:
+                delta = self._policy.cltv_expiry_delta_blocks
+                hints.append((RoutingHop(driver.peer_id, scid, 0, 0, delta),))
+        return hints
+
+    def why_unreachable(self, node_id: bytes) -> str:
+        """Why `usable_with` is empty, as a sentence."""
+        drivers = self.of_peer(node_id)
+        if not drivers:
+            return f"there is no channel with {node_id.hex()}: open one first"
+        if node_id not in self._links:
+            return f"{node_id.hex()} is not connected: the channel cannot be used now, try again later"
+        phases = ", ".join(sorted({phase_name(driver.state) for driver in drivers}))
+        return f"no channel with {node_id.hex()} is usable now ({phases})"
+
+
+def new_alias() -> int:
+    """A random short_channel_id that no channel on the chain has: its block height is in the far future (BOLT 2)."""
+    return 16_000_000 << 40 | int.from_bytes(os.urandom(5), "big")

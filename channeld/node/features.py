@@ -1,0 +1,23 @@
+"""What this node offers in `init` (BOLT 9)."""
+
+from __future__ import annotations
+
+from channeld.bolt.features import Feature, optional, required
+
+LOCAL_FEATURES = required(
+    Feature.option_data_loss_protect,
+    Feature.var_onion_optin,
+    Feature.option_static_remotekey,
+    Feature.payment_secret,
+    Feature.option_channel_type,
+) | optional(
+    Feature.option_upfront_shutdown_script,
+    Feature.basic_mpp,
+    Feature.option_support_large_channel,
+    Feature.option_anchors,
+    Feature.option_shutdown_anysegwit,
+    Feature.option_scid_alias,
+    Feature.option_zeroconf,
+    Feature.option_simple_close,
+)
+"""Assumed features are required; the rest is optional. Gossip, onion messages and the like are not offered."""

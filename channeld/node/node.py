@@ -1,0 +1,243 @@
+"""The node as the API sees it: every verb of `NodeService`, handed to the part that does it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from channeld import __version__
+from channeld.bolt.features import describe
+from channeld.channel.state import AwaitingFunding, Closing, Funded, Opening
+from channeld.node import views
+from channeld.node.decoding import decoded_invoice
+from channeld.node.features import LOCAL_FEATURES
+from channeld.node.idempotency import Mark
+from channeld.node.interface import (
+    BalanceView,
+    ChannelView,
+    CoinView,
+    DecodedInvoice,
+    InvoiceView,
+    NodeEvent,
+    NodeInfo,
+    PaymentView,
+    PeerView,
+    TransactionView,
+)
+from channeld.node.runtime import Runtime
+
+
+class Node:
+    """`NodeService` over a running node."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    # --- the node
+
+    async def info(self) -> NodeInfo:
+        """The node at a glance."""
+        runtime = self.runtime
+        drivers = list(runtime.channels.all())
+        active = sum(views.is_usable(driver.state) and driver.failure is None for driver in drivers)
+        pending = sum(isinstance(driver.state, Opening | AwaitingFunding) for driver in drivers)
+        tip = runtime.wallet.tip
+        return NodeInfo(
+            node_id=runtime.identity.node_id,
+            alias=runtime.settings.alias,
+            color=runtime.settings.color,
+            version=__version__,
+            network=runtime.keys.network.name,
+            block_height=runtime.wallet.height,
+            block_hash=tip.hash if tip else bytes(32),
+            synced_to_chain=runtime.chain.synced,
+            chain_status=runtime.chain.status,
+            listen=tuple(runtime.listening),
+            num_peers=runtime.peers.num_connected(),
+            num_active_channels=active,
+            num_pending_channels=pending,
+            num_inactive_channels=len(drivers) - active - pending,
+            features=describe(LOCAL_FEATURES),
+            uptime_seconds=int(time.time() - runtime.started),
+        )
+
+    async def stop(self) -> None:
+        """Ask for the end; whoever runs the node waits for `runtime.stopped`."""
+        self.runtime.stopped.set()
+
+    def events(self, since_sequence: int | None = None) -> AsyncIterator[NodeEvent]:
+        """See EventBus."""
+        return self.runtime.bus.stream(since_sequence)
+
+    # --- peers
+
+    async def connect_peer(self, node_id: bytes, host: str, port: int, timeout_seconds: float = 10) -> PeerView:
+        """See Peers."""
+        return await self.runtime.peers.connect(node_id, host, port, timeout_seconds)
+
+    async def disconnect_peer(self, node_id: bytes, force: bool = False) -> None:
+        """See Peers."""
+        await self.runtime.peers.disconnect(node_id, force)
+
+    async def list_peers(self) -> list[PeerView]:
+        """See Peers."""
+        return self.runtime.peers.views()
+
+    # --- the wallet
+
+    async def new_address(self, kind: Literal["p2tr", "p2wpkh"] = "p2tr") -> str:
+        """A fresh address."""
+        return await self.runtime.coins.new_address(kind)
+
+    async def balance(self) -> BalanceView:
+        """Everything that is owned, on chain and in channels."""
+        wallet = self.runtime.wallet.balance()
+        local = remote = htlcs = closing = 0
+        for driver in self.runtime.channels.all():
+            state = driver.state
+            ours, theirs = views.balances_msat(state)
+            if isinstance(state, Closing):
+                closing += ours // 1000
+            elif isinstance(state, Funded):
+                local += ours
+                remote += theirs
+                htlcs += sum(htlc.amount_msat for htlc in views.htlcs(state))
+        return BalanceView(
+            confirmed_sat=wallet.confirmed_sat,
+            unconfirmed_sat=wallet.unconfirmed_sat,
+            immature_sat=wallet.immature_sat,
+            reserved_sat=wallet.reserved_sat,
+            channels_local_msat=local,
+            channels_remote_msat=remote,
+            pending_htlcs_msat=htlcs,
+            closing_sat=closing,
+        )
+
+    async def coins(self) -> list[CoinView]:
+        """All unspent outputs."""
+        return self.runtime.coins.coins()
+
+    async def transactions(self) -> list[TransactionView]:
+        """The newest first."""
+        return self.runtime.coins.transactions()
+
+    async def send_coins(
+        self, address: str, amount_sat: int | None, feerate_per_kw: int | None, idempotency_key: str = ""
+    ) -> TransactionView:
+        """`amount_sat` None sends everything."""
+        runtime = self.runtime
+        return await runtime.coins.send(address, amount_sat, feerate_per_kw, runtime.idempotency, idempotency_key)
+
+    async def bump(self, txid: bytes, feerate_per_kw: int) -> TransactionView:
+        """Raise a transaction's fee rate."""
+        return await self.runtime.coins.bump(txid, feerate_per_kw)
+
+    # --- channels
+
+    async def open_channel(
+        self,
+        node_id: bytes,
+        amount_sat: int,
+        push_msat: int = 0,
+        announce: bool = True,
+        zero_conf: bool = False,
+        feerate_per_kw: int | None = None,
+        close_to_address: str = "",
+        idempotency_key: str = "",
+    ) -> ChannelView:
+        """See ChannelVerbs."""
+        return await self.runtime.verbs.open(
+            node_id, amount_sat, push_msat, announce, zero_conf, feerate_per_kw, close_to_address, idempotency_key
+        )
+
+    async def list_channels(self, include_closed: bool = False) -> list[ChannelView]:
+        """See ChannelVerbs."""
+        return await self.runtime.verbs.list_all(include_closed)
+
+    async def get_channel(self, channel_id: bytes) -> ChannelView:
+        """See ChannelVerbs."""
+        return await self.runtime.verbs.get(channel_id)
+
+    async def close_channel(
+        self,
+        channel_id: bytes,
+        force: bool = False,
+        address: str = "",
+        feerate_per_kw: int | None = None,
+        idempotency_key: str = "",
+    ) -> ChannelView:
+        """See ChannelVerbs."""
+        return await self.runtime.verbs.close(channel_id, force, address, feerate_per_kw, idempotency_key)
+
+    # --- invoices and payments
+
+    async def create_invoice(
+        self,
+        amount_msat: int | None,
+        description: str,
+        expiry_seconds: int = 3600,
+        description_hash: bytes | None = None,
+        payment_preimage: bytes | None = None,
+        min_final_cltv_expiry_delta: int | None = None,
+        idempotency_key: str = "",
+    ) -> InvoiceView:
+        """See InvoiceBook."""
+        book = self.runtime.invoices
+        arguments = (
+            amount_msat,
+            description,
+            expiry_seconds,
+            description_hash,
+            payment_preimage,
+            min_final_cltv_expiry_delta,
+        )
+        return await self.runtime.idempotency.once(
+            idempotency_key, "create_invoice", arguments, lambda mark: book.create(*arguments, mark), book.get
+        )
+
+    async def list_invoices(self, limit: int = 100, offset: int = 0) -> list[InvoiceView]:
+        """The newest first."""
+        return await self.runtime.invoices.views(limit, offset)
+
+    async def get_invoice(self, payment_hash: bytes) -> InvoiceView:
+        """See InvoiceBook."""
+        return await self.runtime.invoices.get(payment_hash)
+
+    async def cancel_invoice(self, payment_hash: bytes) -> InvoiceView:
+        """See InvoiceBook."""
+        return await self.runtime.invoices.cancel(payment_hash)
+
+    async def decode(self, text: str) -> DecodedInvoice:
+        """What an invoice of any network says."""
+        return decoded_invoice(text, time.time())
+
+    async def pay(
+        self,
+        bolt11: str,
+        amount_msat: int | None = None,
+        max_fee_msat: int | None = None,
+        timeout_seconds: float = 60,
+        idempotency_key: str = "",
+    ) -> PaymentView:
+        """See Payments. Over a direct channel there is no fee, so any `max_fee_msat` holds."""
+        payments = self.runtime.payments
+
+        async def first(mark: Mark) -> PaymentView:
+            return await payments.pay(
+                bolt11, amount_msat, timeout_seconds, lambda payment_id: mark(payment_id.to_bytes(8, "big"))
+            )
+
+        async def again(reference: bytes) -> PaymentView:
+            return await payments.wait(int.from_bytes(reference, "big"), timeout_seconds)
+
+        arguments = (bolt11.strip(), amount_msat, max_fee_msat)
+        return await self.runtime.idempotency.once(idempotency_key, "pay", arguments, first, again)
+
+    async def list_payments(self, limit: int = 100, offset: int = 0) -> list[PaymentView]:
+        """The newest first."""
+        return await self.runtime.payments.views(limit, offset)
+
+    async def get_payment(self, payment_hash: bytes) -> PaymentView:
+        """See Payments."""
+        return await self.runtime.payments.get(payment_hash)

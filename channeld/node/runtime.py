@@ -1,0 +1,228 @@
+"""The node's parts: built together, loaded from the database, started and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from channeld.bolt.invoice import RoutingHop
+from channeld.channel.env import ChannelPolicy
+from channeld.node import views
+from channeld.node.broadcasts import Broadcasts
+from channeld.node.bus import EventBus
+from channeld.node.chain import ChainFollower
+from channeld.node.channel_verbs import ChannelVerbs
+from channeld.node.channels import Channels
+from channeld.node.coins import Coins
+from channeld.node.features import LOCAL_FEATURES
+from channeld.node.feerates import FeeRates
+from channeld.node.idempotency import Idempotency
+from channeld.node.identity import Identity
+from channeld.node.invoices import InvoiceBook
+from channeld.node.payments import Payments
+from channeld.node.peers import Peers
+from channeld.node.receive import Receiver
+from channeld.node.switch import Switch
+from channeld.node.wallet_store import NodeWalletStore
+from channeld.node.watches import Watches
+from channeld.storage import StorageError, Store, Write, rows
+from wallet.chain import ChainError, ChainSource
+from wallet.keys import Keys
+from wallet.wallet import Wallet
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """What a node is told beside its store, keys and chain. `listen` are (host, port) pairs."""
+
+    alias: str = ""
+    color: str = "3399ff"
+    listen: tuple[tuple[str, int], ...] = ()
+    policy: ChannelPolicy = field(default_factory=ChannelPolicy)
+    birthday_height: int | None = None
+    """The first block that may concern the seed; None for a seed made just now."""
+
+
+class Runtime:
+    """Everything that a running node consists of. `stopped` is set when it was asked to end, or cannot go on: then
+    `failure` is a sentence. Whoever runs it then calls `close`."""
+
+    def __init__(
+        self, store: Store, keys: Keys, wallet: Wallet, source: ChainSource, settings: NodeSettings, identity: Identity
+    ) -> None:
+        self.settings = settings
+        self.identity = identity
+        self.failure: str | None = None
+        self.stopped = asyncio.Event()
+        self.bus = EventBus()
+        self.keys = keys
+        self._store = store
+        self._source = source
+        self.wallet = wallet
+        self.started = time.time()
+        self.listening: list[str] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._build(keys, source)
+
+    def _build(self, keys: Keys, source: ChainSource) -> None:
+        """All parts; those that need each other meet in the end."""
+        network, chain_hash, store, bus = keys.network, keys.network.chain_hash, self._store, self.bus
+        self.feerates = FeeRates(source)
+        self._watches = Watches()
+        self._broadcasts = Broadcasts(source, bus)
+        self.idempotency = Idempotency(store)
+        self.peers = Peers(store, self.identity, bus, LOCAL_FEATURES, chain_hash)
+        self.channels = Channels(
+            store,
+            self.identity,
+            bus,
+            self.feerates,
+            self._watches,
+            self._broadcasts,
+            self.settings.policy,
+            LOCAL_FEATURES,
+            chain_hash,
+            lambda: self.wallet.height,
+        )
+        self.coins = Coins(self.wallet, store, source, self.feerates, bus)
+        self.invoices = InvoiceBook(store, self.identity, network, bus, time.time, self._route_hints)
+        self._receiver = Receiver(self.invoices, bus, lambda: self.wallet.height, time.time)
+        self.payments = Payments(
+            store, network, self.identity.node_id, bus, self.channels, lambda: self.wallet.height, time.time
+        )
+        self._switch = Switch(self.identity, self._receiver, self.payments)
+        self.channels.connect_parts(self._switch, self.coins)
+        self.peers.set_channels(self.channels)
+        self.verbs = ChannelVerbs(
+            store, self.channels, self.peers, self.coins, self.feerates, self.idempotency, chain_hash
+        )
+        self.chain = ChainFollower(
+            source,
+            store,
+            self.wallet,
+            self.channels,
+            self._watches,
+            self._broadcasts,
+            self.feerates,
+            bus,
+            self._on_height,
+            self._on_synced,
+        )
+        self._first_sync = asyncio.Event()
+
+    @classmethod
+    async def create(cls, store: Store, keys: Keys, source: ChainSource, settings: NodeSettings) -> Runtime:
+        """Check that the database is this seed's and network's, and read it. Raises StorageError, WrongSeed."""
+        identity = Identity(keys.lightning_root())
+        await _check_meta(store, keys, identity)
+        wallet = await Wallet.open(
+            keys, NodeWalletStore(store), birthday_height=settings.birthday_height, broadcaster=source
+        )
+        runtime = cls(store, keys, wallet, source, settings, identity)
+        store.read_now(runtime._load)
+        await runtime.coins.release_leftovers()
+        return runtime
+
+    def _load(self, connection: Connection) -> None:
+        self._watches.load(connection)
+        self._broadcasts.load(connection)
+        self.peers.load(connection)
+        self.channels.load(connection)
+        self._switch.load(connection)
+        self.payments.load(connection)
+        hashes = {h.payment_hash for d in self.channels.all() for h in views.htlcs(d.state) if not h.offered}
+        self.invoices.load(connection, tuple(hashes))
+
+    # --- start and stop
+
+    async def start(self) -> None:
+        """Layer 1 first, then channels, then peers; returns when the node listens. Layer 1 may be away: then peers are
+        called as soon as it is there. Raises OSError if an address cannot be listened on."""
+        for host, port in self.settings.listen:
+            found = await self.peers.listen(host, port)
+            self.listening.append(f"{found[0]}:{found[1]}")
+        self.channels.resume()
+        self._run("broadcasts", self._broadcasts.run())
+        self._run("chain", self.chain.run())
+        self._run("peers", self._call_peers())
+
+    async def _call_peers(self) -> None:
+        await self._first_sync.wait()
+        self.peers.start()
+
+    def _run(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine, name=name)
+        task.add_done_callback(self._task_done)
+        self._tasks.append(task)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        assert error is not None
+        if not isinstance(error, ChainError):
+            log.critical("a part of the node failed", part=task.get_name(), exc_info=error)
+        self.fail(str(error) or type(error).__name__)
+
+    def fail(self, sentence: str) -> None:
+        """The node cannot go on: whoever runs it is told, and stops it."""
+        if self.failure is None:
+            self.failure = sentence
+            self.bus.publish("node.failed", sentence)
+            self.stopped.set()
+
+    async def wait_synced(self) -> None:
+        """Until the chain was caught up with for the first time."""
+        await self._first_sync.wait()
+
+    async def close(self) -> None:
+        """Stop everything, the store last."""
+        self._receiver.close()
+        await self.peers.stop()
+        await self.coins.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._source.close()
+        self.bus.close()
+        await self._store.close()
+
+    def _on_height(self, height: int) -> list[Write]:
+        self.invoices.forget_expired()
+        return self._switch.expire(height)
+
+    def _on_synced(self) -> None:
+        self._first_sync.set()
+
+    def _route_hints(self) -> Sequence[tuple[RoutingHop, ...]]:
+        """How strangers reach us over channels that are not announced (BOLT 11, `r`)."""
+        return self.channels.route_hints()
+
+
+async def _check_meta(store: Store, keys: Keys, identity: Identity) -> None:
+    """The database must be this network's and this seed's; a new one becomes so. Raises StorageError."""
+    network = keys.network
+    mine = {
+        "network": network.name.encode(),
+        "genesis": network.genesis_hash,
+        "node_id": identity.node_id,
+    }
+    stored = store.read_now(rows.load_meta)
+    for key, value in mine.items():
+        if stored.get(key, value) == value:
+            continue
+        if key == "node_id":
+            raise StorageError(
+                f"the database belongs to the node {stored[key].hex()}, but the seed gives {value.hex()}: start with "
+                "the seed that belongs to it, or with an empty data directory"
+            )
+        raise StorageError(f"the database belongs to another network than {network.name}")
+    await store.commit([rows.SET_META(key, value) for key, value in mine.items() if key not in stored])
