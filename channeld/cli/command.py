@@ -1,0 +1,137 @@
+"""How a function becomes a command: it gets a `Session`, and `--json` as every other command does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from channeld.cli.amounts import FormatError, parse_duration, parse_feerate, parse_positive_msat, parse_sat
+from channeld.cli.failures import FAILED, CliError
+from channeld.cli.ids import parse_hash, parse_node_address
+from channeld.cli.session import Session, Settings
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., None])
+
+# Options and arguments that several commands have
+
+
+def parser(function: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser for an option: what is wrong with the text is told as a usage error."""
+
+    def parse(text: str) -> T:
+        try:
+            return function(text)
+        except FormatError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+sat_parser = parser(parse_sat)
+msat_parser = parser(parse_positive_msat)
+feerate_parser = parser(parse_feerate)
+duration_parser = parser(parse_duration)
+node_parser = parser(parse_node_address)
+AMOUNT_HELP = "1000sat, 0.01btc or 5000msat; no unit means sat."
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before money moves.")]
+KeyOption = Annotated[
+    str,
+    typer.Option(
+        "--idempotency-key",
+        metavar="TEXT",
+        help="The same key again moves no more money and gives the first answer. Without it one is made up.",
+        show_default=False,
+    ),
+]
+FeerateOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sat-per-vbyte",
+        "--sat_per_vbyte",
+        parser=feerate_parser,
+        metavar="FEERATE",
+        help="Feerate of the transaction in sat/vB; without it the daemon estimates.",
+        show_default=False,
+    ),
+]
+
+
+def hash_parser(what: str) -> Callable[[str], bytes]:
+    """32 bytes in hex; `what` names them in the error, "a payment hash"."""
+    return parser(lambda text: parse_hash(text, what))
+
+
+def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callable[[F], F]:
+    """Adds the function to `app`. Its first parameter is a `Session`, the others are typer's."""
+
+    def decorate(function: F) -> F:
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        ]
+
+        def run(context: typer.Context, **values: Any) -> None:
+            _run(context, function, values)
+
+        _describe(run, own)
+        app.command(name, help=inspect.getdoc(function), rich_help_panel=panel)(run)
+        return function
+
+    return decorate
+
+
+def default_command(app: typer.Typer, function: Callable[[Session], None]) -> None:
+    """What `app` does when it is called without one of its commands."""
+
+    def run(context: typer.Context, **values: Any) -> None:
+        if context.invoked_subcommand is None:
+            _run(context, function, values)
+        elif values["as_json"]:
+            context.find_root().obj = context.find_root().obj._replace(as_json=True)
+
+    _describe(run, [])
+    app.callback(invoke_without_command=True)(run)
+
+
+def _describe(run: Callable[..., None], own: list[inspect.Parameter]) -> None:
+    """Makes `run` look to typer as if it were written with the parameters `own` and `--json`."""
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        *own,
+        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonFlag),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def _run(context: typer.Context, function: Callable[..., None], values: dict[str, Any]) -> None:
+    settings: Settings = context.find_root().obj
+    if values.pop("as_json"):
+        settings = settings._replace(as_json=True)
+    session = Session(settings)
+    try:
+        function(session, **values)
+    finally:
+        session.close()
+
+
+def confirm(session: Session, yes: bool, question: str) -> None:
+    """Asks before money moves, if somebody is there to answer. Raises `CliError` on no."""
+    if not yes and session.out.is_watched and not session.out.confirm(question):
+        raise CliError("Nothing was done.", "", FAILED)
+
+
+def warn_if_behind(session: Session) -> None:
+    """Tells if the daemon is not in step with its chain. Reaches the daemon before a call that moves money."""
+    from channeld.v1 import node_pb2
+
+    info = session.call(session.node.GetInfo, node_pb2.GetInfoRequest())
+    if not info.synced_to_chain:
+        session.out.note(f"The daemon is not in step with the chain: {info.chain_status}.")

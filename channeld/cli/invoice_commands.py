@@ -1,0 +1,208 @@
+"""`channelctl invoice ...`: asking for money."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from channeld.cli import amounts
+from channeld.cli.command import AMOUNT_HELP, KeyOption, command, duration_parser, hash_parser, msat_parser, parser
+from channeld.cli.failures import NOT_FOUND, CliError
+from channeld.cli.ids import HASH_HEX, parse_hash_prefix, pick
+from channeld.cli.output import Column
+from channeld.cli.session import Session
+
+if TYPE_CHECKING:
+    from channeld.v1.invoices_pb2 import Invoice
+
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many at most.")]
+OffsetOption = Annotated[int, typer.Option("--offset", min=0, help="How many of the newest to leave out.")]
+MOST = 10_000
+
+HashArgument = Annotated[
+    str,
+    typer.Argument(
+        parser=parser(lambda text: parse_hash_prefix(text, "a payment hash")),
+        metavar="HASH",
+        help="The payment hash, or the first few characters of it.",
+        show_default=False,
+    ),
+]
+
+
+def create(
+    session: Session,
+    amount: Annotated[
+        int | None,
+        typer.Argument(
+            parser=msat_parser,
+            metavar="[AMOUNT]",
+            help=f"{AMOUNT_HELP} Left out: the payer chooses.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[str, typer.Argument(metavar="[DESCRIPTION]", help="What it is for.", show_default=False)] = "",
+    description: Annotated[
+        str, typer.Option("--description", "-d", "--memo", metavar="TEXT", help="What it is for.", show_default=False)
+    ] = "",
+    expiry: Annotated[
+        int,
+        typer.Option("--expiry", parser=duration_parser, metavar="TIME", help="How long it can be paid: 30m, 12h, 7d."),
+    ] = 3600,  # seconds
+    description_hash: Annotated[
+        bytes | None,
+        typer.Option(
+            "--description-hash",
+            parser=hash_parser("a description hash"),
+            metavar="HEX",
+            help="SHA-256 of a longer description, which the payer has; instead of one.",
+            show_default=False,
+        ),
+    ] = None,
+    preimage: Annotated[
+        bytes | None,
+        typer.Option(
+            "--preimage",
+            parser=hash_parser("a preimage"),
+            metavar="HEX",
+            help="Use this secret; without it the daemon draws one, as it should.",
+            show_default=False,
+        ),
+    ] = None,
+    idempotency_key: KeyOption = "",
+) -> None:
+    """Makes an invoice to be paid over Lightning."""
+    create_invoice(session, amount, description or text, expiry, description_hash, preimage, idempotency_key)
+
+
+def create_invoice(
+    session: Session,
+    amount_msat: int | None,
+    description: str,
+    expiry_seconds: int,
+    description_hash: bytes | None = None,
+    preimage: bytes | None = None,
+    key: str = "",
+) -> None:
+    """Makes an invoice and shows it."""
+    from channeld.v1 import invoices_pb2
+
+    request = invoices_pb2.CreateInvoiceRequest(
+        amount_msat=amount_msat,
+        description=description,
+        expiry_seconds=expiry_seconds,
+        description_hash=description_hash,
+        payment_preimage=preimage,
+        idempotency_key=key,
+    )
+    answer = session.call(session.invoices.Create, request)
+    session.out.show(answer, lambda: _show_created(session, answer.invoice))
+
+
+def _show_created(session: Session, invoice: Invoice) -> None:
+    session.out.line(invoice.bolt11)
+    session.out.fields(
+        [
+            ("Amount", _amount(invoice)),
+            ("Payment hash", invoice.payment_hash.hex()),
+            ("Payable for", amounts.duration(invoice.expiry_seconds)),
+        ]
+    )
+
+
+def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) -> None:
+    """Invoices, newest first."""
+    from channeld.v1 import invoices_pb2
+
+    answer = session.call(session.invoices.List, invoices_pb2.ListInvoicesRequest(limit=limit, offset=offset))
+    out = session.out
+    rows = (
+        (
+            out.id(invoice.payment_hash.hex()),
+            amounts.point_in_time(invoice.created_seconds),
+            _state(invoice),
+            _amount(invoice),
+            amounts.msat(invoice.received_msat) if invoice.received_msat else "",
+            invoice.description,
+        )
+        for invoice in answer.invoices
+    )
+    columns = [
+        Column("Payment hash"),
+        Column("Made"),
+        Column("State"),
+        Column("Amount", right=True),
+        Column("Received", right=True),
+        Column("What for"),
+    ]
+    out.show(answer, lambda: out.table(columns, rows, "There are no invoices. `channelctl invoice create` makes one."))
+
+
+def show(session: Session, payment_hash: HashArgument) -> None:
+    """Everything about one invoice."""
+    from channeld.v1 import invoices_pb2
+
+    request = invoices_pb2.GetInvoiceRequest(payment_hash=_resolve(session, payment_hash))
+    answer = session.call(session.invoices.Get, request)
+    session.out.show(answer, lambda: _show_invoice(session, answer.invoice))
+
+
+def _show_invoice(session: Session, invoice: Invoice) -> None:
+    settled = amounts.point_in_time(invoice.settled_seconds) if invoice.HasField("settled_seconds") else ""
+    expires = amounts.point_in_time(invoice.created_seconds + invoice.expiry_seconds)
+    session.out.fields(
+        [
+            ("Payment hash", invoice.payment_hash.hex()),
+            ("State", _state(invoice)),
+            ("Amount", _amount(invoice)),
+            ("Received", amounts.msat(invoice.received_msat) if invoice.received_msat else ""),
+            ("What for", invoice.description),
+            ("Made", amounts.point_in_time(invoice.created_seconds)),
+            ("Payable until", expires),
+            ("Paid", settled),
+            ("Preimage", invoice.payment_preimage.hex() if invoice.HasField("payment_preimage") else ""),
+        ]
+    )
+    session.out.line(invoice.bolt11)
+
+
+def cancel(session: Session, payment_hash: HashArgument) -> None:
+    """Makes an invoice that is not paid yet unpayable."""
+    from channeld.v1 import invoices_pb2
+
+    request = invoices_pb2.CancelInvoiceRequest(payment_hash=_resolve(session, payment_hash))
+    answer = session.call(session.invoices.Cancel, request)
+    session.out.show(answer, lambda: session.out.line("The invoice is canceled; nobody can pay it any more."))
+
+
+def _resolve(session: Session, prefix: str) -> bytes:
+    from channeld.v1 import invoices_pb2
+
+    if len(prefix) == HASH_HEX:
+        return bytes.fromhex(prefix)
+    listed = session.call(session.invoices.List, invoices_pb2.ListInvoicesRequest(limit=MOST)).invoices
+    found = pick(prefix, listed, lambda invoice: invoice.payment_hash.hex(), "the payment hash")
+    if found is None:
+        raise CliError(f"There is no invoice {prefix}.", "`channelctl invoice list`", NOT_FOUND)
+    return found.payment_hash
+
+
+def _state(invoice: Invoice) -> str:
+    from channeld.cli.jsonable import enum_name
+
+    return enum_name(invoice, "state")
+
+
+def _amount(invoice: Invoice) -> str:
+    return amounts.msat(invoice.amount_msat) if invoice.HasField("amount_msat") else "any"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to `app`."""
+    invoice = typer.Typer(help="Asking for money: create, list, show, cancel.", no_args_is_help=True)
+    command(invoice, "create")(create)
+    command(invoice, "list")(list_)
+    command(invoice, "show")(show)
+    command(invoice, "cancel")(cancel)
+    app.add_typer(invoice, name="invoice")

@@ -1,0 +1,145 @@
+"""`channelctl`: the program, its global options, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from channeld.cli import (
+    channel_commands,
+    invoice_commands,
+    lncli,
+    node_commands,
+    payment_commands,
+    peer_commands,
+    wallet_commands,
+)
+from channeld.cli.failures import EXIT_STATUSES, INTERRUPTED, OK, USAGE, CliError
+from channeld.cli.output import Output
+from channeld.cli.session import Settings
+
+# A BadParameter is a UsageError is a ClickException. typer has had that class in different places.
+_ClickException: type[Any] = typer.BadParameter.__mro__[2]
+_CLOSED_PIPE = 141  # as a shell reports a program that ended by SIGPIPE
+
+app = typer.Typer(
+    name="channelctl",
+    help="Talks to a running channeld. Amounts: 1000sat, 0.01btc, 5000msat; no unit means sat.",
+    epilog=EXIT_STATUSES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"channelctl {version('channeld')}")
+        raise typer.Exit
+
+
+@app.callback()
+def settings(
+    context: typer.Context,
+    datadir: Annotated[
+        Path | None,
+        typer.Option(envvar="CHANNELD_DATADIR", help="The daemon's folder.", show_default="~/.channeld"),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CHANNELD_NETWORK",
+            help="mainnet, testnet, signet or regtest.",
+            show_default="the one whose daemon runs",
+        ),
+    ] = None,
+    rpcserver: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CHANNELD_RPCSERVER",
+            metavar="HOST:PORT",
+            help="Where the daemon listens.",
+            show_default="what it wrote into its folder",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            "--tlscertpath",
+            envvar="CHANNELD_TLS_CERT",
+            help="The daemon's certificate.",
+            show_default="tls.cert in its folder",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="CHANNELD_TOKEN_FILE", help="The daemon's token.", show_default="token in its folder"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if network is not None and (network in ("", ".", "..") or os.sep in network):
+        raise CliError(f"{network!r} is no network.", "There are mainnet, testnet, signet and regtest.", USAGE)
+    context.obj = Settings(datadir, network, rpcserver, tls_cert, token_file, as_json)
+
+
+for module in (
+    node_commands,
+    wallet_commands,
+    peer_commands,
+    channel_commands,
+    invoice_commands,
+    payment_commands,
+    lncli,
+):
+    module.register(app)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line (without the program's name); the exit status."""
+    try:
+        status = app(args=arguments, prog_name="channelctl", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else OK
+    except CliError as error:
+        Output(as_json=False).error(error.sentence, error.hint)
+        return error.status
+    except _ClickException as error:
+        return _usage_error(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. The interpreter flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED_PIPE
+
+
+def _usage_error(error: Any) -> int:
+    message: str = error.format_message()
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(message)
+        return USAGE
+    hint = f"See `{context.command_path} --help`." if context is not None else ""
+    Output(as_json=False).error(message, hint)
+    status: int = error.exit_code
+    return status
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

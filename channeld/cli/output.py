@@ -1,0 +1,147 @@
+"""What the user sees: results on stdout (people's or JSON), everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from channeld.cli.ids import SHORT_HEX
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from rich.console import Console
+
+WIDE = 140
+"""From this many columns on ids are shown whole."""
+_PIPE_WIDTH = 1000
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    right: bool = False
+
+
+class Output:
+    """`as_json`: results are JSON, one document a command (one a line where there are many)."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    # Results
+
+    def show(self, message: Message, render: Callable[[], None]) -> None:
+        """A result: the message as JSON, or what `render` prints."""
+        if self.as_json:
+            from channeld.cli.jsonable import to_jsonable
+
+            print(json.dumps(to_jsonable(message), indent=2, ensure_ascii=False))
+        else:
+            render()
+
+    def json_line(self, value: dict[str, Any]) -> None:
+        """One of many results, on a line of its own, at once."""
+        print(json.dumps(value, ensure_ascii=False), flush=True)
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """One line as it is, however long it is."""
+        self._stdout.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+
+    def fields(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Names and values below each other; values that are empty are left out."""
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in pairs:
+            if value:
+                grid.add_row(name, Text(value))
+        self._stdout.print(grid)
+
+    def table(self, columns: Iterable[Column], rows: Iterable[Iterable[str]], empty: str) -> None:
+        """A table, or the sentence `empty` if it has no rows."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(
+                column.title, justify="right" if column.right else "left", no_wrap=column.right, overflow="fold"
+            )
+        for row in rows:
+            table.add_row(*map(Text, row))
+        if table.row_count:
+            self._stdout.print(table)
+        else:
+            self.line(empty)
+
+    def id(self, hex_: str) -> str:
+        """An id in a table: whole where there is room, else its beginning."""
+        return hex_ if self._stdout.width >= WIDE else f"{hex_[:SHORT_HEX]}…"
+
+    # What goes on beside
+
+    def note(self, text: str, style: str = "yellow") -> None:
+        """One line on stderr."""
+        self._stderr.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+
+    def error(self, sentence: str, hint: str = "") -> None:
+        """What went wrong, and what to do next."""
+        self.note(sentence, "red")
+        if hint:
+            self.note(hint, "")
+
+    @contextmanager
+    def status(self, text: str, log: bool = False) -> Iterator[Callable[[str], None]]:
+        """Shows `text` while something goes on; what it yields changes the text.
+
+        Where nobody watches it says nothing, or with `log` a line for every text.
+        """
+        if self._stderr.is_terminal:
+            from rich.text import Text
+
+            with self._stderr.status(Text(text)) as status:
+                yield lambda changed: status.update(Text(changed))
+            return
+        last = ""
+
+        def print_once(changed: str) -> None:
+            nonlocal last
+            if log and changed != last:
+                last = changed
+                self.note(changed, "")
+
+        print_once(text)
+        yield print_once
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sits there who can be asked."""
+        return sys.stdin.isatty() and self._stderr.is_terminal
+
+    def confirm(self, question: str) -> bool:
+        """Asks yes or no on stderr; no is what Enter means."""
+        import typer
+
+        return typer.confirm(question, default=False, err=True)
+
+    @cached_property
+    def _stdout(self) -> Console:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+
+    @cached_property
+    def _stderr(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False)

@@ -1,0 +1,268 @@
+"""The connection to the daemon, and how calls are made over it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from channeld.cli.failures import (
+    INTERRUPTED,
+    NOT_ALLOWED,
+    NOT_KNOWN_YET,
+    UNAVAILABLE,
+    USAGE,
+    CliError,
+    Place,
+    connection_was_lost,
+    from_rpc_error,
+)
+from channeld.cli.output import Output
+from channeld.paths import DataPaths, data_paths
+
+if TYPE_CHECKING:
+    import grpc
+
+    from channeld.v1.channels_pb2_grpc import ChannelsStub
+    from channeld.v1.events_pb2_grpc import EventsStub
+    from channeld.v1.invoices_pb2_grpc import InvoicesStub
+    from channeld.v1.node_pb2_grpc import NodeStub
+    from channeld.v1.payments_pb2_grpc import PaymentsStub
+    from channeld.v1.peers_pb2_grpc import PeersStub
+    from channeld.v1.wallet_pb2_grpc import WalletStub
+
+DEFAULT_NETWORK = "mainnet"
+DEFAULT_TIMEOUT_SECONDS = 30.0
+SLOW_TIMEOUT_SECONDS = 150.0  # opening and closing wait for the peer
+RETRY_AFTER_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+MAX_RESPONSE_BYTES = 64 << 20
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+_STUBS = ("node", "peers", "wallet", "channels", "invoices", "payments", "events")
+
+
+class Settings(NamedTuple):
+    """What the global options say; None where they say nothing."""
+
+    datadir: Path | None = None
+    network: str | None = None
+    rpcserver: str | None = None
+    tls_cert: Path | None = None
+    token_file: Path | None = None
+    as_json: bool = False
+
+
+class Session:
+    """One run of `channelctl`: where the daemon is, the stubs, and what the user sees."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.out = Output(settings.as_json)
+        self._channel: grpc.Channel | None = None
+        self._metadata: tuple[tuple[str, str], ...] = ()
+
+    def close(self) -> None:
+        """Closes the connection, if there is one."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+        for name in _STUBS:
+            self.__dict__.pop(name, None)
+
+    # Where the daemon is
+
+    @cached_property
+    def paths(self) -> DataPaths:
+        """The daemon's files. Without --network: those of the one network whose daemon runs, mainnet if none does."""
+        root = data_paths(DEFAULT_NETWORK, self.settings.datadir).root
+        if self.settings.network is not None:
+            return DataPaths(root, self.settings.network)
+        running = sorted(path.parent.name for path in root.glob("*/grpc.addr"))
+        if len(running) > 1:
+            raise CliError(
+                f"Daemons of several networks run under {root}: {', '.join(running)}.",
+                f"Choose one with --network {running[0]} or CHANNELD_NETWORK.",
+                USAGE,
+            )
+        return DataPaths(root, running[0] if running else DEFAULT_NETWORK)
+
+    def place(self) -> Place:
+        """Where the daemon is looked for, as of now. Raises `CliError` if there is no telling."""
+        settings = self.settings
+        if settings.rpcserver and settings.tls_cert and settings.token_file:
+            return Place(settings.rpcserver, settings.tls_cert, settings.token_file, "channeld")
+        paths = self.paths
+        command = f"channeld --network {paths.network}"
+        if settings.datadir is not None:
+            command += f" --datadir {settings.datadir}"
+        try:
+            address = settings.rpcserver or paths.grpc_address.read_text().strip()
+        except OSError:
+            raise CliError(
+                f"The daemon is not running: there is no {paths.grpc_address}.",
+                f"Start it with `{command}`, or say where it is with --datadir, --network or --rpcserver.",
+                UNAVAILABLE,
+            ) from None
+        return Place(address, settings.tls_cert or paths.tls_cert, settings.token_file or paths.token, command)
+
+    # Calls
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    ) -> Response:
+        """One call. Raises `CliError`."""
+        import grpc
+
+        try:
+            return self._call(method, request, timeout_seconds)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.place()) from None
+
+    def call_once(
+        self,
+        pick: Callable[[Session], grpc.UnaryUnaryMultiCallable[Request, Response]],
+        request: Request,
+        timeout_seconds: float = SLOW_TIMEOUT_SECONDS,
+    ) -> Response:
+        """A call that moves money: made again when the connection breaks, which the request's key makes harmless.
+
+        `pick` says which method. The daemon must have been reached before. Raises `CliError`; where it is open what
+        happened, the hint says how to find out without paying twice.
+        """
+        import grpc
+
+        keyed: Any = request
+        if not keyed.idempotency_key:
+            keyed.idempotency_key = secrets.token_hex(16)
+        again = f"Run the same command with --idempotency-key {keyed.idempotency_key}: that moves the money once."
+        for pause in (*RETRY_AFTER_SECONDS, None):
+            try:
+                return self._call(pick(self), request, timeout_seconds)
+            except KeyboardInterrupt:
+                sentence = "You stopped waiting; the daemon goes on with what it was asked to do."
+                raise CliError(sentence, f"To see what came of it: {again}", INTERRUPTED) from None
+            except grpc.RpcError as error:
+                lost = connection_was_lost(error)
+                if pause is None or not lost:
+                    failure = from_rpc_error(error, self.place())
+                    if lost or failure.status == NOT_KNOWN_YET:
+                        failure.hint = f"It is not known whether the daemon did it. {again}"
+                    raise failure from None
+            self.out.note("The connection to the daemon broke; asking again (the money moves once at most).")
+            time.sleep(pause)
+            self.close()
+        raise AssertionError("the last attempt returns or raises")
+
+    def stream(
+        self,
+        method: grpc.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[Response]:
+        """What the daemon streams, for `timeout_seconds`; it has begun when this returns. Raises `CliError`."""
+        responses: Any = method(request, timeout=timeout_seconds, metadata=self._metadata)
+        responses.initial_metadata()
+        return self._read(responses, timeout_seconds is not None)
+
+    def _read(self, responses: Any, may_end: bool) -> Iterator[Any]:
+        import grpc
+
+        try:
+            yield from responses
+        except grpc.RpcError as error:
+            if may_end and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return
+            raise from_rpc_error(error, self.place()) from None
+        finally:
+            responses.cancel()
+
+    def _call(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout_seconds: float
+    ) -> Response:
+        # By a future, because waiting for its result can be interrupted at once.
+        future: Any = method.future(request, timeout=timeout_seconds, metadata=self._metadata)
+        try:
+            response: Response = future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+        return response
+
+    def _connection(self) -> grpc.Channel:
+        if self._channel is None:
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write to stderr beside our own sentences
+            import grpc
+
+            place = self.place()
+            token = _read_file(place.token_file, "token", "--token-file")
+            certificate = _read_file(place.tls_cert, "certificate", "--tls-cert")
+            self._metadata = (("authorization", f"Bearer {token.decode('ascii', 'replace').strip()}"),)
+            self._channel = grpc.secure_channel(
+                place.address,
+                grpc.ssl_channel_credentials(certificate),
+                options=(("grpc.max_receive_message_length", MAX_RESPONSE_BYTES), ("grpc.enable_http_proxy", 0)),
+            )
+        return self._channel
+
+    # The stubs; their modules are loaded when they are used
+
+    @cached_property
+    def node(self) -> NodeStub:
+        from channeld.v1.node_pb2_grpc import NodeStub
+
+        return NodeStub(self._connection())
+
+    @cached_property
+    def peers(self) -> PeersStub:
+        from channeld.v1.peers_pb2_grpc import PeersStub
+
+        return PeersStub(self._connection())
+
+    @cached_property
+    def wallet(self) -> WalletStub:
+        from channeld.v1.wallet_pb2_grpc import WalletStub
+
+        return WalletStub(self._connection())
+
+    @cached_property
+    def channels(self) -> ChannelsStub:
+        from channeld.v1.channels_pb2_grpc import ChannelsStub
+
+        return ChannelsStub(self._connection())
+
+    @cached_property
+    def invoices(self) -> InvoicesStub:
+        from channeld.v1.invoices_pb2_grpc import InvoicesStub
+
+        return InvoicesStub(self._connection())
+
+    @cached_property
+    def payments(self) -> PaymentsStub:
+        from channeld.v1.payments_pb2_grpc import PaymentsStub
+
+        return PaymentsStub(self._connection())
+
+    @cached_property
+    def events(self) -> EventsStub:
+        from channeld.v1.events_pb2_grpc import EventsStub
+
+        return EventsStub(self._connection())
+
+
+def _read_file(path: Path, what: str, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        sentence, status = f"There is no {what} {path}.", UNAVAILABLE
+    except OSError as error:
+        sentence, status = f"The {what} {path} cannot be read: {error.strerror}.", NOT_ALLOWED
+    raise CliError(sentence, f"The daemon makes it when it starts first; name the right file with {option}.", status)
