@@ -171,7 +171,7 @@ def _choose(candidates: list[Candidate], request: Request, target: Target, rng: 
 
 def _refusal(missing: Shortfall, request: Request, target: Target) -> WalletError:
     own = sum(coin.value_sat for coin in request.required)
-    if missing.too_heavy and missing.have_sat >= target.outputs_sat + missing.fee_sat + request.keep_back_sat:
+    if missing.too_heavy:
         return TransactionTooLarge(
             f"the coins needed would make a transaction heavier than {request.max_weight} weight units: "
             "send less, or gather small coins first by sending them to yourself"

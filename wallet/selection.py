@@ -114,8 +114,8 @@ def select(candidates: Sequence[Candidate], target: Target, rng: random.Random) 
         return min(found, key=lambda selection: (selection.waste_sat, len(selection.chosen)))
     weight, count = sum(coin.input_weight for coin in worth), len(worth)
     have = sum(coin.value_sat for coin in worth)
-    fee = target.fee(weight, count, False)
-    return Shortfall(have, fee, too_heavy=have >= target.outputs_sat + fee)
+    fee = target.fee(weight, count, target.min_change_sat > 0)
+    return Shortfall(have, fee, too_heavy=finish(worth, target) is not None)
 
 
 def effective_value(coin: Candidate, feerate_sat_per_kw: int) -> int:
