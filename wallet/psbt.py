@@ -5,7 +5,6 @@ embit reads and writes the format; what is signed and whether it is signed right
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +14,7 @@ from embit.psbt import PSBT, DerivationPath, InputScope
 from embit.script import Script
 from embit.transaction import Transaction, TransactionInput, TransactionOutput
 
-from wallet.bitcoin import OutPoint, SerializationError, Tx, TxOut, hash160, secp
+from wallet.bitcoin import OutPoint, Tx, TxOut, hash160, secp
 from wallet.bitcoin import script as scripts
 from wallet.bitcoin.sighash import SIGHASH_ALL, SighashCache, segwit_v0_sighash, taproot_sighash
 from wallet.errors import PsbtError
@@ -23,6 +22,9 @@ from wallet.keys import AddressKind, KeyPath, Keys
 
 _TAP_KEY_SIG: Final = b"\x13"
 """PSBT_IN_TAP_KEY_SIG (BIP 371), which embit keeps among the unknown fields."""
+
+_EMBIT_ERRORS: Final = (EmbitError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError)
+"""What embit raises over garbage, and SerializationError, which is a ValueError."""
 
 
 class _Input(InputScope):  # type: ignore[misc]
@@ -96,8 +98,10 @@ def decode(text: str) -> Decoded:
         spent = tuple(_spent_by(scope) for scope in psbt.inputs)
     except PsbtError:
         raise
-    except (EmbitError, SerializationError, binascii.Error, ValueError, IndexError, TypeError, RuntimeError) as error:
+    except _EMBIT_ERRORS as error:
         raise PsbtError(f"this is no readable PSBT: {error}") from error
+    if not tx.inputs or not tx.outputs:
+        raise PsbtError("this is no readable PSBT: its transaction has no inputs or no outputs")
     return Decoded(tx, spent, psbt)
 
 
