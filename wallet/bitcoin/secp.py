@@ -24,14 +24,16 @@ class InvalidKey(ValueError):
     """Bytes that are no point on the curve, or a secret outside 1..n-1."""
 
 
-@lru_cache(maxsize=16_384)
-def _parsed(pubkey: bytes) -> Any:
+def _parse(pubkey: bytes) -> Any:
     if len(pubkey) != 33:
         raise InvalidKey(f"a compressed public key has 33 bytes, not {len(pubkey)}")
     point = ffi.new("secp256k1_pubkey *")
     if not lib.secp256k1_ec_pubkey_parse(_ctx, point, pubkey, 33):
         raise InvalidKey(f"{pubkey.hex()} is not a point on secp256k1")
     return point
+
+
+_parsed = lru_cache(maxsize=16_384)(_parse)
 
 
 def _serialized(point: Any) -> bytes:
@@ -104,6 +106,16 @@ def verify(pubkey: bytes, digest: bytes, signature: bytes) -> bool:
     if not lib.secp256k1_ecdsa_signature_parse_compact(_ctx, parsed, signature):
         return False
     return bool(lib.secp256k1_ecdsa_verify(_ctx, parsed, digest, _parsed(pubkey)))
+
+
+def verify_once(pubkey: bytes, digest: bytes, signature: bytes) -> bool:
+    """Like `verify`, for a key that will not come again: its parsed form takes no other's place in the cache."""
+    if len(signature) != 64 or len(digest) != 32:
+        return False
+    parsed = ffi.new("secp256k1_ecdsa_signature *")
+    if not lib.secp256k1_ecdsa_signature_parse_compact(_ctx, parsed, signature):
+        return False
+    return bool(lib.secp256k1_ecdsa_verify(_ctx, parsed, digest, _parse(pubkey)))
 
 
 def sign_recoverable(secret: bytes, digest: bytes) -> bytes:
