@@ -82,9 +82,9 @@ def _within_ranges(state: NegotiatingLegacy, message: ClosingSigned, range: FeeR
         raise ProtocolViolation(f"closing_signed: {fee_sat} sat, but we agreed to {sent.fee_sat} sat")
     # BOLT 2, "otherwise: MUST propose a `fee_satoshis` in the overlap between received and (about-to-be) sent
     # `fee_range`."
+    if least_sat <= fee_sat <= most_sat:
+        return _agreed(state, message, tx, env, reply=True)  # the opener pays: its choice is as good as ours
     proposed_sat = min(max(ours.fee_sat, least_sat), most_sat)
-    if proposed_sat == fee_sat:
-        return _agreed(state, message, tx, env, reply=True)
     offer = replace(ours, fee_sat=proposed_sat)
     state, effects = _send(state, offer, _our_tx(state, proposed_sat), env)
     return Transition(state, tuple(effects))

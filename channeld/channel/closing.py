@@ -87,6 +87,8 @@ def on_shutdown(state: Open, message: Shutdown, env: Env) -> Transition:
         case ShuttingDown():
             return advance(replace(state, remote_script=script), env, [], [])
         case NegotiatingLegacy() | NegotiatingSimple():
+            if state.sent is not None and state.remote_script == script:
+                return Transition(state)  # it is known already, and we have made our offer on this connection
             following = ShuttingDown(
                 **shared(state),
                 local_script=state.local_script,

@@ -13,8 +13,9 @@ from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import limits, machine
 from channeld.channel.commitments import Spec, htlc_key
-from channeld.channel.state import Live
-from tests.machine.harness import HEIGHT, Pair, Peer, preimage_of
+from channeld.channel.state import Live, NegotiatingLegacy, NegotiatingSimple, Normal, ShuttingDown
+from tests.machine.harness import HEIGHT, Pair, Peer, preimage_of, script_of
+from wallet.bitcoin import Tx
 
 ACTIONS = ("add", "answer", "deliver", "sign", "fee", "disconnect", "crash", "die", "burst")
 WEIGHTS = (24, 16, 60, 24, 2, 4, 2, 3, 2)
@@ -66,7 +67,8 @@ class Dance:
         try:
             peer.step(command)
         except ev.CommandRejected as rejection:
-            if amount_msat == available_msat > 0 and isinstance(peer.funded.link, Live):
+            usable = isinstance(peer.state, Normal) and isinstance(peer.state.link, Live)
+            if amount_msat == available_msat > 0 and usable:
                 raise AssertionError("what is available cannot be sent") from rejection
             return
         self.payments[origin] = (peer, number, amount_msat)
@@ -132,6 +134,7 @@ class Dance:
         """One side is killed at rest, the other one notices."""
         self.check_restart(peer)
         peer.crash()
+        self.check_handed_out(peer)
         self.reconnect()
 
     def die(self, peer: Peer) -> None:
@@ -141,6 +144,7 @@ class Dance:
             peer.receive(sender.outbox.popleft(), dies=True)
         elif machine.can_sign(peer.state):  # type: ignore[arg-type]
             peer.step(ev.Sign(), dies=True)
+        self.check_handed_out(peer)
         self.reconnect()
 
     def reconnect(self) -> None:
@@ -186,6 +190,12 @@ class Dance:
         restarted = machine.resume(decoded, peer.env()).state
         disconnected = machine.step(peer.state, ev.Disconnected(), peer.env()).state
         assert restarted == disconnected
+
+    def check_handed_out(self, peer: Peer) -> None:
+        """What is handed out again after a restart was not answered, and its onion is there."""
+        for locked_in in peer.locked_in:
+            assert b"%d" % self.number_of(locked_in.htlc) not in self.decisions
+            assert peer.adds[False, locked_in.htlc.id]
 
     def finish(self) -> None:
         """All messages arrive, all HTLCs are answered, and the books are closed."""
@@ -265,3 +275,77 @@ def mirrored(spec: Spec) -> Spec:
         turned = Htlc(htlc.id, htlc.amount_msat, htlc.payment_hash, htlc.cltv_expiry, not htlc.offered)
         htlcs[htlc_key(turned.id, turned.offered)] = turned
     return Spec(spec.feerate_per_kw, spec.to_remote_msat, spec.to_local_msat, htlcs)
+
+
+class ClosingDance(Dance):
+    """A dance in which one side or both want to close at some point."""
+
+    def __init__(self, pair: Pair, seed: int) -> None:
+        super().__init__(pair, seed)
+        self.closing: set[str] = set()
+        self.closes_after = self.random.randint(0, 30)
+
+    def run(self, actions: int) -> None:
+        """HTLCs first, then the wish to close, and everything goes on until the channel is closed."""
+        for number in range(actions):
+            peer = self.random.choice(self.peers)
+            (action,) = self.random.choices(ACTIONS, WEIGHTS)
+            if number >= self.closes_after and self.random.random() < 0.15:
+                action = "close"
+            self.steps.append(f"{peer.name} {action}")
+            getattr(self, action)(peer)
+            self.give_script(peer)
+            self.check_always()
+        self.finish()
+
+    def close(self, peer: Peer) -> None:
+        """The operator wants to close, or another fee."""
+        feerate_per_kw = self.random.randint(253, 3000)
+        try:
+            peer.step(ev.CloseChannel(script_of(peer.name), feerate_per_kw))
+        except ev.CommandRejected as rejection:
+            if rejection.code not in ("not_ready", "insufficient_balance"):
+                raise
+            return
+        self.closing.add(peer.name)
+
+    def give_script(self, peer: Peer) -> None:
+        """The node answers `NeedShutdownScript`."""
+        for one in self.peers:
+            state = one.state
+            if isinstance(state, ShuttingDown) and not state.local_script:
+                one.step(ev.CloseChannel(script_of(one.name), one.closing_feerate_per_kw))
+
+    def finish(self) -> None:
+        """All HTLCs are answered; both sides come to hold the same closing transaction."""
+        if not self.closing:
+            self.pair.reconnect()
+            self.close(self.random.choice(self.peers))
+        self.pair.reconnect()
+        for _ in range(20):
+            for peer in self.peers:
+                self.give_script(peer)
+                while peer.locked_in:
+                    self.answer(peer)
+            self.pair.settle()
+        self.check_always()
+        self.check_at_rest()
+        self.check_outcomes()
+        self.check_closed()
+
+    def check_closed(self) -> None:
+        """Both broadcast the same last transaction, which pays everything to the two scripts but its fee."""
+        alice, bob = self.peers
+        states = [peer.state for peer in self.peers]
+        assert all(isinstance(state, NegotiatingLegacy | NegotiatingSimple) for state in states), states
+        known = [{Tx.parse(raw).txid(): Tx.parse(raw) for raw in state.closing_txs} for state in states]  # type: ignore[union-attr]
+        shared = set(known[0]) & set(known[1])
+        assert shared, "no closing transaction is known to both"
+        for txid in shared:
+            tx = known[0][txid]
+            fee_sat = alice.funded.params.capacity_sat - sum(output.value_sat for output in tx.outputs)
+            assert 0 < fee_sat < 10_000
+            assert {output.script_pubkey for output in tx.outputs} <= {script_of("alice"), script_of("bob")}
+            assert known[0][txid].outputs == known[1][txid].outputs
+        for peer in (alice, bob):
+            assert peer.broadcast
