@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, field
 from sqlalchemy import Connection, select
 
 from channeld.node.bus import EventBus
@@ -28,6 +28,8 @@ class _Entry(Struct):
     beaten_height: int | None = None
     """Where another transaction took one of its inputs."""
     last_answer: str = ""
+    offered: asyncio.Event = field(default_factory=asyncio.Event)
+    """Layer 1 was asked, whatever it said, or is away."""
 
 
 class Broadcasts:
@@ -127,6 +129,12 @@ class Broadcasts:
                 self._due[txid] = None
         self._wake.set()
 
+    async def wait_offered(self, txid: bytes) -> None:
+        """Until layer 1 was asked to take the transaction (or could not be asked)."""
+        entry = self._entries.get(txid)
+        if entry is not None:
+            await entry.offered.wait()
+
     async def run(self) -> None:
         """Publishes what is due, in order, for ever; while layer 1 is away it waits for `publish_all`."""
         while True:
@@ -141,9 +149,11 @@ class Broadcasts:
                 try:
                     result = await self._source.broadcast(entry.tx)
                 except ChainUnavailable as error:
+                    entry.offered.set()
                     log.warning("cannot broadcast now", txid=entry.tx.txid_hex, label=entry.label, reason=str(error))
                     self._due[txid] = None
                     break
+                entry.offered.set()
                 self._report(entry, result)
 
     def _report(self, entry: _Entry, result: BroadcastResult) -> None:

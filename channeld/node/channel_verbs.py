@@ -11,6 +11,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.state import Closed, Closing, Funded, NegotiatingLegacy, NegotiatingSimple, Opening
 from channeld.node import views
+from channeld.node.broadcasts import Broadcasts
 from channeld.node.channels import Channels, Driver, new_alias
 from channeld.node.coins import Coins
 from channeld.node.feerates import FeeRates
@@ -34,6 +35,7 @@ class ChannelVerbs:
         channels: Channels,
         peers: Peers,
         coins: Coins,
+        broadcasts: Broadcasts,
         feerates: FeeRates,
         idempotency: Idempotency,
         chain_hash: bytes,
@@ -42,6 +44,7 @@ class ChannelVerbs:
         self._channels = channels
         self._peers = peers
         self._coins = coins
+        self._broadcasts = broadcasts
         self._feerates = feerates
         self._idempotency = idempotency
         self._chain_hash = chain_hash
@@ -56,7 +59,7 @@ class ChannelVerbs:
             peer_id=driver.peer_id,
             connected=self._peers.link(driver.peer_id) is not None,
             failure=driver.failure,
-            env=self._channels.env(driver),
+            policy=self._channels.policy,
         )
 
     async def list_all(self, include_closed: bool) -> list[ChannelView]:
@@ -81,7 +84,7 @@ class ChannelVerbs:
             peer_id=peer_id,
             connected=self._peers.link(peer_id) is not None,
             failure=None,
-            env=self._channels.new_env(0),
+            policy=self._channels.policy,
         )
 
     async def get(self, channel_id: bytes) -> ChannelView:
@@ -154,7 +157,7 @@ class ChannelVerbs:
         )
         driver = self._propose(wanted, link, mark)
         await self._channels.wait_until(driver, _has_left_opening, OPEN_TIMEOUT_SECONDS)
-        return self._opened(driver)
+        return await self._opened(driver)
 
     def _propose(self, wanted: machine.OpenParams, link: PeerLink, mark: Mark) -> Driver:
         channel_key = self._channels.take_key()
@@ -165,13 +168,14 @@ class ChannelVerbs:
         extra = mark(channel_key.to_bytes(8, "big"))
         return self._channels.add(transition, channel_key, wanted.temporary_channel_id, link, extra)
 
-    def _opened(self, driver: Driver) -> ChannelView:
+    async def _opened(self, driver: Driver) -> ChannelView:
         state = driver.state
         if isinstance(state, Closed):
             raise NodeError("failed_precondition", f"the channel was not opened: {state.reason}")
         if isinstance(state, Opening):
             driver.post(ev.ForgetChannel("the peer took too long"))
             raise NodeError("deadline_exceeded", "the peer did not answer in time; the opening was given up")
+        await self._broadcasts.wait_offered(state.params.funding_outpoint.txid)
         return self.view(driver)
 
     async def _opened_before(self, reference: bytes) -> ChannelView:
@@ -179,7 +183,7 @@ class ChannelVerbs:
         driver = self._channels.by_key(channel_key)
         if driver is not None:
             await self._channels.wait_until(driver, _has_left_opening, OPEN_TIMEOUT_SECONDS)
-            return self._opened(driver)
+            return await self._opened(driver)
         table = tables.channels
         query = select(table.c.channel_id).where(table.c.channel_key == channel_key)
         channel_id = await self._store.read(lambda c: c.execute(query).scalar())
@@ -230,7 +234,10 @@ class ChannelVerbs:
             event = ev.CloseChannel(script, feerate_per_kw or self._feerates.closing_per_kw)
         await self._channels.command(driver, event, mark(channel_id))
         await self._channels.wait_until(driver, self._close_is_out_of_our_hands, CLOSE_TIMEOUT_SECONDS)
-        return await self.get(driver.channel_id)
+        view = await self.get(driver.channel_id)
+        if view.closing_txid is not None:
+            await self._broadcasts.wait_offered(view.closing_txid)
+        return view
 
     def _close_is_out_of_our_hands(self, driver: Driver) -> bool:
         state = driver.state

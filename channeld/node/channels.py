@@ -22,7 +22,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import commitment_feerate_per_kw
-from channeld.channel.state import Closed, Normal, State, phase_name
+from channeld.channel.state import Closed, FundingCreatedSent, Normal, State, phase_name
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
@@ -76,6 +76,8 @@ class Driver(ChannelDriver[State]):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.watchers: set[asyncio.Event] = set()
+        self.ids = {self.channel_id}
+        """Under which ids messages come: the temporary one, then the real one."""
 
     @property
     def is_over(self) -> bool:
@@ -105,7 +107,7 @@ class Channels:
         self._feerates = feerates
         self._watches = watches
         self._broadcasts = broadcasts
-        self._policy = policy
+        self.policy = policy
         self._local_features = local_features
         self._chain_hash = chain_hash
         self._height = height
@@ -228,7 +230,8 @@ class Channels:
     def _forget(self, driver: Driver) -> None:
         """The channel is over: from memory; its row stays."""
         self._by_key.pop(driver.channel_key, None)
-        self._by_id.pop((driver.peer_id, driver.channel_id), None)
+        for channel_id in driver.ids:
+            self._by_id.pop((driver.peer_id, channel_id), None)
         with_peer = self._by_peer.get(driver.peer_id, {})
         with_peer.pop(driver.channel_key, None)
         if not with_peer:
@@ -324,7 +327,7 @@ class Channels:
             block_height=self._height(),
             feerate_per_kw=self._feerates.commitment_per_kw,
             closing_feerate_per_kw=self._feerates.closing_per_kw,
-            policy=self._policy,
+            policy=self.policy,
             signer=secrets,
             adds=adds,
             local_features=self._local_features,
@@ -371,7 +374,11 @@ class Channels:
             case fx.WatchFunding():
                 return Reaction(self._watches.add(driver.channel_key, effect.outpoint, effect.script_pubkey))
             case fx.ChannelIdChanged():
-                self._rename(driver, effect.new)
+                driver.channel_id = effect.new
+                self._route(driver, effect.new)
+                return NO_REACTION
+            case fx.Send() if isinstance(driver.state, FundingCreatedSent):
+                self._route(driver, driver.state.params.channel_id)  # funding_signed has the real id already
                 return NO_REACTION
             case fx.CloseCompleted():
                 writes = self._watches.remove(driver.channel_key)
@@ -379,9 +386,8 @@ class Channels:
             case _:
                 return NO_REACTION
 
-    def _rename(self, driver: Driver, channel_id: bytes) -> None:
-        self._by_id.pop((driver.peer_id, driver.channel_id), None)
-        driver.channel_id = channel_id
+    def _route(self, driver: Driver, channel_id: bytes) -> None:
+        driver.ids.add(channel_id)
         self._by_id[driver.peer_id, channel_id] = driver
 
     def perform(self, driver: ChannelDriver[State], effect: fx.Effect) -> None:
@@ -507,7 +513,7 @@ class Channels:
 
     def available_msat(self, driver: Driver) -> int:
         """The most that can be offered over a channel now."""
-        return views.available_to_send_msat(driver.state, self.env(driver))
+        return views.available_to_send_msat(driver.state, self.policy)
 
     def route_hints(self) -> list[tuple[RoutingHop, ...]]:
         """One hint for each usable channel that is not announced: how the peer finds us over it (BOLT 11, `r`)."""
@@ -518,7 +524,7 @@ class Channels:
                 continue
             scid = state.remote_alias if state.remote_alias is not None else state.scid
             if scid is not None and len(hints) < MAX_ROUTE_HINTS:
-                delta = self._policy.cltv_expiry_delta_blocks
+                delta = self.policy.cltv_expiry_delta_blocks
                 hints.append((RoutingHop(driver.peer_id, scid, 0, 0, delta),))
         return hints
 

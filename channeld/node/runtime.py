@@ -102,7 +102,7 @@ class Runtime:
         self.channels.connect_parts(self._switch, self.coins)
         self.peers.set_channels(self.channels)
         self.verbs = ChannelVerbs(
-            store, self.channels, self.peers, self.coins, self.feerates, self.idempotency, chain_hash
+            store, self.channels, self.peers, self.coins, self._broadcasts, self.feerates, self.idempotency, chain_hash
         )
         self.chain = ChainFollower(
             source,

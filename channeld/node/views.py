@@ -9,8 +9,7 @@ from channeld.bolt.messages import OpenChannel, decode
 from channeld.bolt.transactions import Htlc
 from channeld.channel import commitments as cm
 from channeld.channel import limits
-from channeld.channel.env import Env
-from channeld.channel.events import CommandRejected
+from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import (
     AwaitingFunding,
     Closed,
@@ -36,36 +35,16 @@ def is_usable(state: State | Funded) -> bool:
     return isinstance(state, Normal) and isinstance(state.link, Live)
 
 
-def available_to_send_msat(state: State | Funded, env: Env) -> int:
-    """The greatest HTLC that could be offered now."""
+def available_to_send_msat(state: State | Funded, policy: ChannelPolicy) -> int:
+    """The greatest HTLC that could be offered if the peer were connected; 0 outside of normal operation."""
     if not isinstance(state, Normal):
         return 0
-    c, params = state.commitments, state.params
-    low, high = 0, max(0, cm.next_remote(c).spec.to_local_msat)
-    while low < high:
-        middle = (low + high + 1) // 2
-        htlc = Htlc(c.local_next_htlc_id, middle, bytes(32), env.block_height + 40, True)
-        try:
-            limits.check_offer(c, params, htlc, env.policy)
-            low = middle
-        except CommandRejected as rejection:
-            if rejection.code in ("amount_below_minimum", "dust_exposure"):
-                low = middle
-            else:
-                high = middle - 1
-    return low
+    return limits.available_to_send_msat(state.commitments, state.params, policy)
 
 
 def available_to_receive_msat(state: State | Funded) -> int:
-    """About the greatest HTLC that the peer could offer now."""
-    if not isinstance(state, Normal):
-        return 0
-    after = cm.next_local(state.commitments)
-    room_msat = after.spec.to_remote_msat - state.params.local.channel_reserve_sat * 1000
-    if not state.params.is_opener:
-        room_msat -= after.cost_msat(state.params.anchors, 1, limits.FEE_SPIKE_FACTOR)
-    in_flight_msat = state.params.local.max_htlc_value_in_flight_msat - after.received_msat
-    return max(0, min(room_msat, in_flight_msat))
+    """About the greatest HTLC that the peer could offer; 0 outside of normal operation."""
+    return limits.available_to_receive_msat(state.commitments, state.params) if isinstance(state, Normal) else 0
 
 
 def balances_msat(state: State | Funded) -> tuple[int, int]:
@@ -86,18 +65,18 @@ def htlcs(state: State | Funded) -> list[Htlc]:
 
 
 def channel_view(
-    state: State, *, channel_id: bytes, peer_id: bytes, connected: bool, failure: str | None, env: Env
+    state: State, *, channel_id: bytes, peer_id: bytes, connected: bool, failure: str | None, policy: ChannelPolicy
 ) -> ChannelView:
     """Everything about a channel. `failure` says why it is frozen, if it is."""
     if isinstance(state, Funded):
-        return _funded(state, channel_id, peer_id, connected, failure, env)
+        return _funded(state, channel_id, peer_id, connected, failure, policy)
     if isinstance(state, Closed):
         return _closed(state, channel_id, peer_id, connected)
     return _opening(state, channel_id, peer_id, connected)
 
 
 def _funded(
-    state: Funded, channel_id: bytes, peer_id: bytes, connected: bool, failure: str | None, env: Env
+    state: Funded, channel_id: bytes, peer_id: bytes, connected: bool, failure: str | None, policy: ChannelPolicy
 ) -> ChannelView:
     params, spec = state.params, state.commitments.local.spec
     local_msat, remote_msat = balances_msat(state)
@@ -119,7 +98,7 @@ def _funded(
         capacity_sat=params.capacity_sat,
         local_msat=local_msat,
         remote_msat=remote_msat,
-        available_to_send_msat=available_to_send_msat(state, env),
+        available_to_send_msat=available_to_send_msat(state, policy),
         available_to_receive_msat=available_to_receive_msat(state),
         local_reserve_sat=params.remote.channel_reserve_sat,
         remote_reserve_sat=params.local.channel_reserve_sat,

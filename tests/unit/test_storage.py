@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from channeld.storage import migrate, statements, tables
 from channeld.storage.store import StorageError, Store, StoreFailed, make_engine
+from wallet import store as wallet_store
 
 SET_META = statements.upsert(tables.meta)
 INSERT_META = statements.insert(tables.meta)
@@ -130,7 +131,8 @@ def test_the_migrations_make_the_tables_that_are_declared(engine: Engine) -> Non
     from alembic.migration import MigrationContext
 
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+        declared = [tables.metadata, wallet_store.metadata]
+        assert compare_metadata(MigrationContext.configure(connection), declared) == []
 
 
 def test_head_is_the_newest_migration() -> None:

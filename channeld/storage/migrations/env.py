@@ -5,8 +5,11 @@ from __future__ import annotations
 from alembic import context
 
 from channeld.storage.tables import metadata
+from wallet import store
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True)
+context.configure(
+    connection=connection, target_metadata=[metadata, store.metadata], render_as_batch=True, transactional_ddl=True
+)
 with context.begin_transaction():
     context.run_migrations()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic import op
 
 from channeld.storage.tables import metadata
+from wallet import store
 
 revision = "0001"
 down_revision = None
@@ -14,7 +15,9 @@ depends_on = None
 
 def upgrade() -> None:
     metadata.create_all(op.get_bind())
+    store.metadata.create_all(op.get_bind())
 
 
 def downgrade() -> None:
     metadata.drop_all(op.get_bind())
+    store.metadata.drop_all(op.get_bind())
