@@ -19,12 +19,14 @@ from channeld.channel.effects import (
     Broadcast,
     CloseCompleted,
     Effect,
+    HtlcFailed,
+    HtlcSettled,
     ReleaseFunding,
     RemoteUnilateralClose,
     Send,
 )
 from channeld.channel.env import Env
-from channeld.channel.events import CommandRejected, FundingDepth, FundingSpent, ProtocolViolation
+from channeld.channel.events import CommandRejected, FundingDepth, FundingSpent, HtlcOnChain, ProtocolViolation
 from channeld.channel.state import (
     AnyFunded,
     AwaitingFunding,
@@ -140,7 +142,15 @@ def fail(state: Open, reason: str, env: Env) -> Transition:
     state = replace(state, commitments=commitments)
     tx = signed_local_commitment(state, env)
     raw = tx.serialize()
-    following = Closing(**shared(state), kind="local", closing_tx=raw, local_tx=raw, reason=reason, error=reason)
+    following = Closing(
+        **shared(state),
+        kind="local",
+        closing_tx=raw,
+        local_tx=raw,
+        reason=reason,
+        error=reason,
+        shutdown_scripts=shutdown_scripts(state),
+    )
     effects += [tell, Broadcast(tx, "local commitment")]
     return Transition(following, tuple(effects), tuple(writes), reason)
 
@@ -229,6 +239,7 @@ def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transit
             error="the funding output is spent" if kind != "mutual" else "",
             confirmed_height=event.block_height,
             remote_commit_index=number,
+            shutdown_scripts=shutdown_scripts(state),
         )
     if kind in _REMOTE_KINDS and not known:
         effects.append(RemoteUnilateralClose(event.tx, _REMOTE_KINDS[kind]))
@@ -261,17 +272,44 @@ def classify(state: AnyFunded, tx: Tx) -> tuple[CloseKind, int | None]:
     number = commitment_number_of(state.params.commitment, tx)
     if number is not None:
         return ("revoked", number) if number < c.remote.index else ("unknown", number)
-    if isinstance(state, Closing) and state.kind == "mutual" and Tx.parse(state.closing_tx).txid() == txid:
+    # Not only what we broadcast: the peer may have used a signature of ours that it never answered.
+    scripts = shutdown_scripts(state)
+    if scripts and all(output.script_pubkey in scripts for output in tx.outputs):
         return "mutual", None
-    if isinstance(state, NegotiatingLegacy | NegotiatingSimple | ShuttingDown):
-        # Not only what we broadcast: the peer may have used a signature of ours that it never answered.
-        scripts = {state.local_script, state.remote_script}
-        known = isinstance(state, NegotiatingLegacy | NegotiatingSimple) and any(
-            Tx.parse(raw).txid() == txid for raw in state.closing_txs
-        )
-        if known or all(output.script_pubkey in scripts for output in tx.outputs):
-            return "mutual", None
     return "unknown", None
+
+
+def shutdown_scripts(state: AnyFunded) -> tuple[bytes, ...]:
+    """Where a closing transaction may pay, if one can have been signed."""
+    match state:
+        case ShuttingDown():
+            return tuple(script for script in (state.local_script, state.remote_script) if script)
+        case NegotiatingLegacy() | NegotiatingSimple():
+            signed = (output.script_pubkey for raw in state.closing_txs for output in Tx.parse(raw).outputs)
+            return tuple(dict.fromkeys((state.local_script, state.remote_script, *signed)))
+        case Closing(shutdown_scripts=scripts):
+            return scripts
+        case _:
+            return ()
+
+
+def on_htlc_on_chain(state: AnyFunded, event: HtlcOnChain) -> Transition:
+    """An HTLC that we offered ended on chain: its outcome is reported once."""
+    c = state.commitments
+    if not isinstance(state, Closing) or event.id not in c.origins or event.id in c.learnt:
+        return Transition(state)
+    key = htlc_key(event.id, True)
+    specs = (c.latest_remote.spec, c.remote.spec, c.local.spec)
+    htlc = next((spec.htlcs[key] for spec in specs if key in spec.htlcs), None)
+    if htlc is None:
+        return Transition(state)
+    origin = c.origins[event.id]
+    if event.payment_preimage is not None:
+        settled = HtlcSettled(event.id, origin, htlc.payment_hash, htlc.amount_msat, event.payment_preimage)
+        return Transition(replace(state, commitments=replace(c, learnt=c.learnt | {event.id})), (settled,))
+    origins = {id: kept for id, kept in c.origins.items() if id != event.id}
+    failed = HtlcFailed(event.id, origin, htlc.payment_hash, htlc.amount_msat, on_chain=True)
+    return Transition(replace(state, commitments=replace(c, origins=origins)), (failed,))
 
 
 def on_outputs_resolved(state: AnyFunded) -> Transition:

@@ -105,7 +105,7 @@ class HtlcSettled(Struct, frozen=True):
 class HtlcFailed(Struct, frozen=True):
     """An HTLC that we offered was removed for good by a failure: only now may its incoming side be failed.
     Exactly one of `reason` (error onion) and `failure_code` (malformed: with `sha256_of_onion`) is set, or neither
-    if the HTLC was never committed (then it may be tried again elsewhere)."""
+    if the HTLC was never committed (then it may be tried again elsewhere) or ended on chain."""
 
     id: int
     origin: bytes
@@ -116,6 +116,8 @@ class HtlcFailed(Struct, frozen=True):
     sha256_of_onion: bytes | None = None
     never_sent: bool = False
     attribution_data: bytes | None = None
+    on_chain: bool = False
+    """It came back to us on chain: there is no reason of anybody's (`permanent_channel_failure`)."""
 
 
 class HtlcRemoved(Struct, frozen=True):

@@ -132,6 +132,14 @@ class OutputsResolved(Struct, frozen=True):
     """All outputs of the commitment that ended the channel are spent and buried: nothing is left to do."""
 
 
+class HtlcOnChain(Struct, frozen=True):
+    """What became of an HTLC that we offered, on chain (BOLT 5): its preimage was seen, or None: it came back to us, so
+    deep that nothing can change it. Told again and again until the channel is over; only the first time counts."""
+
+    id: int
+    payment_preimage: bytes | None = None
+
+
 class ForgetChannel(Struct, frozen=True):
     """Give up an opening that never got funds."""
 
@@ -156,6 +164,7 @@ Event = (
     | CloseChannel
     | ForceClose
     | OutputsResolved
+    | HtlcOnChain
     | ForgetChannel
 )
 

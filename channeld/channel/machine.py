@@ -69,6 +69,7 @@ from channeld.channel.events import (
     FundingFailed,
     FundingSpent,
     FundingTxReady,
+    HtlcOnChain,
     NewBlock,
     OutputsResolved,
     PeerMessage,
@@ -155,7 +156,7 @@ def _step(state: State, event: Event, env: Env) -> Transition:
             return _on_connection(state, event, env)
         case FundingTxReady() | FundingFailed():
             return _on_wallet(state, event, env)
-        case NewBlock() | FundingDepth() | FundingSpent() | OutputsResolved():
+        case NewBlock() | FundingDepth() | FundingSpent() | OutputsResolved() | HtlcOnChain():
             return _on_chain(state, event, env)
         case _:
             assert_never(event)
@@ -380,7 +381,9 @@ def _on_wallet(state: State, event: FundingTxReady | FundingFailed, env: Env) ->
     return Transition(state)
 
 
-def _on_chain(state: State, event: NewBlock | FundingDepth | FundingSpent | OutputsResolved, env: Env) -> Transition:
+def _on_chain(
+    state: State, event: NewBlock | FundingDepth | FundingSpent | OutputsResolved | HtlcOnChain, env: Env
+) -> Transition:
     if not isinstance(state, Funded):
         return Transition(state)
     match event:
@@ -392,6 +395,8 @@ def _on_chain(state: State, event: NewBlock | FundingDepth | FundingSpent | Outp
             return chain.on_funding_spent(state, event, env)
         case OutputsResolved():
             return chain.on_outputs_resolved(state)
+        case HtlcOnChain():
+            return chain.on_htlc_on_chain(state, event)
 
 
 # --- waking up ----------------------------------------------------------------------------------------------------

@@ -277,6 +277,9 @@ class Closing(Funded, frozen=True, kw_only=True, tag="closing"):
     confirmed_height: int | None = None
     remote_commit_index: int | None = None
     """The number of the peer's commitment that was seen, for the secret that revokes it."""
+    shutdown_scripts: tuple[bytes, ...] = ()
+    """Where both sides wanted their shares when the channel failed while it was being closed together: such a closing
+    transaction may still confirm."""
 
 
 class Closed(Struct, frozen=True, kw_only=True, tag="closed"):
