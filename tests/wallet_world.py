@@ -90,7 +90,7 @@ class World:
         self.keys = Keys.from_seed(seed or Seed.create(bytes(16)), REGTEST)
         self.store = SqlStore(create_engine("sqlite://"))
         self.now = 1_700_000_000.0
-        self.options = options
+        self.options = {"gap_limit": 20, **options}
         self.wallet: Wallet
         self._salt = 0
 

@@ -318,7 +318,17 @@ class Ledger:
         """A new unconfirmed transaction; live ones that spend the same outputs give way to it."""
         assert wallet_tx.height is None
         known = self.txs.get(wallet_tx.txid)
-        if known is not None and known.live:
+        if known is not None and known.live:  # a block or an earlier note brought it: what is new is what we know of it
+            self._put(
+                replace(
+                    known,
+                    fee_sat=wallet_tx.fee_sat if known.fee_sat is None else known.fee_sat,
+                    own=known.own or wallet_tx.own,
+                    fixed=known.fixed or wallet_tx.fixed,
+                    elastic_vout=wallet_tx.elastic_vout if known.elastic_vout is None else known.elastic_vout,
+                    label=known.label or wallet_tx.label,
+                )
+            )
             return
         for path in [self.book.path_of(txout.script_pubkey) for txout in wallet_tx.tx.outputs]:
             if path is not None:

@@ -27,6 +27,11 @@ def fee_for_weight(feerate_sat_per_kw: int, weight: int) -> int:
     return -(-feerate_sat_per_kw * weight // 1000)
 
 
+def fee_for_tx(feerate_sat_per_kw: int, weight: int) -> int:
+    """Fee in satoshi of a whole transaction: by whole virtual bytes, as Bitcoin Core compares it with its minimum."""
+    return fee_for_weight(feerate_sat_per_kw, 4 * weight_to_vsize(weight))
+
+
 def feerate_of(fee_sat: int, weight: int) -> int:
     """The rate (sat/kw, rounded down) that a fee pays for a weight."""
     return fee_sat * 1000 // weight

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +48,7 @@ class RpcConfig:
 
     url: str = "http://127.0.0.1:8332"
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     cookie_file: Path | None = None
     timeout_seconds: float = 60.0
 

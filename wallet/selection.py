@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from wallet.fees import fee_for_weight
+from wallet.fees import fee_for_tx, fee_for_weight
 
 MAX_STANDARD_WEIGHT: Final = 400_000
 """Bitcoin Core relays no heavier transaction (MAX_STANDARD_TX_WEIGHT)."""
@@ -68,7 +68,7 @@ class Target:
     def fee(self, chosen_weight: int, chosen_count: int, with_change: bool) -> int:
         """Fee in satoshi of the whole transaction."""
         weight = self.weight(chosen_weight, chosen_count, with_change)
-        return max(fee_for_weight(self.feerate_sat_per_kw, weight) + self.extra_fee_sat, self.min_fee_sat)
+        return max(fee_for_tx(self.feerate_sat_per_kw, weight) + self.extra_fee_sat, self.min_fee_sat)
 
     @property
     def least_change_sat(self) -> int:
@@ -151,13 +151,19 @@ def _fee_difference(target: Target, weight: int) -> int:
     return (target.feerate_sat_per_kw - target.long_term_feerate_sat_per_kw) * weight // 1000
 
 
+def _goal(target: Target, count: int) -> int:
+    """What effective values must come to, less what rounding up each of them may have taken; `finish` is exact."""
+    rounding = fee_for_weight(target.feerate_sat_per_kw, 3) + count
+    return target.outputs_sat + target.fee(0, 0, False) - rounding
+
+
 def _branch_and_bound(coins: Sequence[Candidate], target: Target, _: random.Random) -> Selection | None:
     """Depth first over include and exclude, for a sum that hits the target within the cost of change (Erhardt)."""
     if target.min_change_sat:
         return None
     rate = target.feerate_sat_per_kw
     values = [effective_value(coin, rate) for coin in coins]
-    goal = target.outputs_sat + target.fee(0, 0, False)
+    goal = _goal(target, len(coins))
     cost_of_change = fee_for_weight(rate, target.change_weight) + target.least_change_sat
     remaining = [0] * (len(values) + 1)
     for place in range(len(values) - 1, -1, -1):
@@ -175,9 +181,8 @@ def _branch_and_bound(coins: Sequence[Candidate], target: Target, _: random.Rand
             selection = finish([coins[i] for i in picked], target, allow_change=False)
             if selection is not None and (best is None or selection.waste_sat < best.waste_sat):
                 best = selection
-            backtrack = True
-        elif place == len(values):
-            backtrack = True
+            backtrack = selection is not None
+        backtrack = backtrack or place == len(values)
         if backtrack:
             if not picked:
                 break
@@ -222,7 +227,7 @@ def _largest_first(coins: Sequence[Candidate], target: Target, _: random.Random)
 
 def _take_until_enough(order: Sequence[Candidate], target: Target) -> Selection | None:
     rate = target.feerate_sat_per_kw
-    goal = target.outputs_sat + target.fee(0, 0, False)
+    goal = _goal(target, len(order))
     total = 0
     for count, coin in enumerate(order, 1):
         total += effective_value(coin, rate)

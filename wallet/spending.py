@@ -17,7 +17,7 @@ from wallet.errors import CannotBump, CoinUnavailable, InsufficientFunds, Unknow
 from wallet.fees import (
     FEERATE_FLOOR_SAT_PER_KW,
     INCREMENTAL_RELAY_SAT_PER_KVB,
-    fee_for_weight,
+    fee_for_tx,
     feerate_of,
     replacement_fee_sat,
     weight_to_vsize,
@@ -176,7 +176,7 @@ class Spender:
         weight = tx.weight()
         coins = [self._own_coin(txin.outpoint) for txin in tx.inputs]
         least = replacement_fee_sat(wallet_tx.fee_sat, weight_to_vsize(weight), INCREMENTAL_RELAY_SAT_PER_KVB)
-        wanted = max(least, fee_for_weight(feerate_sat_per_kw, weight) + extra_fee_sat)
+        wanted = max(least, fee_for_tx(feerate_sat_per_kw, weight) + extra_fee_sat)
         elastic = wallet_tx.elastic_vout
         if elastic is not None:
             draft = replacement(tx, coins, elastic, wanted)
@@ -253,7 +253,7 @@ class Spender:
     def _missing_fee(self, wallet_tx: WalletTx, feerate_sat_per_kw: int, *, without_itself: bool = False) -> int:
         """What the transaction and its unconfirmed ancestors, each by itself, pay less than the rate asks for."""
         return sum(
-            max(0, fee_for_weight(feerate_sat_per_kw, tx.tx.weight()) - self.known_fee(tx))
+            max(0, fee_for_tx(feerate_sat_per_kw, tx.tx.weight()) - self.known_fee(tx))
             for tx in self.unconfirmed_ancestry(wallet_tx)
             if not (without_itself and tx is wallet_tx)
         )
@@ -275,7 +275,7 @@ class Spender:
         """Its fee, or where its inputs are unknown, the least that would have been relayed."""
         if wallet_tx.fee_sat is not None:
             return wallet_tx.fee_sat
-        return fee_for_weight(FEERATE_FLOOR_SAT_PER_KW, wallet_tx.tx.weight())
+        return fee_for_tx(FEERATE_FLOOR_SAT_PER_KW, wallet_tx.tx.weight())
 
     @staticmethod
     def feerate(wallet_tx: WalletTx) -> int:

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from wallet.fees import dust_threshold_sat, fee_for_weight, feerate_of, replacement_fee_sat, sat_per_kw_from_vbyte
+from wallet.fees import (
+    dust_threshold_sat,
+    fee_for_tx,
+    fee_for_weight,
+    feerate_of,
+    replacement_fee_sat,
+    sat_per_kw_from_vbyte,
+)
 from wallet.keys import AddressKind
 from wallet.selection import Candidate, Selection, Shortfall, Target, effective_value, finish, select
 
@@ -41,13 +48,13 @@ def test_every_selection_pays_for_itself(values: list[int], amount: int, feerate
     assert len({coin.key for coin in answer.chosen}) == len(answer.chosen)
     total = sum(coin.value_sat for coin in answer.chosen)
     assert total == amount + answer.fee_sat + answer.change_sat
-    assert answer.fee_sat >= fee_for_weight(feerate, answer.weight) + extra
+    assert answer.fee_sat >= fee_for_tx(feerate, answer.weight) + extra
     assert answer.change_sat == 0 or answer.change_sat >= target.least_change_sat
     if answer.change_sat:
-        assert answer.fee_sat == fee_for_weight(feerate, answer.weight) + extra, "change takes what is left"
+        assert answer.fee_sat == fee_for_tx(feerate, answer.weight) + extra, "change takes what is left"
     else:
         cost_of_change = fee_for_weight(feerate, P2TR.output_weight) + target.least_change_sat
-        assert answer.fee_sat <= fee_for_weight(feerate, answer.weight) + extra + cost_of_change + 2 * len(values)
+        assert answer.fee_sat <= fee_for_tx(feerate, answer.weight) + extra + cost_of_change + 2 * len(values)
 
 
 @given(values_st, st.integers(1, 1_000_000), st.integers(0, 500_000))
@@ -136,6 +143,7 @@ def test_dust_thresholds_of_bitcoin_core(script_hex: str, threshold: int) -> Non
 def test_fee_arithmetic() -> None:
     assert fee_for_weight(253, 1_000) == 253
     assert fee_for_weight(253, 1) == 1
+    assert fee_for_tx(1_000, 561) == 564
     assert feerate_of(253, 1_000) == 253
     assert sat_per_kw_from_vbyte(1.0) == 250
     assert sat_per_kw_from_vbyte(1.001) == 251

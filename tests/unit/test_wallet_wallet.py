@@ -312,6 +312,16 @@ async def test_publish_and_forget(world: World) -> None:
         world.wallet.forget(bytes(32))
 
 
+async def test_mined_before_it_was_recorded(world: World) -> None:
+    await world.receive(50_000)
+    funded = await world.wallet.create_tx([TxOut(30_000, STRANGER)], RATE)
+    await world.mine(1, funded.tx)
+    world.store.commit_now(world.wallet.record(funded, label="channel"))
+    info = (await world.restart()).transaction(funded.txid)
+    assert (info.confirmations, info.label, info.own, info.fee_sat) == (1, "channel", True, funded.fee_sat)
+    assert world.wallet.balance() == Balance(20_000 - funded.fee_sat, 0, 0, 0)
+
+
 async def test_reorganisation_undoes_and_redoes(world: World) -> None:
     (paid,) = await world.receive(50_000)
     await world.mine(3)
