@@ -69,6 +69,8 @@ export class LdkNode {
       const bytes = monitor.write();
       this.save(name, bytes);
       if (this.config.keep_versions) fs.writeFileSync(`${name}.v${monitor.get_latest_update_id()}`, bytes);
+      // A manager older than its monitors closes the channel at the next start: keep the gap short.
+      setImmediate(this.guard(() => this.manager && this.persistManager()));
       return ldk.ChannelMonitorUpdateStatus.LDKChannelMonitorUpdateStatus_Completed;
     });
     this.persister = ldk.Persist.new_impl({
