@@ -2,7 +2,8 @@
 
 Memory changes at once; what must be persisted comes back as writes. Methods that are coroutines commit their writes
 through the store themselves; `process`, `plan_tx`, `record`, `note` and `forget` return them, for a caller that commits
-them together with its own.
+them together with its own. Writes must reach the database in the order in which they were handed out: submit them to
+the writer before anything else in the event loop runs (before the next `await` that is not the commit).
 """
 
 from __future__ import annotations
@@ -467,14 +468,20 @@ class Wallet:
         funded, writes = self.plan_tx(request)
         writes += self.record(funded, label=label, fixed=False)
         await self._store.commit(writes)
-        result = await self._offer_or_undo([funded.tx], None)
-        return SentTx(funded.txid, funded.tx, funded.fee_sat, result)
+        return SentTx(funded.txid, funded.tx, funded.fee_sat, await self.offer(funded.txid))
 
     async def publish(self, funded: FundedTx, *, label: str = "", fixed: bool = True) -> BroadcastResult | None:
         """Record and broadcast. None if layer 1 is away: then it is sent by `rebroadcast`. A rejection is returned and
         changes nothing: `forget` it to have the coins back."""
         await self._store.commit(self.record(funded, label=label, fixed=fixed))
         return await self._offer([funded.tx])
+
+    async def offer(self, txid: bytes) -> BroadcastResult | None:
+        """Broadcast a recorded transaction, what it builds on first if that is missing; None if layer 1 is away.
+
+        Raises BroadcastRejected if it is refused: then it is taken back, and its coins are free again.
+        """
+        return await self._offer_or_undo([self._spender.find(txid).tx], None)
 
     async def bump(self, txid: bytes, feerate_sat_per_kw: int) -> SentTx:
         """Raise an unconfirmed transaction's fee rate to a target: by replacing it if this wallet made it and nothing
