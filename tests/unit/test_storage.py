@@ -132,7 +132,7 @@ def test_the_migrations_make_the_tables_that_are_declared(engine: Engine) -> Non
 
     with engine.connect() as connection:
         declared = [tables.metadata, wallet_store.metadata]
-        assert compare_metadata(MigrationContext.configure(connection), declared) == []
+        assert compare_metadata(MigrationContext.configure(connection), declared) == []  # type: ignore[arg-type]
 
 
 def test_head_is_the_newest_migration() -> None:

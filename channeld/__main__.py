@@ -1,0 +1,74 @@
+"""`channeld`: start a Lightning node and run it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from channeld.config import Config
+    from channeld.storage import CommitHook
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit status: 0, or 1 with a sentence on stderr (2 for wrong flags)."""
+    from channeld.config import ConfigError, load_config
+
+    try:
+        config = load_config(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        return _fail(error)
+    return _run(config)
+
+
+def _run(config: Config, commit_hook: CommitHook | None = None) -> int:
+    """Everything after the settings; heavy imports wait until here, so that `--help` is quick."""
+    from channeld import logs
+    from channeld.api.server import ApiError
+    from channeld.config import ConfigError
+    from channeld.daemon import StartError, locked, run
+    from channeld.storage import StorageError
+    from wallet.chain import ChainError
+    from wallet.errors import WalletError
+    from wallet.keys import SeedError
+    from wallet.seedfile import SeedFileError
+
+    try:
+        with locked(config.paths.lock):
+            logs.set_up(config.paths.log, config.log_level)
+            with asyncio.Runner(loop_factory=_new_loop) as runner:
+                runner.run(run(config, commit_hook))
+    except (
+        ConfigError,
+        StartError,
+        ApiError,
+        StorageError,
+        ChainError,
+        WalletError,
+        SeedError,
+        SeedFileError,
+    ) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _fail(error: Exception) -> int:
+    sys.stderr.write(f"channeld: {error}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

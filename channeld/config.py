@@ -1,0 +1,181 @@
+"""The daemon's settings: flags first, then the environment (`CHANNELD_...`), then `channeld.toml` in the data directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from channeld.paths import DEFAULT_ROOT, DataPaths, data_paths
+
+CONFIG_NAME = "channeld.toml"
+_BITCOIND_PORTS = {"mainnet": 8332, "testnet": 18332, "signet": 38332, "regtest": 18443}
+_BITCOIND_FOLDERS = {"mainnet": "", "testnet": "testnet3", "signet": "signet", "regtest": "regtest"}
+
+
+class ConfigError(Exception):
+    """A setting that cannot be; the text is a sentence for the operator."""
+
+
+class Config(BaseSettings):
+    """channeld, a Lightning node.
+
+    Every setting can be a flag, an environment variable (CHANNELD_ALIAS=...) or a line in channeld.toml in the data
+    directory (alias = "..."); flags win over the environment, the environment over the file.
+    """
+
+    toml_path: ClassVar[Path | None] = None
+    model_config = SettingsConfigDict(
+        env_prefix="CHANNELD_",
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_prog_name="channeld",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+    )
+
+    datadir: Path = Field(DEFAULT_ROOT, description="where seed, database, logs and keys are kept")
+    network: Literal["mainnet", "testnet", "signet", "regtest"] = Field("mainnet", description="the Bitcoin network")
+    alias: str = Field("", description="the node's name, at most 32 bytes")
+    color: str = Field("3399ff", description="the node's color, six hex digits")
+    listen: str = Field(
+        "127.0.0.1:9735",
+        description="HOST:PORT for peers, several separated by commas; port 0: a free one; empty: none",
+    )
+    rpclisten: str = Field("127.0.0.1:10019", description="HOST:PORT of the gRPC API; port 0: a free one")
+    rpchost: str = Field("", description="further names of this machine for the API's certificate, separated by commas")
+    bitcoind_url: str = Field("", description="bitcoind's RPC (default: http://127.0.0.1 and the network's usual port)")
+    bitcoind_user: str = Field("", description="bitcoind's RPC user, if it has a password")
+    bitcoind_password: str = Field("", description="bitcoind's RPC password; better in the environment or the file")
+    bitcoind_cookie: Path | None = Field(None, description="bitcoind's cookie file (default: the usual place)")
+    bitcoind_zmq: str = Field("", description="bitcoind's ZMQ address for blocks (default: what bitcoind tells)")
+    database: str = Field("", description="SQLAlchemy URL of the database (default: SQLite in the data directory)")
+    seed_words: str = Field("", description="restore this seed at the first start; better in the environment")
+    seed_passphrase: str = Field("", description="BIP 39 passphrase of the seed, for a new or restored one")
+    seed_password: str = Field("", description="password that encrypts the seed file; better in the environment")
+    birthday_height: int | None = Field(
+        None, ge=0, description="with seed_words: the block from which to look for coins (default: 0)"
+    )
+    min_depth: int = Field(3, ge=0, le=144, description="confirmations that a channel opened by a peer needs")
+    min_channel_sat: int = Field(20_000, ge=1_000, description="smallest channel to accept, in sat")
+    max_channel_sat: int = Field(1_000_000_000, ge=20_000, description="largest channel to accept, in sat")
+    zero_conf_peers: str = Field("", description="node ids whose channels are used before confirmation; commas between")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much the log says")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags come in as `init_settings`."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.toml_path)
+
+    @field_validator("alias")
+    @classmethod
+    def _alias_fits(cls, value: str) -> str:
+        if len(value.encode()) > 32:
+            raise ValueError("an alias has at most 32 bytes (BOLT 7)")
+        return value
+
+    @field_validator("color")
+    @classmethod
+    def _color_is_hex(cls, value: str) -> str:
+        value = value.removeprefix("#").lower()
+        if len(value) != 6 or set(value) - set("0123456789abcdef"):
+            raise ValueError("a color is six hex digits, such as 3399ff")
+        return value
+
+    # --- derived
+
+    @property
+    def paths(self) -> DataPaths:
+        """Where this daemon keeps its files."""
+        return data_paths(self.network, self.datadir)
+
+    @property
+    def listen_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Raises ConfigError."""
+        return tuple(parse_address(text, "listen") for text in _split(self.listen))
+
+    @property
+    def rpc_address(self) -> tuple[str, int]:
+        """Raises ConfigError."""
+        return parse_address(self.rpclisten, "rpclisten")
+
+    @property
+    def rpc_hosts(self) -> tuple[str, ...]:
+        """Names for the certificate."""
+        return tuple(_split(self.rpchost))
+
+    @property
+    def trusted_peers(self) -> frozenset[bytes]:
+        """Node ids of `zero_conf_peers`. Raises ConfigError."""
+        try:
+            return frozenset(bytes.fromhex(text) for text in _split(self.zero_conf_peers))
+        except ValueError as error:
+            raise ConfigError("zero_conf_peers must be node ids, 66 hex digits each, with commas between") from error
+
+    @property
+    def bitcoind_rpc_url(self) -> str:
+        """The URL, or the network's usual one."""
+        return self.bitcoind_url or f"http://127.0.0.1:{_BITCOIND_PORTS[self.network]}"
+
+    @property
+    def bitcoind_cookie_file(self) -> Path | None:
+        """The cookie file, unless there is a user."""
+        if self.bitcoind_user:
+            return None
+        if self.bitcoind_cookie is not None:
+            return self.bitcoind_cookie.expanduser()
+        return Path("~/.bitcoin").expanduser() / _BITCOIND_FOLDERS[self.network] / ".cookie"
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """From flags, environment and file. Raises ConfigError; SystemExit for `--help` and unknown flags."""
+    from pydantic_settings import CliSettingsSource
+
+    flags: dict[str, Any] = CliSettingsSource(Config, cli_parse_args=list(arguments))()
+    root = Path(flags.get("datadir") or os.environ.get("CHANNELD_DATADIR") or DEFAULT_ROOT).expanduser()
+    toml = root / CONFIG_NAME
+    located = type("Config", (Config,), {"toml_path": toml if toml.exists() else None, "__doc__": Config.__doc__})
+    try:
+        config = located(**flags)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{toml} cannot be read: {error}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _explain(error: ValidationError) -> str:
+    sentences = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            sentences.append(f"there is no setting {name!r}; see channeld --help")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            sentences.append(f"{name} cannot be {item.get('input')!r}: {message[:1].lower()}{message[1:]}")
+    return "; ".join(sentences)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_address(text: str, name: str) -> tuple[str, int]:
+    """`HOST:PORT`, with [brackets] around an IPv6 address. Raises ConfigError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65_535 or not host:
+        raise ConfigError(f"{name} must be HOST:PORT, such as 127.0.0.1:9735; {text!r} is not")
+    return host.removeprefix("[").removesuffix("]"), int(port)

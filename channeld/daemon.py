@@ -1,0 +1,219 @@
+"""A daemon's life: seed, database, layer 1, node, API; until a signal, `stop`, or something it cannot survive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from channeld.api.server import ApiServer
+from channeld.channel.env import ChannelPolicy
+from channeld.config import Config
+from channeld.node.node import Node
+from channeld.node.runtime import NodeSettings, Runtime
+from channeld.paths import write_private
+from channeld.storage import CommitHook, Store, make_engine, upgrade
+from wallet.bitcoin.address import BY_NAME
+from wallet.bitcoind import BitcoindChainSource, BitcoindConfig
+from wallet.keys import Keys, Seed
+from wallet.rpc import RpcConfig
+from wallet.seedfile import read_seed, write_seed
+
+log = structlog.get_logger(__name__)
+SAY_WAITING_SECONDS = 1.0
+
+
+class StartError(Exception):
+    """The daemon cannot start; the text is a sentence for the operator."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the data directory. Raises StartError if another daemon does."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise StartError(f"the data directory {path.parent} cannot be used: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip()
+            raise StartError(
+                f"the data directory {path.parent} is in use by another channeld{f' (process {owner})' if owner else ''}:"
+                " stop that one, or choose another --datadir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def load_or_make_seed(config: Config) -> tuple[Seed, int | None]:
+    """The seed and, if its age is not known to be zero, the height to look for its coins from.
+
+    Raises StartError, SeedError, SeedFileError.
+    """
+    path, password = config.paths.seed, config.seed_password or None
+    if path.exists():
+        if config.seed_words:
+            raise StartError(f"there is a seed at {path} already: leave seed_words out, or choose another --datadir")
+        return read_seed(path, password), None
+    if config.paths.database.exists():
+        raise StartError(
+            f"there is a database in {path.parent}, but its seed file {path} is missing: put the file back, "
+            "or give the words with CHANNELD_SEED_WORDS after moving the database away"
+        )
+    if config.seed_words:
+        seed = Seed.restore(config.seed_words, config.seed_passphrase)
+        write_seed(path, seed, password)
+        return seed, config.birthday_height or 0
+    seed = Seed.create(os.urandom(32), config.seed_passphrase)
+    write_seed(path, seed, password)
+    _show_words(seed)
+    return seed, None
+
+
+def _show_words(seed: Seed) -> None:
+    lines = ["", "This is the seed of your new node. Write the words down, in order: they are shown this once.", ""]
+    for start in range(0, len(seed.words), 6):
+        row = enumerate(seed.words[start : start + 6], start + 1)
+        lines.append("  " + "  ".join(f"{place:2}. {word:<9}" for place, word in row))
+    lines += ["", "They bring back the coins on chain and the node's identity, not the channels' latest state.", ""]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+class Daemon:
+    """A node with its API, as one process runs it. `commit_hook` is for tests."""
+
+    def __init__(self, config: Config, commit_hook: CommitHook | None = None) -> None:
+        self.config = config
+        self.runtime: Runtime | None = None
+        self.api: ApiServer | None = None
+        self._commit_hook = commit_hook
+
+    async def start(self) -> None:
+        """Open everything and listen. Raises StartError and the parts' own errors, whose texts are sentences."""
+        config, paths = self.config, self.config.paths
+        seed, birthday_height = load_or_make_seed(config)
+        keys = Keys.from_seed(seed, BY_NAME[config.network])
+        engine = make_engine(config.database or f"sqlite:///{paths.database}")
+        upgrade(engine)
+        store = Store(engine, self._database_failed, self._commit_hook)
+        source = self._source()
+        try:
+            self.runtime = await Runtime.create(store, keys, source, self._settings(birthday_height))
+        except BaseException:
+            await source.close()
+            await store.close()
+            raise
+        try:
+            await self.runtime.start()
+        except OSError as error:
+            raise StartError(f"cannot listen for peers on {config.listen}: {error.strerror or error}") from error
+        self.api = ApiServer(Node(self.runtime), paths, *config.rpc_address, hosts=config.rpc_hosts)
+        await self.api.start()
+
+    def _settings(self, birthday_height: int | None) -> NodeSettings:
+        config = self.config
+        policy = ChannelPolicy(
+            minimum_depth_blocks=config.min_depth,
+            min_funding_sat=config.min_channel_sat,
+            max_funding_sat=config.max_channel_sat,
+            accept_zero_conf_from=config.trusted_peers,
+        )
+        return NodeSettings(config.alias, config.color, config.listen_addresses, policy, birthday_height)
+
+    def _source(self) -> BitcoindChainSource:
+        config = self.config
+        rpc = RpcConfig(
+            config.bitcoind_rpc_url,
+            config.bitcoind_user or None,
+            config.bitcoind_password or None,
+            config.bitcoind_cookie_file,
+        )
+        bitcoind = BitcoindConfig(rpc, config.bitcoind_zmq or None)
+        return BitcoindChainSource(bitcoind, BY_NAME[config.network], on_waiting=self._waiting)
+
+    def _database_failed(self, error: BaseException) -> None:
+        log.critical("the database failed", exc_info=error)
+        if self.runtime is not None:
+            self.runtime.fail(f"the database could not be written: {error}")
+
+    def _waiting(self, reason: str) -> None:
+        if self.runtime is not None:
+            self.runtime.chain.waiting(reason)
+
+    async def serve(self) -> None:
+        """Say when the node is ready, and return when it has to stop."""
+        runtime, api = self.runtime, self.api
+        assert runtime is not None
+        assert api is not None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, runtime.stopped.set)
+        synced = asyncio.ensure_future(runtime.wait_synced())
+        stopped = asyncio.ensure_future(runtime.stopped.wait())
+        try:
+            await asyncio.wait((synced, stopped), timeout=SAY_WAITING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not synced.done() and not stopped.done():
+                _say(f"channeld waits for layer 1 ({runtime.chain.status}); gRPC on {api.address}")
+                await asyncio.wait((synced, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if synced.done():
+                self._say_ready(runtime, api)
+            await stopped
+        finally:
+            synced.cancel()
+            stopped.cancel()
+
+    def _say_ready(self, runtime: Runtime, api: ApiServer) -> None:
+        ready = {
+            "node_id": runtime.identity.node_id.hex(),
+            "listen": runtime.listening,
+            "grpc": api.address,
+            "pid": os.getpid(),
+        }
+        write_private(self.ready_file, json.dumps(ready).encode() + b"\n")
+        peers = ", ".join(runtime.listening) or "no address"
+        _say(f"channeld is ready: {ready['node_id']}, peers on {peers}, gRPC on {api.address}")
+
+    @property
+    def ready_file(self) -> Path:
+        """Tells programs what `_say_ready` tells people, while the daemon runs."""
+        return self.config.paths.directory / "ready.json"
+
+    async def stop(self) -> None:
+        """Stop what was started."""
+        self.ready_file.unlink(missing_ok=True)
+        if self.api is not None:
+            await self.api.stop()
+        if self.runtime is not None:
+            await self.runtime.close()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+async def run(config: Config, commit_hook: CommitHook | None = None) -> None:
+    """Run until told to stop. Raises StartError and the parts' own errors, whose texts are sentences."""
+    daemon = Daemon(config, commit_hook)
+    try:
+        await daemon.start()
+        await daemon.serve()
+    finally:
+        await daemon.stop()
+    if daemon.runtime is not None and daemon.runtime.failure is not None:
+        raise StartError(daemon.runtime.failure)
