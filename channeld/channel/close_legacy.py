@@ -96,10 +96,11 @@ def _step_by_step(state: NegotiatingLegacy, message: ClosingSigned, tx: Tx, env:
     ours = sent or (_opener_offer(state, env) if state.params.is_opener else _fundee_offer(state, fee_sat, env))
     if ours.min_fee_sat <= fee_sat <= ours.max_fee_sat:
         return _agreed(state, message, tx, env, reply=True)
-    between_sat = (fee_sat + ours.fee_sat) // 2
-    if between_sat in (fee_sat, ours.fee_sat):
+    between_sat = min(max((fee_sat + ours.fee_sat) // 2, ours.min_fee_sat), ours.max_fee_sat)
+    if not min(fee_sat, ours.fee_sat) < between_sat < max(fee_sat, ours.fee_sat):
         # BOLT 2, "if `fee_satoshis` is not strictly between its last-sent `fee_satoshis` and its previously-received"
-        raise ProtocolViolation(f"closing_signed: no fee is left between {fee_sat} and {ours.fee_sat} sat", "warning")
+        ranges = f"{ours.min_fee_sat} to {ours.max_fee_sat}"
+        raise ProtocolViolation(f"closing_signed: {fee_sat} sat is beyond our {ranges} sat", "warning")
     # BOLT 2, "otherwise: MUST propose a value "strictly between" the received `fee_satoshis` and its previously-sent"
     state, effects = _send(state, replace(ours, fee_sat=between_sat), _our_tx(state, between_sat), env)
     return Transition(state, tuple(effects))

@@ -1,0 +1,527 @@
+"""Closing together (BOLT 2, "Channel Close"): shutdown, closing_signed, closing_complete and closing_sig."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from channeld.bolt.features import Feature
+from channeld.bolt.messages import (
+    ClosingComplete,
+    ClosingSig,
+    ClosingSigned,
+    CommitmentSigned,
+    ErrorMessage,
+    FeeRange,
+    Shutdown,
+    UpdateAddHtlc,
+    decode,
+    encode,
+)
+from channeld.channel import close_legacy
+from channeld.channel import effects as fx
+from channeld.channel import events as ev
+from channeld.channel.state import Closed, Closing, NegotiatingLegacy, NegotiatingSimple, Normal, ShuttingDown
+from tests.machine import harness
+from tests.machine.harness import FEATURES, HEIGHT, Pair, Peer, add, open_pair, preimage_of, script_of
+from tests.unit.bolt3_support import script_ok
+from wallet.bitcoin import Tx, TxOut
+
+LEGACY = FEATURES - {Feature.option_simple_close | 1}
+P2TR = b"\x51\x20" + b"\x05" * 32
+OP_RETURN = b"\x6a\x06nobody"
+
+
+def close(peer: Peer, script: bytes | None = None, feerate_per_kw: int = 1000) -> None:
+    peer.step(ev.CloseChannel(script_of(peer.name) if script is None else script, feerate_per_kw))
+
+
+def shut(pair: Pair, feerates: tuple[int, int] = (1000, 1000)) -> None:
+    """Alice closes, Bob's node answers with a script; nothing is delivered that follows."""
+    close(pair.alice, feerate_per_kw=feerates[0])
+    pair.deliver(pair.alice)
+    close(pair.bob, feerate_per_kw=feerates[1])
+    pair.deliver(pair.bob)
+
+
+def closed_by(peer: Peer) -> Tx:
+    """The last closing transaction that `peer` broadcast; Bitcoin Core's engine accepts it."""
+    tx = peer.logged(fx.Broadcast)[-1].tx
+    params = peer.funded.params
+    assert script_ok(tx, 0, TxOut(params.capacity_sat, params.funding_script_pubkey))
+    assert isinstance(tx, Tx)
+    return tx
+
+
+def paid(tx: Tx, name: str) -> int:
+    """What `tx` pays to a side's script."""
+    return sum(output.value_sat for output in tx.outputs if output.script_pubkey == script_of(name))
+
+
+# --- shutdown -----------------------------------------------------------------------------------------------------
+
+
+def test_shutdown_asks_for_our_script_and_answers() -> None:
+    pair = open_pair()
+    close(pair.alice)
+    pair.deliver(pair.alice)
+    assert isinstance(pair.bob.state, ShuttingDown)
+    assert pair.bob.logged(fx.NeedShutdownScript) == [fx.NeedShutdownScript(any_segwit=True)]
+    assert not pair.bob.outbox
+    close(pair.bob, P2TR)
+    assert Shutdown(pair.bob.funded.params.channel_id, P2TR) in pair.bob.sent()
+
+
+def test_the_upfront_script_answers_by_itself_and_is_enforced() -> None:
+    pair = open_pair(upfront_shutdown_script=script_of("cold"))
+    with pytest.raises(ev.CommandRejected, match="fixed when it opened"):
+        close(pair.alice, script_of("hot"))
+    with pytest.raises(ev.ProtocolViolation, match="upfront_shutdown_script") as violation:
+        pair.bob.step(ev.PeerMessage(Shutdown(pair.bob.funded.params.channel_id, script_of("hot"))))
+    assert violation.value.action == "warning"
+    close(pair.bob)
+    pair.deliver(pair.bob)
+    assert Shutdown(pair.alice.funded.params.channel_id, script_of("cold")) in pair.alice.sent()
+
+
+@pytest.mark.parametrize("script", [b"", b"\x51", b"\x6a\x05hello", b"\x00\x15" + bytes(21)])
+def test_scripts_that_nobody_can_be_paid_to(script: bytes) -> None:
+    pair = open_pair()
+    with pytest.raises(ev.CommandRejected):
+        close(pair.alice, script)
+    with pytest.raises(ev.ProtocolViolation) as violation:
+        pair.bob.step(ev.PeerMessage(Shutdown(pair.bob.funded.params.channel_id, script)))
+    assert violation.value.action == "warning"
+
+
+def test_newer_scripts_need_their_feature() -> None:
+    plain = LEGACY - {Feature.option_shutdown_anysegwit | 1}
+    pair = open_pair(features=plain)
+    with pytest.raises(ev.CommandRejected):
+        close(pair.alice, P2TR)
+    with pytest.raises(ev.CommandRejected):
+        close(open_pair(features=LEGACY).alice, OP_RETURN)
+    close(open_pair(features=LEGACY).alice, P2TR)
+    close(open_pair().alice, OP_RETURN)
+    # BOLT 2: "old nodes may send non-segwit scripts, which may be accepted"
+    pair.bob.step(ev.PeerMessage(Shutdown(pair.bob.funded.params.channel_id, b"\xa9\x14" + bytes(20) + b"\x87")))
+    assert isinstance(pair.bob.state, ShuttingDown)
+
+
+def test_no_htlc_after_shutdown() -> None:
+    pair = open_pair(push_msat=100_000_000)
+    close(pair.alice)
+    with pytest.raises(ev.CommandRejected) as rejection:
+        add(pair.alice, 1_000_000)
+    assert rejection.value.code == "shutting_down"
+    pair.deliver(pair.alice)
+    message = UpdateAddHtlc(pair.bob.funded.params.channel_id, 0, 1_000_000, bytes(32), HEIGHT + 9, bytes(1366))
+    with pytest.raises(ev.ProtocolViolation, match="after shutdown"):
+        pair.bob.step(ev.PeerMessage(message))
+    with pytest.raises(ev.CommandRejected):
+        add(pair.bob, 1_000_000)
+
+
+def test_shutdown_waits_until_our_updates_are_signed_for() -> None:
+    # BOLT 2, "if there are updates pending on the receiving node's commitment transaction: MUST NOT send a `shutdown`."
+    pair = open_pair()
+    add(pair.alice, 5_000_000)
+    close(pair.alice)
+    assert [type(message) for message in pair.alice.sent()] == [UpdateAddHtlc]
+    pair.alice.sign()
+    assert [type(message) for message in pair.alice.sent()] == [UpdateAddHtlc, CommitmentSigned, Shutdown]
+
+
+def test_a_shutdown_over_unsigned_htlcs_is_refused() -> None:
+    pair = open_pair()
+    add(pair.alice, 5_000_000)
+    pair.deliver(pair.alice)
+    with pytest.raises(ev.ProtocolViolation, match="not signed for"):
+        pair.bob.step(ev.PeerMessage(Shutdown(pair.bob.funded.params.channel_id, script_of("alice"))))
+
+
+def test_htlcs_are_resolved_first() -> None:
+    pair = open_pair()
+    add(pair.alice, 50_000_000)
+    pair.settle()
+    shut(pair)
+    pair.settle()
+    assert isinstance(pair.alice.state, ShuttingDown)
+    pair.alice.step(ev.UpdateFee(500))
+    pair.settle()
+    pair.bob.step(ev.FulfillHtlc(0, preimage_of(0)))
+    pair.settle()
+    assert isinstance(pair.alice.state, NegotiatingSimple)
+    assert paid(closed_by(pair.bob), "bob") > 49_000
+
+
+def test_close_before_the_funding_is_confirmed() -> None:
+    pair = harness.start_open(Peer("alice", harness.seed_secrets("alice")), Peer("bob", harness.seed_secrets("bob")))
+    harness.fund(pair)
+    shut(pair)
+    pair.settle()
+    assert isinstance(pair.alice.state, NegotiatingSimple)
+    assert closed_by(pair.alice)
+
+
+def test_close_while_the_peer_is_away() -> None:
+    pair = open_pair()
+    pair.disconnect()
+    close(pair.alice)
+    assert isinstance(pair.alice.state, ShuttingDown)
+    assert not pair.alice.outbox
+    pair.alice.crash()
+    pair.connect()
+    pair.settle()
+    assert isinstance(pair.bob.state, ShuttingDown)
+    close(pair.bob)
+    pair.settle()
+    assert isinstance(pair.bob.state, NegotiatingSimple)
+
+
+def test_a_script_that_the_peer_turns_out_not_to_take() -> None:
+    pair = open_pair()
+    pair.disconnect()
+    close(pair.alice, P2TR)
+    pair.bob.features = LEGACY - {Feature.option_shutdown_anysegwit | 1}
+    pair.connect()
+    pair.settle()
+    assert pair.alice.logged(fx.NeedShutdownScript) == [fx.NeedShutdownScript(any_segwit=False)]
+    close(pair.alice)
+    pair.settle()
+    assert isinstance(pair.bob.state, ShuttingDown)
+
+
+# --- closing_signed -----------------------------------------------------------------------------------------------
+
+
+def legacy(push_msat: int = 300_000_000, feerates: tuple[int, int] = (1000, 1000), **options: Any) -> Pair:
+    """Alice's `closing_signed` is on the wire."""
+    pair = open_pair(push_msat=push_msat, features=LEGACY, **options)
+    shut(pair, feerates)
+    assert isinstance(pair.alice.state, NegotiatingLegacy)
+    return pair
+
+
+def test_legacy_two_messages() -> None:
+    pair = legacy()
+    (offer,) = pair.alice.sent()
+    assert isinstance(offer, ClosingSigned)
+    assert offer.fee_satoshis == 676
+    assert offer.fee_range == FeeRange(171, 1352)
+    pair.settle()
+    tx = closed_by(pair.alice)
+    assert tx == closed_by(pair.bob)
+    assert (paid(tx, "alice"), paid(tx, "bob")) == (700_000 - 676, 300_000)
+    assert isinstance(pair.alice.state, NegotiatingLegacy)  # until it is in a block
+
+
+def test_legacy_dust_is_left_out() -> None:
+    pair = legacy(push_msat=353_000)
+    pair.settle()
+    (output,) = closed_by(pair.bob).outputs
+    assert output.script_pubkey == script_of("alice")
+
+
+def answer_with(pair: Pair, fee_sat: int, fee_range: FeeRange | None) -> ClosingSigned:
+    """A `closing_signed` of Bob's with any fee, properly signed."""
+    state = pair.bob.state
+    assert isinstance(state, NegotiatingLegacy)
+    tx = close_legacy._our_tx(state, fee_sat)
+    signature = pair.bob.signer.sign_funding_input(state.params.commitment, tx)
+    return ClosingSigned(state.params.channel_id, fee_sat, signature, fee_range)
+
+
+def test_legacy_the_opener_takes_a_fee_in_its_range() -> None:
+    pair = legacy()
+    pair.alice.outbox.clear()
+    pair.alice.step(ev.PeerMessage(answer_with(pair, 1000, FeeRange(900, 5000))))
+    (reply,) = pair.alice.sent()
+    assert isinstance(reply, ClosingSigned)
+    assert reply.fee_satoshis == 1000
+    pair.settle()
+    assert closed_by(pair.alice) == closed_by(pair.bob)
+
+
+def test_legacy_no_common_fee() -> None:
+    pair = legacy()
+    with pytest.raises(ev.ProtocolViolation, match="171 to 1352") as violation:
+        pair.alice.step(ev.PeerMessage(answer_with(pair, 5000, FeeRange(4000, 6000))))
+    assert violation.value.action == "warning"
+    with pytest.raises(ev.ProtocolViolation, match="outside") as violation:
+        pair.alice.step(ev.PeerMessage(answer_with(pair, 5000, FeeRange(1000, 6000))))
+    assert violation.value.action == "error"
+
+
+def test_legacy_the_fundee_stays_with_what_it_said() -> None:
+    pair = legacy(feerates=(300, 5000))
+    # Bob's floor is above what Alice would pay: it proposes something in both ranges, then nothing else
+    offer = decode(pair.alice.outbox.popleft())
+    assert isinstance(offer, ClosingSigned)
+    low = dataclasses.replace(offer, fee_range=FeeRange(0, 200))
+    pair.bob.step(ev.PeerMessage(resigned(pair, low, 100)))
+    (reply,) = pair.bob.sent()
+    assert isinstance(reply, ClosingSigned)
+    assert reply.fee_satoshis == 200
+    with pytest.raises(ev.ProtocolViolation, match="we agreed to 200"):
+        pair.bob.step(ev.PeerMessage(resigned(pair, low, 150)))
+
+
+def resigned(pair: Pair, message: ClosingSigned, fee_sat: int) -> ClosingSigned:
+    """Alice's `closing_signed` with another fee."""
+    state = pair.alice.state
+    assert isinstance(state, NegotiatingLegacy)
+    signature = pair.alice.signer.sign_funding_input(state.params.commitment, close_legacy._our_tx(state, fee_sat))
+    return dataclasses.replace(message, fee_satoshis=fee_sat, signature=signature)
+
+
+def test_legacy_without_fee_range_the_fees_approach_each_other() -> None:
+    pair = legacy()
+    pair.alice.outbox.clear()
+    pair.alice.step(ev.PeerMessage(answer_with(pair, 1500, None)))
+    reply = decode(pair.alice.outbox.popleft())
+    assert isinstance(reply, ClosingSigned)
+    # BOLT 2, "MUST propose a value "strictly between" the received `fee_satoshis` and its previously-sent
+    # `fee_satoshis`"
+    assert reply.fee_satoshis == (1500 + 676) // 2
+    pair.alice.step(ev.PeerMessage(answer_with(pair, 1300, None)))
+    reply = decode(pair.alice.outbox.popleft())
+    assert isinstance(reply, ClosingSigned)
+    assert reply.fee_satoshis == 1300
+    assert paid(closed_by(pair.alice), "alice") == 700_000 - 1300
+
+
+def test_legacy_without_fee_range_there_is_a_limit() -> None:
+    pair = legacy()
+    pair.alice.outbox.clear()
+    pair.alice.step(ev.PeerMessage(answer_with(pair, 20_000, None)))
+    reply = decode(pair.alice.outbox.popleft())
+    assert isinstance(reply, ClosingSigned)
+    assert reply.fee_satoshis == 1352
+    with pytest.raises(ev.ProtocolViolation, match="beyond our 171 to 1352"):
+        pair.alice.step(ev.PeerMessage(answer_with(pair, 19_000, None)))
+
+
+def test_legacy_bad_signature() -> None:
+    pair = legacy()
+    message = dataclasses.replace(answer_with(pair, 676, None), signature=b"\x11" * 64)
+    with pytest.raises(ev.ProtocolViolation, match="not valid") as violation:
+        pair.alice.step(ev.PeerMessage(message))
+    assert violation.value.action == "warning"
+
+
+def test_legacy_the_peer_may_leave_its_own_output_out() -> None:
+    pair = legacy()
+    pair.deliver(pair.alice)
+    state = pair.bob.state
+    assert isinstance(state, NegotiatingLegacy)
+    tx = Tx.parse(state.closing_txs[-1])
+    without = tx._replace(outputs=tuple(o for o in tx.outputs if o.script_pubkey == script_of("alice")))
+    bare = Tx(without.version, tuple(i._replace(witness=()) for i in without.inputs), without.outputs, 0)
+    signature = pair.bob.signer.sign_funding_input(state.params.commitment, bare)
+    pair.alice.step(ev.PeerMessage(ClosingSigned(state.params.channel_id, 676, signature)))
+    assert closed_by(pair.alice).outputs == bare.outputs
+
+
+def test_legacy_starts_again_after_a_reconnection() -> None:
+    pair = legacy()
+    pair.reconnect()
+    assert closed_by(pair.alice) == closed_by(pair.bob)
+    pair.alice.crash()
+    assert pair.alice.logged(fx.Broadcast)[-1].label == "mutual close"
+    pair.disconnect()
+    pair.connect()
+    pair.settle()
+
+
+# --- closing_complete and closing_sig -----------------------------------------------------------------------------
+
+
+def simple(push_msat: int = 300_000_000, feerates: tuple[int, int] = (1000, 2000)) -> Pair:
+    """Both `closing_complete` are on the wire."""
+    pair = open_pair(push_msat=push_msat)
+    shut(pair, feerates)
+    while not isinstance(pair.bob.state, NegotiatingSimple):
+        pair.deliver(pair.alice)
+    return pair
+
+
+def test_simple_each_pays_its_own_transaction() -> None:
+    pair = simple()
+    pair.settle()
+    for peer in (pair.alice, pair.bob):
+        state = peer.state
+        assert isinstance(state, NegotiatingSimple)
+        txs = {Tx.parse(raw) for raw in state.closing_txs}
+        assert {(paid(tx, "alice"), paid(tx, "bob")) for tx in txs} == {(699_324, 300_000), (700_000, 298_648)}
+        assert closed_by(peer)
+
+
+def test_simple_variants_by_balance() -> None:
+    pair = simple()
+    (alices,) = [m for m in pair.alice.sent() if isinstance(m, ClosingComplete)]
+    (bobs,) = [m for m in pair.bob.sent() if isinstance(m, ClosingComplete)]
+    # who has more must offer to leave the other out, who has less cannot leave out the other
+    assert alices.closer_output_only
+    assert alices.closer_and_closee_outputs
+    assert not alices.closee_output_only
+    assert bobs.closer_and_closee_outputs
+    assert not bobs.closer_output_only
+
+
+def test_simple_dust_is_left_out_and_who_has_nothing_offers_nothing() -> None:
+    pair = simple(push_msat=100_000)
+    (alices,) = [m for m in pair.alice.sent() if isinstance(m, ClosingComplete)]
+    assert alices.closer_output_only
+    assert not alices.closer_and_closee_outputs
+    assert not [m for m in pair.bob.sent() if isinstance(m, ClosingComplete)]
+    pair.settle()
+    (output,) = closed_by(pair.bob).outputs
+    assert output.script_pubkey == script_of("alice")
+
+
+def test_simple_fee_can_be_raised_again_and_again() -> None:
+    pair = simple()
+    with pytest.raises(ev.CommandRejected) as rejection:
+        close(pair.alice, feerate_per_kw=2000)
+    assert rejection.value.code == "not_ready"  # the peer has not answered
+    pair.settle()
+    fees = set()
+    for feerate_per_kw in (2000, 4000, 8000):
+        close(pair.alice, feerate_per_kw=feerate_per_kw)
+        pair.settle()
+        tx = closed_by(pair.alice)
+        assert tx == closed_by(pair.bob)
+        assert paid(tx, "bob") == 300_000
+        fees.add(700_000 - paid(tx, "alice"))
+    assert len(fees) == 3
+
+
+def test_simple_another_script() -> None:
+    pair = simple()
+    pair.settle()
+    close(pair.alice, P2TR, 3000)
+    pair.settle()
+    assert P2TR in {output.script_pubkey for output in closed_by(pair.bob).outputs}
+    state = pair.bob.state
+    assert isinstance(state, NegotiatingSimple)
+    assert state.remote_script == P2TR
+    close(pair.bob, feerate_per_kw=5000)  # uses Alice's last script
+    pair.settle()
+    assert P2TR in {output.script_pubkey for output in closed_by(pair.alice).outputs}
+
+
+def test_simple_op_return_gives_everything_to_fees() -> None:
+    pair = open_pair(push_msat=300_000)
+    close(pair.alice)
+    pair.deliver(pair.alice)
+    close(pair.bob, OP_RETURN, 253)
+    pair.settle()
+    for tx in pair.alice.broadcast[1:]:
+        assert all(output.value_sat == 0 for output in tx.outputs if output.script_pubkey == OP_RETURN)
+
+
+def complete_of(pair: Pair) -> ClosingComplete:
+    (message,) = [m for m in pair.alice.sent() if isinstance(m, ClosingComplete)]
+    pair.alice.outbox.clear()
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"closee_scriptpubkey": P2TR}, "last script"),
+        ({"closer_scriptpubkey": b"\x51"}, "cannot be closed to"),
+        ({"fee_satoshis": 700_001}, "exceeds the closer's balance"),
+        ({"closer_and_closee_outputs": None}, "closee_output_only is missing"),
+        ({"closer_and_closee_outputs": b"\x11" * 64}, "not valid"),
+        ({"locktime": 5}, "not valid"),
+    ],
+)
+def test_simple_bad_closing_complete(changes: dict[str, Any], match: str) -> None:
+    pair = simple()
+    message = dataclasses.replace(complete_of(pair), **changes)
+    with pytest.raises(ev.ProtocolViolation, match=match) as violation:
+        pair.bob.step(ev.PeerMessage(message))
+    assert violation.value.action == "warning"
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"fee_satoshis": 1}, "does not match"),
+        ({"locktime": 1}, "does not match"),
+        ({"closee_scriptpubkey": P2TR}, "does not match"),
+        ({"closer_and_closee_outputs": None}, "other signatures"),
+        ({"closer_output_only": bytes(64)}, "other signatures"),
+        ({"closer_and_closee_outputs": None, "closee_output_only": bytes(64)}, "other signatures"),
+        ({"closer_and_closee_outputs": b"\x11" * 64}, "not valid"),
+    ],
+)
+def test_simple_bad_closing_sig(changes: dict[str, Any], match: str) -> None:
+    pair = simple()
+    pair.bob.outbox.clear()
+    pair.bob.step(ev.PeerMessage(complete_of(pair)))
+    (answer,) = pair.bob.sent()
+    assert isinstance(answer, ClosingSig)
+    with pytest.raises(ev.ProtocolViolation, match=match):
+        pair.alice.step(ev.PeerMessage(dataclasses.replace(answer, **changes)))
+    pair.alice.step(ev.PeerMessage(answer))
+    with pytest.raises(ev.ProtocolViolation, match="without closing_complete"):
+        pair.alice.step(ev.PeerMessage(answer))
+
+
+def test_simple_scripts_changed_at_the_same_time_meet_after_a_reconnection() -> None:
+    pair = simple()
+    pair.settle()
+    close(pair.alice, P2TR, 3000)
+    close(pair.bob, script_of("bob's other"), 3000)
+    with pytest.raises(ev.ProtocolViolation, match="last script"):
+        pair.deliver(pair.alice)
+    pair.disconnect()
+    pair.connect()
+    pair.settle()
+    for peer in (pair.alice, pair.bob):
+        scripts = {output.script_pubkey for output in closed_by(peer).outputs}
+        assert scripts == {P2TR, script_of("bob's other")}
+
+
+# --- on chain -----------------------------------------------------------------------------------------------------
+
+
+def test_a_mutual_close_is_over_when_it_is_buried() -> None:
+    pair = simple()
+    pair.settle()
+    tx = closed_by(pair.alice)
+    for peer in (pair.alice, pair.bob):
+        peer.step(ev.FundingSpent(tx, None, 0))
+        assert isinstance(peer.state, NegotiatingSimple)
+        peer.step(ev.FundingSpent(tx, HEIGHT + 1, 1))
+        assert isinstance(peer.state, Closing)
+        assert peer.state.kind == "mutual"
+        peer.step(ev.FundingSpent(tx, HEIGHT + 1, 5))
+        assert isinstance(peer.state, Closing)
+        peer.crash()
+        peer.step(ev.FundingSpent(tx, HEIGHT + 1, 6))
+        assert isinstance(peer.state, Closed)
+        assert peer.state.closing_txid == tx.txid()
+        assert peer.logged(fx.CloseCompleted) == [fx.CloseCompleted(tx.txid(), "closed together")]
+        assert not peer.logged(fx.RemoteUnilateralClose)
+
+
+def test_an_error_during_a_close_does_not_force_it() -> None:
+    pair = simple()
+    pair.settle()
+    pair.alice.step(ev.PeerMessage(ErrorMessage(pair.alice.funded.params.channel_id, b"oops")))
+    assert isinstance(pair.alice.state, NegotiatingSimple)
+
+
+def test_messages_of_closing_too_early() -> None:
+    pair = open_pair()
+    early = ClosingSigned(pair.bob.funded.params.channel_id, 1, bytes(64))
+    with pytest.raises(ev.ProtocolViolation, match="closing_signed while the channel is normal") as violation:
+        pair.bob.receive(encode(early))
+    assert violation.value.action == "warning"
+    assert isinstance(pair.bob.state, Normal)
