@@ -1,0 +1,274 @@
+"""Gossip on disk: one append-only file of messages as they came.
+
+    file   = "channeld gossip 1\\n" | chain_hash (32) | record*
+    record = kind (1) | length of payload (2) | CRC-32 of kind and payload (4) | payload       big-endian
+
+    CHANNEL  payload = funding txid (32) | capacity in sat (8) | first seen, Unix seconds (4) | channel_announcement
+    UPDATE   payload = channel_update
+    NODE     payload = node_announcement
+    FORGET   payload = short_channel_id (8)
+    SPENT    payload = short_channel_id (8) | height of the spending block, 0: unspent again (4)
+
+A later record replaces an earlier one about the same thing. Gossip can be had again from any peer, so nothing here
+waits for the disk, and a file that cannot be read, from some byte on or at all, is cut there and costs a few queries.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from channeld.gossip.topology import Topology
+
+log = structlog.get_logger(__name__)
+
+MAGIC: Final = b"channeld gossip 1\n"
+FIRST_RECORD: Final = len(MAGIC) + 32
+
+CHANNEL: Final = 1
+UPDATE: Final = 2
+NODE: Final = 3
+FORGET: Final = 4
+SPENT: Final = 5
+
+RECORD_HEAD: Final = struct.Struct(">BHI")
+CHANNEL_HEAD: Final = struct.Struct(">32sQI")
+SPENT_BODY: Final = struct.Struct(">QI")
+_HEAD_BYTES: Final = RECORD_HEAD.size
+_CHANNEL_BYTES: Final = _HEAD_BYTES + CHANNEL_HEAD.size
+
+TAIL_BYTES: Final = 256 * 1024
+"""What was appended is written when it is this much, or when it is asked for."""
+MAX_TAIL_BYTES: Final = 32 * 1024 * 1024
+MIN_DEAD_BYTES: Final = 8 * 1024 * 1024
+_READ_BYTES: Final = 4 * 1024 * 1024
+
+Offsets = npt.NDArray[np.int64]
+
+
+class StoreFull(Exception):
+    """The disk takes no more, and memory is not meant to."""
+
+
+class Record(NamedTuple):
+    """`offset` is that of the payload."""
+
+    kind: int
+    offset: int
+    payload: bytes
+
+
+class GossipStore:
+    """The file. `read` and `append` do not block for longer than the page cache does."""
+
+    def __init__(self, path: Path, chain_hash: bytes) -> None:
+        """Raises OSError if the file cannot be created."""
+        self.path = path
+        self.dead_bytes = 0
+        self._header = MAGIC + chain_hash
+        self._tail = bytearray()
+        self._failing = False
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.pread(self._fd, FIRST_RECORD, 0) != self._header:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, self._header, 0)
+        self._written = os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Write what was appended, and close."""
+        self.flush()
+        os.close(self._fd)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, with what is not written yet."""
+        return self._written + len(self._tail)
+
+    # --- records
+
+    def records(self) -> Iterator[Record]:
+        """All records from the start. Cuts the file where a record is broken. For the start only."""
+        position = FIRST_RECORD
+        buffer, base = b"", position
+        unpack, crc32 = RECORD_HEAD.unpack_from, zlib.crc32
+        while True:
+            start = position - base
+            body = start + _HEAD_BYTES
+            if body <= len(buffer):
+                kind, length, crc = unpack(buffer, start)
+                end = body + length
+                if end <= len(buffer):
+                    payload = buffer[body:end]
+                    if crc32(payload, kind) != crc:
+                        break
+                    yield Record(kind, base + body, payload)
+                    position = base + end
+                    continue
+            more = os.pread(self._fd, _READ_BYTES, base + len(buffer))
+            if not more:
+                break
+            buffer, base = buffer[start:] + more, position
+        if position < self._written:
+            log.warning("gossip store cut", path=str(self.path), offset=position, lost_bytes=self._written - position)
+            os.ftruncate(self._fd, position)
+            self._written = position
+
+    def append(self, kind: int, payload: bytes) -> int:
+        """Adds a record; returns the offset of its payload. Raises StoreFull."""
+        if len(self._tail) > MAX_TAIL_BYTES:
+            raise StoreFull(f"{self.path} cannot be written")
+        offset = self._written + len(self._tail) + _HEAD_BYTES
+        self._tail += RECORD_HEAD.pack(kind, len(payload), zlib.crc32(payload, kind))
+        self._tail += payload
+        if len(self._tail) >= TAIL_BYTES and not self._failing:
+            self.flush()
+        return offset
+
+    def read(self, location: int) -> bytes:
+        """The message at a location."""
+        offset, length = location >> 16, location & 0xFFFF
+        if offset >= self._written:
+            start = offset - self._written
+            return bytes(self._tail[start : start + length])
+        return os.pread(self._fd, length, offset)
+
+    def flush(self) -> None:
+        """Write what was appended. A disk that refuses is tried again with the next flush."""
+        if not self._tail:
+            return
+        try:
+            done = os.pwrite(self._fd, self._tail, self._written)
+        except OSError as error:
+            if not self._failing:
+                log.error("gossip store cannot be written", path=str(self.path), reason=str(error))
+            self._failing = True
+            return
+        self._failing = done < len(self._tail)
+        self._written += done
+        del self._tail[:done]
+
+    # --- compaction
+
+    def wants_compaction(self) -> bool:
+        """Whether more than half of the file is about things that are gone or were replaced."""
+        return self.dead_bytes > max(MIN_DEAD_BYTES, self.size - self.dead_bytes)
+
+    def plan_compaction(self, topology: Topology) -> Compaction:
+        """What to copy. `Compaction.copy` may then run in a thread while the store goes on being used."""
+        self.flush()
+        groups = (
+            _sorted_records([topology.announcement], _CHANNEL_BYTES),
+            _sorted_records(list(topology.update), _HEAD_BYTES),
+            _sorted_records([topology.node_announcement], _HEAD_BYTES),
+        )
+        starts = np.concatenate([group[0] for group in groups])
+        lengths = np.concatenate([group[1] for group in groups])
+        spent = b"".join(
+            _record(SPENT, SPENT_BODY.pack(scid, topology.spent_height[row]))
+            for scid, row in topology.rows.items()
+            if topology.spent_height[row]
+        )
+        return Compaction(self.path, self._header, self._written, starts, lengths, spent)
+
+    def finish_compaction(self, done: Compaction, topology: Topology) -> None:
+        """Append what came since the plan, put the new file in the old one's place, and move all locations."""
+        self.flush()
+        if self._tail:
+            done.discard()
+            return
+        new_fd = os.open(done.new_path, os.O_RDWR | os.O_CLOEXEC)
+        shift = os.fstat(new_fd).st_size - done.snapshot_bytes
+        position = done.snapshot_bytes
+        while position < self._written:
+            position += os.pwrite(new_fd, os.pread(self._fd, _READ_BYTES, position), position + shift)
+        os.replace(done.new_path, self.path)
+        os.close(self._fd)
+        self._fd = new_fd
+        self._written += shift
+        self.dead_bytes = 0
+        for column in topology.locations():
+            done.move(np.frombuffer(column, dtype=np.uint64), shift)
+
+
+class Compaction:
+    """A copy of the records that still count: channels first, then updates, then nodes."""
+
+    def __init__(
+        self, path: Path, header: bytes, snapshot_bytes: int, starts: Offsets, lengths: Offsets, spent: bytes
+    ) -> None:
+        self.new_path = path.with_suffix(".new")
+        self.snapshot_bytes = snapshot_bytes
+        self._path = path
+        self._header = header
+        self._spent = spent
+        self._starts = starts
+        self._lengths = lengths
+        ends = np.cumsum(lengths)
+        self._new_starts: Offsets = len(header) + ends - lengths
+        order = np.argsort(starts, kind="stable")
+        self._old_sorted = starts[order]
+        self._new_of_sorted = self._new_starts[order]
+
+    def copy(self) -> None:
+        """Writes the new file. Raises OSError (and leaves the old one as it is)."""
+        source = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with open(self.new_path, "wb") as target:
+                target.write(self._header)
+                for start, end in self._runs():
+                    while start < end:
+                        data = os.pread(source, min(_READ_BYTES, end - start), start)
+                        if not data:
+                            raise OSError(f"{self._path} is shorter than it was")
+                        target.write(data)
+                        start += len(data)
+                target.write(self._spent)
+        except OSError:
+            self.discard()
+            raise
+        finally:
+            os.close(source)
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """Neighbouring records in one piece."""
+        ends = self._starts + self._lengths
+        breaks = np.flatnonzero(self._starts[1:] != ends[:-1]) + 1
+        if not len(self._starts):
+            return []
+        firsts = np.concatenate([[0], breaks])
+        lasts = np.concatenate([breaks, [len(ends)]]) - 1
+        return list(zip(self._starts[firsts].tolist(), ends[lasts].tolist(), strict=True))
+
+    def move(self, locations: npt.NDArray[np.uint64], shift: int) -> None:
+        """Turn old locations into new ones, in place."""
+        offsets = (locations >> np.uint64(16)).astype(np.int64)
+        lengths = locations & np.uint64(0xFFFF)
+        kept = (offsets > 0) & (offsets < self.snapshot_bytes)
+        moved = np.where(offsets > 0, offsets + shift, 0)
+        index = np.searchsorted(self._old_sorted, offsets[kept], side="right") - 1
+        moved[kept] = offsets[kept] - self._old_sorted[index] + self._new_of_sorted[index]
+        locations[:] = (moved.astype(np.uint64) << np.uint64(16)) | lengths
+
+    def discard(self) -> None:
+        """Forget the new file."""
+        self.new_path.unlink(missing_ok=True)
+
+
+def _record(kind: int, payload: bytes) -> bytes:
+    return RECORD_HEAD.pack(kind, len(payload), zlib.crc32(payload, kind)) + payload
+
+
+def _sorted_records(columns: list[object], head_bytes: int) -> tuple[Offsets, Offsets]:
+    """Starts and lengths of the records that these columns of locations point into."""
+    locations = np.concatenate([np.frombuffer(column, dtype=np.uint64) for column in columns])  # type: ignore[call-overload]
+    locations = np.sort(locations[locations != 0])
+    starts = (locations >> np.uint64(16)).astype(np.int64) - head_bytes
+    return starts, (locations & np.uint64(0xFFFF)).astype(np.int64) + head_bytes

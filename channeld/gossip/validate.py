@@ -1,0 +1,200 @@
+"""BOLT 7's rules about single messages, as pure functions. Signatures and layer 1 come later, in `intake`.
+
+Each `check_` function returns why the message is not taken, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from hashlib import sha256
+
+from channeld.bolt.messages import (
+    AddressType,
+    ChannelAnnouncement,
+    ChannelUpdate,
+    DecodeError,
+    NodeAnnouncement,
+    SignedGossip,
+    decode_addresses,
+)
+from channeld.bolt.transactions.funding import funding_script_pubkey
+from channeld.gossip.interface import Funding, GossipConfig, Refusal, block_of, scid_text
+from channeld.gossip.topology import Topology
+from channeld.gossip.verify import SignatureJob
+from channeld.gossip.view import NetworkView
+from wallet.bitcoin.secp import is_valid_pubkey
+
+MAX_ANNOUNCEMENT_BYTES = 2048
+MAX_UPDATE_BYTES = 512
+MAX_NODE_BYTES = 4096
+MUST_BE_ONE = 1
+DONT_FORWARD = 2
+DISABLE = 2
+
+_OTHER_CHAIN = Refusal("it is about another chain")
+_KNOWN = Refusal("it is known already")
+_BLACKLISTED = Refusal("its node is blacklisted")
+_TOO_LONG = Refusal("it is longer than what is passed on here")
+
+
+def check_announcement(
+    message: ChannelAnnouncement, chain_hash: bytes, topology: Topology, blacklist: Container[bytes], height: int
+) -> Refusal | None:
+    """Before signatures. A known channel between other nodes passes: see `conflicts`."""
+    # BOLT 7, "if the specified `chain_hash` is unknown to the receiver: MUST ignore the message."
+    if message.chain_hash != chain_hash:
+        return _OTHER_CHAIN
+    # BOLT 7, "MUST set `node_id_1` and `node_id_2` [...] such that `node_id_1` is the lexicographically-lesser"
+    if message.node_id_1 >= message.node_id_2:
+        return Refusal("node_id_1 must be the lesser of the two (BOLT 7)", blame=True)
+    # BOLT 7, "if `node_id_1` OR `node_id_2` are blacklisted: SHOULD ignore the message."
+    if message.node_id_1 in blacklist or message.node_id_2 in blacklist:
+        return _BLACKLISTED
+    if is_known(message, topology):
+        return _KNOWN
+    # BOLT 7, "if the `short_channel_id`'s output does NOT have at least 6 confirmations: MAY accept the message if the
+    # output is close to 6 confirmations, in case the receiving node hasn't received the latest block(s) yet."
+    if block_of(message.short_channel_id) > height:
+        return Refusal(f"{scid_text(message.short_channel_id)} is in a block that is not there yet")
+    # BOLT 7, "MAY choose NOT to for messages longer than the minimum expected length."
+    return _TOO_LONG if len(message.raw) > MAX_ANNOUNCEMENT_BYTES else None
+
+
+def is_known(message: ChannelAnnouncement, topology: Topology) -> bool:
+    """Whether the channel is known, between the same nodes."""
+    row = topology.rows.get(message.short_channel_id)
+    return row is not None and topology.node_ids_of(row) == (message.node_id_1, message.node_id_2)
+
+
+def _digest(message: SignedGossip, signed_from: int) -> bytes:
+    return sha256(sha256(message.raw[signed_from:]).digest()).digest()
+
+
+def announcement_jobs(message: ChannelAnnouncement) -> list[SignatureJob]:
+    """The four signatures."""
+    # BOLT 7, "MUST verify the integrity AND authenticity of the message by verifying the signatures."
+    digest = _digest(message, ChannelAnnouncement.SIGNED_FROM)
+    return [
+        SignatureJob(message.node_id_1, digest, message.node_signature_1, True),
+        SignatureJob(message.node_id_2, digest, message.node_signature_2, True),
+        SignatureJob(message.bitcoin_key_1, digest, message.bitcoin_signature_1, False),
+        SignatureJob(message.bitcoin_key_2, digest, message.bitcoin_signature_2, False),
+    ]
+
+
+def check_funding(message: ChannelAnnouncement, funding: Funding | None, minimum_depth_blocks: int) -> Refusal | None:
+    """What layer 1 says of the output that `short_channel_id` names."""
+    # BOLT 7, "if the `short_channel_id`'s output does NOT correspond to a P2WSH (using `bitcoin_key_1` and
+    # `bitcoin_key_2`, as specified in BOLT #3) OR the output is spent: MUST ignore the message."
+    name = scid_text(message.short_channel_id)
+    if funding is None:
+        return Refusal(f"{name} is no unspent output")
+    if funding.script_pubkey != funding_script_pubkey(message.bitcoin_key_1, message.bitcoin_key_2):
+        return Refusal(f"{name} does not pay to its bitcoin keys", blame=True)
+    # BOLT 7, "if the `short_channel_id`'s output does NOT have at least 6 confirmations: [...] SHOULD ignore"
+    if funding.confirmations < minimum_depth_blocks:
+        return Refusal(f"{name} has only {funding.confirmations} confirmations")
+    return None
+
+
+def check_update(
+    message: ChannelUpdate, chain_hash: bytes, view: NetworkView, config: GossipConfig, now: float
+) -> Refusal | None:
+    """What can be said without the channel being known."""
+    # BOLT 7, "if the specified `chain_hash` value is unknown [...]: MUST ignore the channel update."
+    if message.chain_hash != chain_hash:
+        return _OTHER_CHAIN
+    # BOLT 7, "MUST NOT forward such a `channel_update` to other peers, for privacy reasons."
+    if message.message_flags & DONT_FORWARD:
+        return Refusal("it is not to be forwarded, and about none of our channels")
+    # BOLT 7, "if the `timestamp` is unreasonably far in the future: MAY discard the `channel_update`."
+    if message.timestamp > now + config.future_seconds:
+        return Refusal("it is from the future")
+    # BOLT 7, "if the `timestamp` of the latest `channel_update` in either direction is older than two weeks [...]
+    # MAY ignore the channel."
+    if message.timestamp < now - config.stale_seconds:
+        return Refusal("it is too old")
+    if len(message.raw) > MAX_UPDATE_BYTES:
+        return _TOO_LONG
+    row = view.topology.rows.get(message.short_channel_id)
+    return check_newer(message, view, row, config) if row is not None else None
+
+
+def check_newer(message: ChannelUpdate, view: NetworkView, row: int, config: GossipConfig) -> Refusal | None:
+    """What is to be said when the channel is known: again when the signature was looked at."""
+    topology = view.topology
+    direction = message.channel_flags & 1
+    # BOLT 7, "if the channel output has been spent: MUST ignore `channel_update`s, unless they have the `disable` bit
+    # set to 1."
+    if topology.spent_height[row] and not message.channel_flags & DISABLE:
+        return Refusal("its channel is spent")
+    location = topology.update[direction][row]
+    if not location:
+        return None
+    # BOLT 7, "if `timestamp` is lower than that of the last-received `channel_update` [...]: SHOULD ignore"
+    known = topology.timestamp[direction][row]
+    if message.timestamp < known:
+        return Refusal("it is older than what is known")
+    if message.timestamp - known < config.redundant_seconds:
+        same = _policy_part(view.store.read(location)) == _policy_part(message.raw)
+        if message.timestamp == known:
+            # BOLT 7, "if the fields below `timestamp` are equal: SHOULD ignore this message", and if they differ "MAY
+            # blacklist this `node_id`": we only keep the first, since the sender is not the one at fault.
+            return _KNOWN if same else Refusal("it contradicts another one of the same second")
+        if same:
+            return Refusal("it changes nothing")
+    return None
+
+
+def _policy_part(raw: bytes) -> bytes:
+    return raw[110:]
+
+
+def update_job(message: ChannelUpdate, node_id: bytes) -> SignatureJob:
+    """Its signature, by the node that `direction` names."""
+    return SignatureJob(node_id, _digest(message, ChannelUpdate.SIGNED_FROM), message.signature, True)
+
+
+def check_node(
+    message: NodeAnnouncement, view: NetworkView, config: GossipConfig, blacklist: Container[bytes], now: float
+) -> Refusal | None:
+    """Before the signature. Whether the node is known is not looked at here."""
+    if message.node_id in blacklist:
+        return _BLACKLISTED
+    # BOLT 7, "if `timestamp` is NOT greater than the last-received `node_announcement` from this `node_id`: SHOULD
+    # ignore the message."
+    topology = view.topology
+    index = topology.node_index.get(message.node_id)
+    if index is not None and topology.node_announcement[index] and message.timestamp <= topology.node_timestamp[index]:
+        return _KNOWN
+    if message.timestamp > now + config.future_seconds:
+        return Refusal("it is from the future")
+    # BOLT 7, "if `node_id` is NOT a valid compressed public key: SHOULD send a `warning`. [...] MUST NOT process"
+    if index is None and not is_valid_pubkey(message.node_id):
+        return Refusal("node_id is not a valid public key (BOLT 7)", blame=True)
+    # BOLT 7, "if `addrlen` is insufficient to hold the address descriptors of the known types: SHOULD send a
+    # `warning`."
+    try:
+        addresses = decode_addresses(message.addresses)
+    except DecodeError as error:
+        return Refusal(f"addresses cannot be read: {error}", blame=True)
+    # BOLT 7, "if more than one `type 5` address is announced: [...] MUST not forward the `node_announcement`."
+    if sum(address.type is AddressType.DNS for address in addresses) > 1:
+        return Refusal("it has more than one DNS hostname")
+    return _TOO_LONG if len(message.raw) > MAX_NODE_BYTES else None
+
+
+def node_job(message: NodeAnnouncement) -> SignatureJob:
+    """Its signature."""
+    return SignatureJob(message.node_id, _digest(message, NodeAnnouncement.SIGNED_FROM), message.signature, True)
+
+
+def signature_jobs(message: SignedGossip, node_id: bytes | None = None) -> list[SignatureJob]:
+    """All signatures of a message; `node_id` is who should have signed a `channel_update`."""
+    if isinstance(message, ChannelAnnouncement):
+        return announcement_jobs(message)
+    if isinstance(message, NodeAnnouncement):
+        return [node_job(message)]
+    assert isinstance(message, ChannelUpdate)
+    assert node_id is not None
+    return [update_job(message, node_id)]
