@@ -285,13 +285,11 @@ async def ensure_funds(call: Call, wallet: Wallet, outputs: list[TxOut]) -> None
     if wallet.name or not short():
         return
     script = wallet.new_key(label="mined").script
-    for count in (COINBASE_MATURITY + _SPARE_COINS, *(1 for _ in range(_USELESS_HEIGHT))):
-        if call.node.chain.height >= _USELESS_HEIGHT or call.node.stopping.is_set():
+    goal = call.node.chain.height + (1 if any(wallet.coins()) else COINBASE_MATURITY + _SPARE_COINS)
+    while (call.node.chain.height < goal or short()) and call.node.chain.height < _USELESS_HEIGHT:
+        if call.node.stopping.is_set():
             break
-        for _ in range(count):
-            await call.node.mine(script)
-        if not short():
-            break
+        await call.node.mine(script)
 
 
 @method(
