@@ -1,4 +1,4 @@
-"""The daemon's settings: flags first, then the environment (`CHANNELD_...`), then `channeld.toml` in the data directory."""
+"""The daemon's settings: flags, then the environment (`CHANNELD_...`), then `channeld.toml` in the data directory."""
 
 from __future__ import annotations
 

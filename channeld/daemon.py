@@ -49,9 +49,9 @@ def locked(path: Path) -> Iterator[None]:
         except OSError:
             file.seek(0)
             owner = file.read().strip()
+            who = f"another channeld (process {owner})" if owner else "another channeld"
             raise StartError(
-                f"the data directory {path.parent} is in use by another channeld{f' (process {owner})' if owner else ''}:"
-                " stop that one, or choose another --datadir"
+                f"the data directory {path.parent} is in use by {who}: stop that one, or choose another --datadir"
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -16,7 +16,7 @@ KEPT_FILES = 5
 
 
 def set_up(path: Path, level: str) -> None:
-    """From now on everything that logs (structlog or the standard library) goes to the file at `path`, and to stderr."""
+    """From now on what is logged (by structlog or the standard library) goes to the file at `path`, and to stderr."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from channeld.bolt.features import describe
 from channeld.bolt.invoice import InvoiceError, decode_invoice
-from channeld.bolt.primitives import format_short_channel_id
 from channeld.node.interface import DecodedInvoice, NodeError
 
 
@@ -29,11 +28,11 @@ def decoded_invoice(text: str, now: float) -> DecodedInvoice:
         route_hints=tuple(
             tuple(
                 {
-                    "node_id": hop.pubkey.hex(),
-                    "short_channel_id": format_short_channel_id(hop.short_channel_id),
+                    "node_id": hop.pubkey,
+                    "short_channel_id": hop.short_channel_id,
                     "fee_base_msat": hop.fee_base_msat,
                     "fee_proportional_millionths": hop.fee_proportional_millionths,
-                    "cltv_expiry_delta_blocks": hop.cltv_expiry_delta,
+                    "cltv_expiry_delta": hop.cltv_expiry_delta,
                 }
                 for hop in hint
             )
