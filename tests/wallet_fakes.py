@@ -86,7 +86,7 @@ class FakeBitcoind:
         self.chain = chain or FakeChain()
         self.calls: list[tuple[str, list[Any]]] = []
         self.down = False
-        self.busy_answers = 0
+        self.busy_answers = self.refused = 0
         self.user, self.password = "user", "pass"
         self.initial_block_download = False
         self.changed = asyncio.Condition()
@@ -127,6 +127,7 @@ class FakeBitcoind:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         expected = "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         if request.headers.get("Authorization") != expected:
+            self.refused += 1
             return web.Response(status=401)
         if self.busy_answers:
             self.busy_answers -= 1

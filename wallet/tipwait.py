@@ -120,8 +120,7 @@ class TipWaiter:
                 return
             waiting = asyncio.ensure_future(self._rpc.call("waitfornewblock", milliseconds, timeout_seconds=patience))
             try:
-                if await self._best() == tip.hash:
-                    await waiting
+                await self._await_or_notice(waiting, tip)
             finally:
                 waiting.cancel()
                 await asyncio.gather(waiting, return_exceptions=True)
@@ -133,6 +132,17 @@ class TipWaiter:
             else:
                 _log.debug("waitfornewblock fails: asking every second instead", reason=error.message)
                 self._long_poll_takes_tip = None
+
+    async def _await_or_notice(self, waiting: asyncio.Future[object], tip: BlockRef) -> None:
+        """bitcoind counts new blocks from when it begins to wait, which may be after one came: so look again beside."""
+        for seconds in (0.0, 0.1, 1.0):
+            await asyncio.wait([waiting], timeout=seconds)
+            if waiting.done() or await self._best() != tip.hash:
+                break
+        else:
+            await waiting
+        if waiting.done():
+            waiting.result()
 
     async def _best(self) -> bytes:
         best: str = await self._rpc.call("getbestblockhash")

@@ -255,6 +255,46 @@ async def test_waiting_in_every_version(fake: FakeBitcoind, source: BitcoindChai
     await walk.close()
 
 
+async def test_a_block_between_looking_and_waiting_is_not_missed(fake: FakeBitcoind) -> None:
+    """Before version 30, `waitfornewblock` counts from when it runs, which may be after the block came."""
+    newer = fake.rpc_waitfornewblock
+
+    async def late(timeout: int = 0) -> object:
+        if fake.chain.height == 0:
+            fake.chain.mine()
+        return await newer(timeout)
+
+    fake.methods["waitfornewblock"] = late
+    source = BitcoindChainSource(replace(config_for(fake), long_poll_seconds=100), REGTEST)
+    walk = Walk(source.follow(None))
+    await walk.until(Synced)
+    seen = await walk.until(Synced)
+    assert [type(event) for event in seen] == [BlockConnected, Synced]
+    await walk.close()
+    await source.close()
+
+
+async def test_reorg_while_catching_up(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
+    """The chain moves between two answers: hashes of both branches come, and blocks that do not fit are not yielded."""
+    fake.chain.mine(6)
+    moves = iter([3, 5])
+    plain = fake.rpc_getblockhash
+
+    def moving(height: int) -> str:
+        answer = plain(height)
+        if height == 4 and (fork := next(moves, None)) is not None:
+            fake.chain.cut(fork - 1)
+            fake.chain.mine(9 - fake.chain.height)
+        return answer
+
+    fake.methods["getblockhash"] = moving
+    walk = Walk(source.follow(None, birthday_height=1))
+    seen = await walk.until(Synced)
+    assert not any(isinstance(event, SourceLost) for event in seen)
+    assert [block_hash for _, block_hash in walk.stack] == fake.chain.active[1:]
+    await walk.close()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 async def test_zmq_when_offered(fake: FakeBitcoind, source: BitcoindChainSource, host: str) -> None:
     context = zmq.asyncio.Context()

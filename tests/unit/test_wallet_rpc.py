@@ -61,6 +61,7 @@ async def test_cookie_is_read_again_when_it_changes(fake: FakeBitcoind, tmp_path
         (tmp_path / "new").write_text("user:another")
         (tmp_path / "new").rename(cookie)
         await rpc.call("getbestblockhash")
+        assert fake.refused == 0
         fake.password = "third"
         with pytest.raises(ChainUnavailable, match="refuses our credentials"):
             await rpc.call("getbestblockhash")

@@ -65,6 +65,21 @@ async def test_receiving_confirms_and_is_remembered(world: World) -> None:
     assert birthday is None
 
 
+async def test_a_block_that_does_not_concern_us_costs_one_row(world: World) -> None:
+    await world.receive(50_000)
+    world.chain.mine(1, world.payment((1_000, STRANGER)))
+    writes = world.wallet.process(BlockConnected(2, world.chain.active[2], world.chain.block(2)))
+    assert [(write.verb, write.table.name) for write in writes] == [("insert", "wallet_blocks")]
+
+
+async def test_old_blocks_are_let_go(world: World) -> None:
+    await world.mine(450)
+    recent, _ = (await world.restart()).follow_from()
+    assert recent is not None
+    assert [ref.height for ref in recent] == list(range(recent[0].height, 451))
+    assert 200 <= len(recent) <= 404
+
+
 async def test_a_new_wallet_begins_at_the_present_tip() -> None:
     world = World()
     world.chain.mine(5)
