@@ -1,0 +1,406 @@
+"""A request laid over the graph: which edges may be used, and what each costs for an amount.
+
+Added to the graph's edges are those of the request: the first hops, from the *root*, a node that stands for the payer
+as payer (so that a route neither passes the payer nor comes back to it except to end there), and hinted channels.
+They have the indices from `Problem.base_edges` on; the root and nodes unknown to the graph come after its nodes.
+
+Amounts in msat, improbability in nats. Source: BOLT 7, "HTLC Fees".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+
+from channeld.routing.graph import EdgeTable, Flags, Floats, Graph, Indices, Ints, Topology
+from channeld.routing.scoring import Distribution, Scorer
+from channeld.routing.values import (
+    MAX_AMOUNT_MSAT,
+    CostModel,
+    EdgeKey,
+    LocalChannel,
+    Policy,
+    RouteRequest,
+    direction_of,
+)
+
+MILLION = 1_000_000
+_REACHABLE = 1e300
+"""Below infinity: Dijkstra's limit, so that forbidden edges are not followed."""
+
+
+class Quote(NamedTuple):
+    """What some edges cost for one amount: fees (msat), improbability (nats), and the sum of all (msat); the sum is
+    infinite where the amount cannot pass."""
+
+    fee_msat: Ints
+    nats: Floats
+    cost_msat: Floats
+
+
+@dataclass(slots=True)
+class Table:
+    """Edges with all that a price depends on. `allowed` has ignored, disabled and unsuitable edges taken out."""
+
+    edges: EdgeTable
+    lower: Floats
+    upper: Floats
+    capacity: Floats
+    used: Floats
+    fixed_nats: Floats
+    allowed: Flags
+
+    def quote(
+        self, index: NDArray[np.integer], amount_msat: int, model: CostModel, nat_msat: float, dist: Distribution
+    ) -> Quote:
+        """Exact prices of some edges for an HTLC of `amount_msat` on them."""
+        edges = self.edges
+        millionths = edges.fee_proportional_millionths[index]
+        whole, rest = divmod(amount_msat, MILLION)
+        fee = edges.fee_base_msat[index] + whole * millionths + rest * millionths // MILLION
+        nats = dist.nats(
+            self.lower[index], self.upper[index], self.used[index], float(amount_msat), self.capacity[index]
+        )
+        nats += self.fixed_nats[index]
+        locked = edges.cltv_expiry_delta[index] * (amount_msat * model.lock_ppb_per_block / 1e9)
+        cost = fee * model.fee_weight + locked + model.hop_msat
+        if nat_msat:
+            cost += nats * nat_msat
+        ok = self.allowed[index] & (edges.htlc_minimum_msat[index] <= amount_msat)
+        ok &= (edges.htlc_maximum_msat[index] >= amount_msat) & (nats < np.inf)
+        cost[~ok] = np.inf
+        return Quote(fee, nats, cost)
+
+    def floor(self, least_msat: int, most_msat: int, model: CostModel, nat_msat: float, dist: Distribution) -> Floats:
+        """What each edge costs at least for any amount of that range; infinite where none of them can pass."""
+        edges = self.edges
+        cost: Floats = edges.fee_proportional_millionths.astype(np.float64)
+        cost *= least_msat / MILLION * (1 - 1e-14)
+        np.floor(cost, out=cost)
+        cost += edges.fee_base_msat
+        if model.fee_weight != 1:
+            cost *= model.fee_weight
+        if model.lock_ppb_per_block:
+            cost += edges.cltv_expiry_delta * (least_msat * model.lock_ppb_per_block / 1e9)
+        cost += model.hop_msat
+        if nat_msat:
+            nats = dist.nats(self.lower, self.upper, self.used, float(least_msat), self.capacity)
+            nats += self.fixed_nats
+            cost += nats * nat_msat
+        cost[~self.open_to(least_msat, most_msat)] = np.inf
+        return cost
+
+    def open_to(self, least_msat: int, most_msat: int) -> Flags:
+        """Which edges can pass some amount of that range."""
+        ok = self.allowed & (self.edges.htlc_minimum_msat <= most_msat)
+        ok &= self.edges.htlc_maximum_msat >= least_msat
+        ok &= self.upper >= self.used + least_msat
+        return ok
+
+
+@dataclass(slots=True)
+class Problem:
+    """See the module. `target_index` is -1 for a destination that nobody knows. `whole_msat`: the amount of the whole
+    payment, of which the request's may be a part: what a failure costs depends on it."""
+
+    request: RouteRequest
+    graph: Graph
+    topology: Topology
+    base: Table
+    extra: Table
+    extra_keys: list[EdgeKey]
+    distribution: Distribution
+    root: int
+    target_index: int
+    nodes: int
+    extra_node_ids: list[bytes]
+    extra_in: dict[int, list[int]] = field(default_factory=dict)
+    whole_msat: int = 0
+    _csr: tuple[Indices, Indices, Indices] | None = None
+
+    @property
+    def base_edges(self) -> int:
+        """The first index of an extra edge."""
+        return len(self.base.edges.source)
+
+    @property
+    def nat_msat(self) -> float:
+        """What a nat costs in this payment."""
+        return self.request.model.nat_msat(self.whole_msat)
+
+    def key(self, edge: int) -> EdgeKey:
+        """The channel and direction of an edge."""
+        return self.graph.edge_key(edge) if edge < self.base_edges else self.extra_keys[edge - self.base_edges]
+
+    def node_id(self, node: int) -> bytes:
+        """The node at an index."""
+        if node == self.root:
+            return self.request.source
+        return self.graph.node_id(node) if node < self.root else self.extra_node_ids[node - self.root - 1]
+
+    def ends(self, edge: int) -> tuple[int, int]:
+        """The nodes of an edge."""
+        table, index = self.place(edge)
+        return int(table.edges.source[index]), int(table.edges.target[index])
+
+    def place(self, edge: int) -> tuple[Table, int]:
+        """Where an edge's columns are."""
+        return (self.base, edge) if edge < self.base_edges else (self.extra, edge - self.base_edges)
+
+    def policy(self, edge: int) -> Policy:
+        """What applies to an edge (a first hop is free)."""
+        table, index = self.place(edge)
+        return Policy(**{name: getattr(table.edges, name)[index].item() for name in Policy.__struct_fields__})
+
+    def floor(self, least_msat: int, most_msat: int, model: CostModel) -> Floats:
+        """`Table.floor` of all edges, the extra ones last."""
+        nat_msat = model.nat_msat(self.whole_msat)
+        parts = (
+            table.floor(least_msat, most_msat, model, nat_msat, self.distribution) for table in (self.base, self.extra)
+        )
+        return np.concatenate(list(parts))
+
+    def distances(self, weights: Floats, *, backward: bool = False) -> Floats:
+        """The least sum of weights from the root to every node, or from every node to the destination."""
+        start, targets, edges = self.csr()
+        ordered = weights[edges]
+        shape = (self.nodes, self.nodes)
+        if backward:
+            matrix = csr_array((ordered, targets, start), shape=shape).T.tocsr()
+            return np.asarray(dijkstra(matrix, indices=self.target_index, limit=_REACHABLE), np.float64)
+        matrix = csr_array((ordered, targets, start), shape=shape)
+        return np.asarray(dijkstra(matrix, indices=self.root, limit=_REACHABLE), np.float64)
+
+    def part(self, amount_msat: int, max_fee_msat: int) -> Problem:
+        """The same problem for a part of the amount; what one reserves the other sees."""
+        request = replace(self.request, amount_msat=amount_msat, max_fee_msat=max_fee_msat)
+        return dataclasses.replace(self, request=request)
+
+    def reserve(self, edge: int, amount_msat: int) -> None:
+        """Counts an HTLC as in flight."""
+        table, index = self.place(edge)
+        table.used[index] += amount_msat
+
+    def csr(self) -> tuple[Indices, Indices, Indices]:
+        """All edges ordered by source: starts by node, targets, edges."""
+        if self._csr is None:
+            topology, extra = self.topology, self.extra.edges
+            order = np.argsort(extra.source, kind="stable")
+            sources = extra.source[order]
+            ends = np.concatenate(
+                [topology.out_start[1:], np.full(self.nodes - topology.nodes, topology.out_start[-1])]
+            )
+            at = ends[sources]
+            added = np.cumsum(np.bincount(sources, minlength=self.nodes))
+            start = np.concatenate([[0], ends + added]).astype(np.int32)
+            targets = np.insert(topology.out_targets, at, extra.target[order])
+            edges = np.insert(topology.out_edges, at, (order + self.base_edges).astype(np.int32))
+            self._csr = start, targets, edges
+        return self._csr
+
+
+def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: float) -> Problem:
+    """The problem of a request. Raises ValueError for amounts and limits that make no sense."""
+    if not 0 < request.amount_msat <= MAX_AMOUNT_MSAT:
+        raise ValueError(f"an amount must be between 1 and {MAX_AMOUNT_MSAT} msat")
+    topology = graph.topology()
+    root = topology.nodes
+    known = scorer.liquidity(graph, topology, now_seconds)
+    extra_nodes: dict[bytes, int] = {}
+
+    def index_of(node_id: bytes) -> int:
+        index = graph.node_index(node_id)
+        return extra_nodes.setdefault(node_id, root + 1 + len(extra_nodes)) if index is None else index
+
+    source = graph.node_index(request.source)
+    rows = _first_hops(graph, topology, request, source, known.lower, known.upper, known.capacity, known.extra_nats)
+    hop_nats = request.model.hop_nats
+    for row in rows:
+        row.source, row.target = root, index_of(row.target_id)
+    for edge in request.extra_edges:
+        if edge.source == request.source:
+            continue  # our own channels are in `local_channels`; a path that starts with us is not paid by routing
+        key = EdgeKey(edge.short_channel_id, direction_of(edge.source, edge.target))
+        lower, upper = scorer.extra_bounds(key, edge.liquidity_msat, now_seconds)
+        ends = index_of(edge.source), index_of(edge.target)
+        limit = max(upper, edge.liquidity_msat)
+        rows.append(_Row(key, edge.source, edge.target, edge.policy, lower, upper, limit, hop_nats, *ends))
+    target = graph.node_index(request.destination)
+    target_index = extra_nodes.get(request.destination, -1) if target is None else target
+    allowed = _allowed(graph, topology, request, source, target)
+    fixed = np.full(len(allowed), hop_nats)
+    if known.extra_nats is not None:
+        fixed += known.extra_nats
+    used = _used(graph, request, len(allowed))
+    base = Table(topology.edges, known.lower, known.upper, known.capacity, used, fixed, allowed)
+    problem = Problem(
+        request=request,
+        graph=graph,
+        topology=topology,
+        base=base,
+        extra=_extra_table(rows, request),
+        extra_keys=[row.key for row in rows],
+        distribution=known.distribution,
+        root=root,
+        target_index=target_index,
+        nodes=root + 1 + len(extra_nodes),
+        extra_node_ids=list(extra_nodes),
+        whole_msat=request.amount_msat,
+    )
+    for index, row in enumerate(rows):
+        problem.extra_in.setdefault(row.target, []).append(index)
+    return problem
+
+
+@dataclass(slots=True)
+class _Row:
+    """An extra edge."""
+
+    key: EdgeKey
+    source_id: bytes
+    target_id: bytes
+    policy: Policy
+    lower: float
+    upper: float
+    capacity: float
+    nats: float
+    source: int = -1
+    target: int = -1
+
+
+def _first_hops(
+    graph: Graph,
+    topology: Topology,
+    request: RouteRequest,
+    source: int | None,
+    lower: Floats,
+    upper: Floats,
+    capacity: Floats,
+    extra_nats: Floats | None,
+) -> list[_Row]:
+    """The edges from the root: our channels with their balances, or else the source's public ones; free of charge."""
+    if request.local_channels is not None:
+        return [
+            _Row(
+                EdgeKey(channel.short_channel_id, direction_of(request.source, channel.node_id)),
+                request.source,
+                channel.node_id,
+                _free(True, channel.htlc_minimum_msat, channel.htlc_maximum_msat),
+                *(channel.spendable_msat,) * 3,
+                0.0,
+            )
+            for channel in request.local_channels
+            if _may_start(request, channel)
+        ]
+    if source is None:
+        return []
+    rows = []
+    edges = topology.edges
+    for edge in topology.out_edges[topology.out_start[source] : topology.out_start[source + 1]].tolist():
+        key = graph.edge_key(edge)
+        if request.outgoing_scids is not None and key.short_channel_id not in request.outgoing_scids:
+            continue
+        limits = int(edges.htlc_minimum_msat[edge]), int(edges.htlc_maximum_msat[edge])
+        policy = _free(bool(edges.enabled[edge]), *limits)
+        known = lower[edge], upper[edge], capacity[edge], 0.0
+        rows.append(_Row(key, request.source, graph.node_id(int(edges.target[edge])), policy, *known))
+    return rows
+
+
+def _may_start(request: RouteRequest, channel: LocalChannel) -> bool:
+    return request.outgoing_scids is None or channel.short_channel_id in request.outgoing_scids
+
+
+def _free(enabled: bool, htlc_minimum_msat: int, htlc_maximum_msat: int) -> Policy:
+    return Policy(
+        enabled=enabled,
+        htlc_minimum_msat=htlc_minimum_msat,
+        htlc_maximum_msat=min(htlc_maximum_msat, MAX_AMOUNT_MSAT),
+        fee_base_msat=0,
+        fee_proportional_millionths=0,
+        cltv_expiry_delta=0,
+    )
+
+
+def _extra_table(rows: Sequence[_Row], request: RouteRequest) -> Table:
+    def column(name: str) -> Ints:
+        return np.array([getattr(row.policy, name) for row in rows], np.int64)
+
+    edges = EdgeTable(
+        source=np.array([row.source for row in rows], np.int32),
+        target=np.array([row.target for row in rows], np.int32),
+        known=np.ones(len(rows), np.bool_),
+        enabled=np.array([row.policy.enabled for row in rows], np.bool_),
+        htlc_minimum_msat=column("htlc_minimum_msat"),
+        htlc_maximum_msat=column("htlc_maximum_msat"),
+        fee_base_msat=column("fee_base_msat"),
+        fee_proportional_millionths=column("fee_proportional_millionths"),
+        cltv_expiry_delta=column("cltv_expiry_delta"),
+        capacity_msat=np.array([row.capacity for row in rows], np.float64),
+    )
+    used = [
+        0
+        if request.local_channels is not None and row.source_id == request.source
+        else request.in_flight.get(row.key, 0)
+        for row in rows
+    ]
+    allowed = [
+        row.policy.enabled
+        and row.key not in request.ignored_channels
+        and row.target_id not in request.ignored_nodes
+        and row.source_id not in request.ignored_nodes
+        and _may_end(request, row)
+        for row in rows
+    ]
+    return Table(
+        edges,
+        np.array([row.lower for row in rows], np.float64),
+        np.array([row.upper for row in rows], np.float64),
+        edges.capacity_msat,
+        np.array(used, np.float64),
+        np.array([row.nats for row in rows], np.float64),
+        np.array(allowed, np.bool_),
+    )
+
+
+def _may_end(request: RouteRequest, row: _Row) -> bool:
+    last = row.target_id == request.destination
+    return request.incoming_nodes is None or not last or row.source_id in request.incoming_nodes
+
+
+def _allowed(graph: Graph, topology: Topology, request: RouteRequest, source: int | None, target: int | None) -> Flags:
+    """Which of the graph's edges may be used at all."""
+    edges = topology.edges
+    allowed = edges.enabled.copy()
+    if source is not None:
+        allowed[topology.out_edges[topology.out_start[source] : topology.out_start[source + 1]]] = False
+    for key in request.ignored_channels:
+        if (edge := graph.edge(key)) is not None:
+            allowed[edge] = False
+    banned = [index for node_id in request.ignored_nodes if (index := graph.node_index(node_id)) is not None]
+    for node in banned:
+        allowed[topology.out_edges[topology.out_start[node] : topology.out_start[node + 1]]] = False
+        allowed[topology.in_edges[topology.in_start[node] : topology.in_start[node + 1]]] = False
+    if request.required_features:
+        allowed &= graph.nodes_with(request.required_features)[edges.source]
+    if target is not None and request.incoming_nodes is not None:
+        entering = topology.in_edges[topology.in_start[target] : topology.in_start[target + 1]]
+        for edge in entering.tolist():
+            allowed[edge] &= graph.node_id(int(edges.source[edge])) in request.incoming_nodes
+    return allowed
+
+
+def _used(graph: Graph, request: RouteRequest, size: int) -> Floats:
+    used = np.zeros(size)
+    for key, amount_msat in request.in_flight.items():
+        if (edge := graph.edge(key)) is not None:
+            used[edge] += amount_msat
+    return used

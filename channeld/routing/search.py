@@ -1,0 +1,299 @@
+"""One path: exact backward search, guided by a bound.
+
+Fees compound, so what an edge carries is known only from the destination backwards. The search goes that way with
+exact amounts (A*): a label is a way from some node to the destination, with its cost, amount, lock time and hops; one
+label is dropped for another at the same node only if it is no better in any of them, so the result is optimal, loops
+and zero-fee cycles die at once, and the fee, lock time and hop limits cannot hide a way that keeps them.
+
+What makes it fast is the guide: one Dijkstra in C forward from the payer, with every edge priced at the amount that
+arrives. Amounts only grow towards the payer, and so do prices: the guide never overestimates, and is off by the
+compounding alone. A few dozen labels are enough on the public network.
+
+Source: BOLT 7, "HTLC Fees"; BOLT 4, "Payload Format".
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from channeld.routing.costs import Problem, lay_out
+from channeld.routing.graph import Floats, Graph
+from channeld.routing.scoring import Scorer
+from channeld.routing.values import FEES_ONLY, CostModel, Hop, NoRoute, Policy, Route, RouteRequest
+
+_SLACKS = (1.02, 1.5, math.inf)
+"""How much worse than the guide promises a route may be, tried in order: a tight bound keeps the queue short."""
+
+_SLACK_MSAT = 1000
+_QUICK_LABELS = 300
+_PATIENT_LABELS = 3000
+_SHORTEST = CostModel(fee_weight=0, lock_ppb_per_block=10**9, failure_base_msat=0, failure_ppm=0, hop_msat=1)
+
+
+class GaveUpError(Exception):
+    """More labels than allowed."""
+
+
+class Guides(NamedTuple):
+    """The least that is missing from the payer to each node: fees (msat), blocks, hops."""
+
+    fee_msat: Floats
+    blocks: Floats
+    hops: Floats
+
+
+@dataclass(slots=True)
+class _Labels:
+    """The labels that were taken from the queue."""
+
+    node: list[int] = field(default_factory=list)
+    parent: list[int] = field(default_factory=list)
+    edge: list[int] = field(default_factory=list)
+    frontier: dict[tuple[int, int], list[tuple[float, int, int, int]]] = field(default_factory=dict)
+
+    def add(self, node: int, parent: int, edge: int) -> int:
+        self.node.append(node)
+        self.parent.append(parent)
+        self.edge.append(edge)
+        return len(self.node) - 1
+
+    def beaten(self, place: tuple[int, int], merits: tuple[float, int, int, int]) -> bool:
+        """Whether a label there is at least as good in everything; if not, these merits are noted."""
+        there = self.frontier.setdefault(place, [])
+        cost, amount, blocks, hops = merits
+        for other in there:
+            if other[0] <= cost and other[1] <= amount and other[2] <= blocks and other[3] <= hops:
+                return True
+        there.append(merits)
+        return False
+
+    def edges(self, label: int) -> list[int]:
+        """The edges from the label's node to the destination."""
+        found = []
+        while (edge := self.edge[label]) >= 0:
+            found.append(edge)
+            label = self.parent[label]
+        return found
+
+
+def find_route(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: float) -> Route | NoRoute:
+    """The cheapest way by the request's model that keeps all its limits, or why there is none.
+
+    Raises ValueError for an amount that makes no sense.
+    """
+    return solve(lay_out(graph, scorer, request, now_seconds))
+
+
+def solve(problem: Problem, model: CostModel | None = None) -> Route | NoRoute:
+    """`find_route` on a problem that is laid out; `model` replaces the request's."""
+    request = problem.request
+    model = model or request.model
+    if problem.target_index < 0:
+        return NoRoute("the destination is not in the graph, and no hint leads to it")
+    most_msat = request.amount_msat + request.fee_limit_msat
+    guide = problem.distances(problem.floor(request.amount_msat, most_msat, model))
+    least = float(guide[problem.target_index])
+    if math.isinf(least):
+        return NoRoute(_unreachable(problem, most_msat))
+    try:
+        for slack in _SLACKS:
+            bound = least * slack + _SLACK_MSAT
+            if edges := _search(problem, model, guide, bound, _QUICK_LABELS, None):
+                return price(problem, edges)
+    except GaveUpError:
+        pass
+    return _within_limits(problem, model, guide)
+
+
+def price(problem: Problem, edges: Sequence[int], amount_msat: int | None = None) -> Route:
+    """The route over these edges, exact to the msat, whatever its limits. Source: BOLT 7, "HTLC Fees"."""
+    request = problem.request
+    amount = request.amount_msat if amount_msat is None else amount_msat
+    arriving = amount
+    blocks = request.final_cltv_expiry_delta
+    kept_msat, kept_blocks, next_htlc = 0, 0, (amount, blocks)
+    hops: list[Hop] = []
+    cost = 0.0
+    for edge in reversed(edges):
+        table, index = problem.place(edge)
+        quote = table.quote(np.array([index]), amount, request.model, problem.nat_msat, problem.distribution)
+        cost += float(quote.cost_msat[0])
+        key = problem.key(edge)
+        hops.append(
+            Hop(
+                short_channel_id=key.short_channel_id,
+                direction=key.direction,
+                node_id=problem.node_id(problem.ends(edge)[1]),
+                amount_msat=amount,
+                cltv_expiry=request.block_height + blocks,
+                amt_to_forward_msat=next_htlc[0],
+                outgoing_cltv_value=request.block_height + next_htlc[1],
+                fee_msat=kept_msat,
+                cltv_expiry_delta=kept_blocks,
+                probability=float(np.exp(-quote.nats[0])),
+            )
+        )
+        policy: Policy = problem.policy(edge)
+        next_htlc = amount, blocks
+        kept_msat, kept_blocks = policy.fee_msat(amount), policy.cltv_expiry_delta
+        amount += kept_msat
+        blocks += kept_blocks
+    if kept_msat or kept_blocks:
+        raise AssertionError("a first hop is free")
+    return Route(
+        source=request.source,
+        hops=tuple(reversed(hops)),
+        total_amount_msat=amount,
+        total_fee_msat=amount - arriving,
+        total_cltv_blocks=blocks,
+        probability=math.prod(hop.probability for hop in hops),
+        cost_msat=cost,
+    )
+
+
+def edges_of(problem: Problem, route: Route) -> list[int]:
+    """The edges of a route in this problem. Raises KeyError if it has others."""
+    extra = {key: problem.base_edges + index for index, key in enumerate(problem.extra_keys)}
+    edges = []
+    for hop in route.hops:
+        edge = extra.get(hop.key)
+        edge = problem.graph.edge(hop.key) if edge is None else edge
+        if edge is None:
+            raise KeyError(hop.key)
+        edges.append(edge)
+    return edges
+
+
+def guides(problem: Problem) -> Guides:
+    """What the payer's side of a route adds at least, by node."""
+    request = problem.request
+    most_msat = request.amount_msat + request.fee_limit_msat
+    open_to = np.concatenate([table.open_to(request.amount_msat, most_msat) for table in (problem.base, problem.extra)])
+    blocks = np.concatenate([table.edges.cltv_expiry_delta for table in (problem.base, problem.extra)])
+    fees = problem.floor(request.amount_msat, most_msat, FEES_ONLY) - FEES_ONLY.hop_msat
+    return Guides(
+        problem.distances(fees),
+        problem.distances(np.where(open_to, blocks, np.inf)),
+        problem.distances(np.where(open_to, 1.0, np.inf)),
+    )
+
+
+def _within_limits(problem: Problem, model: CostModel, guide: Floats) -> Route | NoRoute:
+    """The search again, with sight of the limits; then others that aim at the limits alone."""
+    request, target = problem.request, problem.target_index
+    missing = guides(problem)
+    if missing.fee_msat[target] > request.fee_limit_msat:
+        least = math.ceil(missing.fee_msat[target])
+        return NoRoute(
+            f"the cheapest way costs at least {least} msat in fees, the limit is {request.fee_limit_msat} msat"
+        )
+    blocks = int(missing.blocks[target]) + request.final_cltv_expiry_delta
+    if blocks > request.max_cltv_blocks:
+        return NoRoute(f"every way locks funds for at least {blocks} blocks, the limit is {request.max_cltv_blocks}")
+    if missing.hops[target] > request.max_hops:
+        return NoRoute(f"every way has at least {int(missing.hops[target])} hops, the limit is {request.max_hops}")
+    gave_up = False
+    most_msat = request.amount_msat + request.fee_limit_msat
+    for attempt, labels in ((model, _PATIENT_LABELS), (FEES_ONLY, _QUICK_LABELS), (_SHORTEST, _QUICK_LABELS)):
+        if attempt is not model:
+            guide = problem.distances(problem.floor(request.amount_msat, most_msat, attempt))
+        try:
+            edges = _search(problem, attempt, guide, math.inf, labels, missing)
+        except GaveUpError:
+            gave_up = True
+            continue
+        if edges:
+            return price(problem, edges)
+        break
+    if gave_up:
+        return NoRoute("no way within the limits was found in the time that a search may take: raise the fee limit")
+    return NoRoute("no way keeps the limits of fee, lock time and hops at once")
+
+
+def _search(
+    problem: Problem, model: CostModel, guide: Floats, bound: float, most_labels: int, missing: Guides | None
+) -> list[int]:
+    """The edges of the cheapest way whose cost is within `bound`; none if there is no such way.
+
+    Raises GaveUpError after `most_labels`.
+    """
+    request = problem.request
+    circular = request.source == request.destination
+    nat_msat = model.nat_msat(problem.whole_msat)
+    labels = _Labels()
+    counter = 0
+    start = (0.0, 0, 0.0, request.amount_msat, request.final_cltv_expiry_delta, 0, problem.target_index, -1, -1, -1)
+    queue: list[tuple[float, int, float, int, int, int, int, int, int, int]] = [start]
+    topology = problem.topology
+    most_msat = request.amount_msat + request.fee_limit_msat
+    while queue:
+        _, _, cost, amount, blocks, hops, node, parent, edge, last = heapq.heappop(queue)
+        # In a circle the first channel must not be the last one: ways with different last channels do not compete.
+        if labels.beaten((node, last if circular else -1), (cost, amount, blocks, hops)):
+            continue
+        label = labels.add(node, parent, edge)
+        if node == problem.root:
+            return labels.edges(label)
+        if label > most_labels:
+            raise GaveUpError
+        if hops == request.max_hops:
+            continue
+        into = []
+        if node < topology.nodes:
+            into.append((problem.base, topology.in_edges[topology.in_start[node] : topology.in_start[node + 1]], 0))
+        if node in problem.extra_in:
+            into.append((problem.extra, np.array(problem.extra_in[node]), problem.base_edges))
+        for table, index, offset in into:
+            quote = table.quote(index, amount, model, nat_msat, problem.distribution)
+            sources = table.edges.source[index]
+            totals = quote.cost_msat + cost
+            promised = totals + guide[sources]
+            amounts = quote.fee_msat + amount
+            locks = table.edges.cltv_expiry_delta[index] + blocks
+            keep = (promised <= bound) & (promised < np.inf)
+            if missing is None:
+                keep &= (amounts <= most_msat) & (locks <= request.max_cltv_blocks)
+            else:
+                keep &= amounts + missing.fee_msat[sources] <= most_msat + 1e-3
+                keep &= locks + missing.blocks[sources] <= request.max_cltv_blocks
+                keep &= missing.hops[sources] + hops + 1 <= request.max_hops
+            for at in np.nonzero(keep)[0].tolist():
+                taken = int(index[at]) + offset
+                scid = problem.key(taken).short_channel_id if circular else -1
+                if circular and scid == last:
+                    continue
+                counter -= 1
+                entry = (float(promised[at]), counter, float(totals[at]), int(amounts[at]), int(locks[at]), hops + 1)
+                heapq.heappush(queue, (*entry, int(sources[at]), label, taken, scid if edge < 0 else last))
+    return []
+
+
+def _unreachable(problem: Problem, most_msat: int) -> str:
+    """Why no edge sequence leads to the destination at all."""
+    request = problem.request
+    amount = request.amount_msat
+    first = problem.extra.open_to(amount, most_msat) & (problem.extra.edges.source == problem.root)
+    if not first.any():
+        starts = problem.extra.edges.source == problem.root
+        if not starts.any():
+            return "the source has no usable channel"
+        most = problem.extra.upper[starts & problem.extra.allowed].max(initial=0)
+        return f"no channel of the source can send {amount} msat at once; the most is {int(most)} msat"
+    most = 0.0
+    usable = False
+    for table in (problem.base, problem.extra):
+        entering = (table.edges.target == problem.target_index) & table.allowed
+        usable |= bool((table.open_to(amount, most_msat) & entering).any())
+        able = np.minimum(table.upper, table.edges.htlc_maximum_msat)
+        most = max(most, float(able[entering].max(initial=0)))
+    if not usable and most:
+        return f"no channel into the destination can carry {amount} msat at once; the most is {int(most)} msat"
+    if not usable:
+        return "the destination has no usable channel"
+    return f"no way for {amount} msat connects the source with the destination"
