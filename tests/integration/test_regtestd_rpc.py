@@ -136,8 +136,9 @@ async def test_waiting_for_blocks(rpc: Client) -> None:
         asyncio.ensure_future(rpc.waitfornewblock()),
         asyncio.ensure_future(rpc.waitforblockheight(3)),
     ]
-    while len((await rpc.getrpcinfo())["active_commands"]) < 3:
-        await asyncio.sleep(0)
+    for _ in range(1000):
+        if len((await rpc.getrpcinfo())["active_commands"]) == 3:
+            break
     assert not any(task.done() for task in waiting)
     hashes = await rpc.generatetoaddress(3, BURN)
     assert (await waiting[0])["height"] >= 1
@@ -152,7 +153,7 @@ async def test_waiting_for_blocks(rpc: Client) -> None:
 
 
 async def test_looking_transactions_up(rpc: Client) -> None:
-    address, coin = await funded(rpc)
+    _, coin = await funded(rpc)
     txid = await rpc.sendtoaddress(BURN, "0.5")
     raw = await rpc.getrawtransaction(txid)
     tx = Tx.parse(bytes.fromhex(raw))
@@ -332,7 +333,7 @@ async def test_generateblock_takes_what_it_is_told(rpc: Client) -> None:
 
 
 async def test_the_miner_takes_what_pays_best_and_families_together(rpc: Client) -> None:
-    _, coin = await funded(rpc)
+    await funded(rpc)
     first = await rpc.sendtoaddress(BURN, 1)
     assert await rpc.prioritisetransaction(first, 0, 5000)
     assert (await rpc.getprioritisedtransactions())[first]["fee_delta"] == 5000
