@@ -77,6 +77,8 @@ class FakeNode:
         self.pay_gate.set()
         self.paying = asyncio.Event()
         """Set when a payment has begun."""
+        self.listening = asyncio.Event()
+        """Set when somebody begins to follow the events."""
         self.bug: Exception | None = None
         """Raised by `info`."""
         self.synced = True
@@ -140,6 +142,17 @@ class FakeNode:
             amount_msat=amount_msat,
         )
 
+    def cut_off(self) -> None:
+        """All peers go away."""
+        for channel in list(self.channels.values()):
+            self._set(channel, connected=False, active=False)
+
+    async def settled(self) -> None:
+        """Waits until no payment is under way."""
+        outcomes = self.events()
+        while any(payment.state == "in_flight" for payment in self.payments.values()):
+            await anext(outcomes)
+
     # NodeService
 
     async def info(self) -> NodeInfo:
@@ -177,6 +190,7 @@ class FakeNode:
             if event.sequence > (since_sequence or 0):
                 queue.put_nowait(event)
         self._listeners.add(queue)
+        self.listening.set()
         try:
             while True:
                 yield await queue.get()

@@ -313,7 +313,9 @@ def _wait(session: Session, channel: Channel, what: str, done: Callable[[Channel
                 if done(channel) or channel.phase in OVER:
                     return channel
     except KeyboardInterrupt:
-        raise CliError(f"You stopped waiting; the {what} goes on.", "`channelctl channel list`", INTERRUPTED) from None
+        raise CliError(
+            f"You stopped waiting; the {what} goes on.", "See `channelctl channel list`.", INTERRUPTED
+        ) from None
 
 
 def resolve(session: Session, reference: str) -> bytes:
@@ -327,7 +329,7 @@ def resolve(session: Session, reference: str) -> bytes:
     listed = session.call(session.channels.List, channels_pb2.ListChannelsRequest(include_closed=True)).channels
     found = [channel for channel in listed if matches(channel)]
     if not found:
-        raise CliError(f"There is no channel {reference}.", "`channelctl channel list --all`", NOT_FOUND)
+        raise CliError(f"There is no channel {reference}.", "See `channelctl channel list --all`.", NOT_FOUND)
     if len(found) > 1:
         raise CliError(f"{len(found)} channels begin with {reference}.", "Write more of the id.", USAGE)
     return found[0].channel_id

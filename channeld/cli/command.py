@@ -19,10 +19,12 @@ F = TypeVar("F", bound=Callable[..., None])
 # Options and arguments that several commands have
 
 
-def parser(function: Callable[[str], T]) -> Callable[[str], T]:
+def parser(function: Callable[[str], T]) -> Callable[[str | T], T]:
     """A parser for an option: what is wrong with the text is told as a usage error."""
 
-    def parse(text: str) -> T:
+    def parse(text: str | T) -> T:
+        if not isinstance(text, str):
+            return text  # typer hands over defaults as well
         try:
             return function(text)
         except FormatError as error:
@@ -62,7 +64,7 @@ FeerateOption = Annotated[
 ]
 
 
-def hash_parser(what: str) -> Callable[[str], bytes]:
+def hash_parser(what: str) -> Callable[[str | bytes], bytes]:
     """32 bytes in hex; `what` names them in the error, "a payment hash"."""
     return parser(lambda text: parse_hash(text, what))
 
@@ -116,10 +118,8 @@ def _run(context: typer.Context, function: Callable[..., None], values: dict[str
     if values.pop("as_json"):
         settings = settings._replace(as_json=True)
     session = Session(settings)
-    try:
-        function(session, **values)
-    finally:
-        session.close()
+    function(session, **values)
+    session.close()  # after Ctrl-C gRPC may wait for ever in there, and the program ends anyway
 
 
 def confirm(session: Session, yes: bool, question: str) -> None:

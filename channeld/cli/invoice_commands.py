@@ -48,7 +48,13 @@ def create(
     ] = "",
     expiry: Annotated[
         int,
-        typer.Option("--expiry", parser=duration_parser, metavar="TIME", help="How long it can be paid: 30m, 12h, 7d."),
+        typer.Option(
+            "--expiry",
+            parser=duration_parser,
+            metavar="TIME",
+            show_default="1h",
+            help="How long it can be paid: 30m, 12h, 7d.",
+        ),
     ] = 3600,  # seconds
     description_hash: Annotated[
         bytes | None,
@@ -184,7 +190,7 @@ def _resolve(session: Session, prefix: str) -> bytes:
     listed = session.call(session.invoices.List, invoices_pb2.ListInvoicesRequest(limit=MOST)).invoices
     found = pick(prefix, listed, lambda invoice: invoice.payment_hash.hex(), "the payment hash")
     if found is None:
-        raise CliError(f"There is no invoice {prefix}.", "`channelctl invoice list`", NOT_FOUND)
+        raise CliError(f"There is no invoice {prefix}.", "See `channelctl invoice list`.", NOT_FOUND)
     return found.payment_hash
 
 

@@ -14,7 +14,7 @@ from channeld.cli import (
     peer_commands,
     wallet_commands,
 )
-from channeld.cli.amounts import FormatError, parse_msat
+from channeld.cli.amounts import parse_msat
 from channeld.cli.command import (
     FeerateOption,
     KeyOption,
@@ -113,10 +113,7 @@ def openchannel(
     """As `channel open`."""
     node = either(node_key_, node_key, "The node key")
     if connect is not None:
-        try:
-            node = NodeAddress(node.node_id, *parse_host_port(connect))
-        except FormatError as error:
-            raise CliError(str(error), "", USAGE) from None
+        node = NodeAddress(node.node_id, *parse_host_port(connect))
     if push_amt_ is not None:
         push_amt = either(push_amt_, push_amt, "The amount to push")
     channel_commands.open_channel(
@@ -213,7 +210,9 @@ def addinvoice(
     ] = None,
     amt_msat: Annotated[int | None, typer.Option("--amt_msat", "--amt-msat", min=0, show_default=False)] = None,
     memo: Annotated[str, typer.Option("--memo", metavar="TEXT", help="What it is for.", show_default=False)] = "",
-    expiry: Annotated[int, typer.Option("--expiry", parser=duration_parser, metavar="TIME")] = 3600,  # seconds
+    expiry: Annotated[
+        int, typer.Option("--expiry", parser=duration_parser, metavar="TIME", show_default="1h")
+    ] = 3600,  # seconds
     description_hash: Annotated[
         bytes | None,
         typer.Option(
@@ -283,7 +282,9 @@ def payinvoice(
         float | None,
         typer.Option("--fee_limit_percent", "--fee-limit-percent", min=0, max=100, show_default=False),
     ] = None,
-    timeout: Annotated[int, typer.Option("--timeout", parser=duration_parser, metavar="TIME")] = 60,  # seconds
+    timeout: Annotated[
+        int, typer.Option("--timeout", parser=duration_parser, metavar="TIME", show_default="60s")
+    ] = 60,  # seconds
     force: ForceFlag = False,
     idempotency_key: KeyOption = "",
 ) -> None:
@@ -318,7 +319,9 @@ def listpayments(
 def connect(
     session: Session,
     node: peer_commands.NodeArgument,
-    timeout: Annotated[int, typer.Option("--timeout", parser=duration_parser, metavar="TIME")] = 10,  # seconds
+    timeout: Annotated[
+        int, typer.Option("--timeout", parser=duration_parser, metavar="TIME", show_default="10s")
+    ] = 10,  # seconds
     perm: Annotated[bool, typer.Option("--perm", help="Always so while there are channels.")] = False,
 ) -> None:
     """As `peer connect`."""

@@ -19,13 +19,13 @@ from channeld.cli import (
     peer_commands,
     wallet_commands,
 )
-from channeld.cli.failures import EXIT_STATUSES, INTERRUPTED, OK, USAGE, CliError
+from channeld.cli.amounts import FormatError
+from channeld.cli.failures import EXIT_STATUSES, FAILED, INTERRUPTED, OK, USAGE, CliError
 from channeld.cli.output import Output
 from channeld.cli.session import Settings
 
 # A BadParameter is a UsageError is a ClickException. typer has had that class in different places.
 _ClickException: type[Any] = typer.BadParameter.__mro__[2]
-_CLOSED_PIPE = 141  # as a shell reports a program that ended by SIGPIPE
 
 app = typer.Typer(
     name="channelctl",
@@ -107,6 +107,7 @@ for module in (
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (without the program's name); the exit status."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write to stderr beside our own sentences
     try:
         status = app(args=arguments, prog_name="channelctl", standalone_mode=False)
         sys.stdout.flush()
@@ -114,6 +115,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except CliError as error:
         Output(as_json=False).error(error.sentence, error.hint)
         return error.status
+    except FormatError as error:
+        Output(as_json=False).error(str(error))
+        return USAGE
     except _ClickException as error:
         return _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -121,7 +125,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has seen enough. The interpreter flushes stdout once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _CLOSED_PIPE
+        return FAILED
 
 
 def _usage_error(error: Any) -> int:

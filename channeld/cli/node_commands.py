@@ -36,7 +36,7 @@ def _show_info(session: Session, info: GetInfoResponse) -> None:
             ("Height", f"{info.block_height:,}"),
             ("Block", txid_hex(info.block_hash)),
             ("Chain", f"{'in step' if info.synced_to_chain else 'not in step'}: {info.chain_status}"),
-            ("Listens on", "\n".join(f"{node_id}@{address}" for address in info.listen)),
+            ("Listens on", [f"{node_id}@{address}" for address in info.listen]),
             ("Peers", str(info.num_peers)),
             (
                 "Channels",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ from channeld.cli.ids import SHORT_HEX
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Console
+    from rich.table import Table
 
 WIDE = 140
 """From this many columns on ids are shown whole."""
@@ -40,20 +41,20 @@ class Output:
         if self.as_json:
             from channeld.cli.jsonable import to_jsonable
 
-            print(json.dumps(to_jsonable(message), indent=2, ensure_ascii=False))
+            print(json.dumps(to_jsonable(message), indent=2))
         else:
             render()
 
     def json_line(self, value: dict[str, Any]) -> None:
         """One of many results, on a line of its own, at once."""
-        print(json.dumps(value, ensure_ascii=False), flush=True)
+        print(json.dumps(value), flush=True)
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line as it is, however long it is."""
-        self._stdout.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+        self._stdout.print(printable(text), style=style, soft_wrap=True, markup=False, highlight=False)
 
-    def fields(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Names and values below each other; values that are empty are left out."""
+    def fields(self, pairs: Iterable[tuple[str, str | Sequence[str]]]) -> None:
+        """Names and values below each other; a value may have several lines, and if it is empty it is left out."""
         from rich.table import Table
         from rich.text import Text
 
@@ -62,8 +63,9 @@ class Output:
         grid.add_column(overflow="fold")
         for name, value in pairs:
             if value:
-                grid.add_row(name, Text(value))
-        self._stdout.print(grid)
+                lines = [value] if isinstance(value, str) else value
+                grid.add_row(name, Text("\n".join(map(printable, lines))))
+        self._print(grid)
 
     def table(self, columns: Iterable[Column], rows: Iterable[Iterable[str]], empty: str) -> None:
         """A table, or the sentence `empty` if it has no rows."""
@@ -71,17 +73,26 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="bold", pad_edge=False)
         for column in columns:
             table.add_column(
                 column.title, justify="right" if column.right else "left", no_wrap=column.right, overflow="fold"
             )
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         if table.row_count:
-            self._stdout.print(table)
+            self._print(table)
         else:
             self.line(empty)
+
+    def _print(self, table: Table) -> None:
+        if self._stdout.is_terminal:
+            self._stdout.print(table)
+            return
+        with self._stdout.capture() as capture:
+            self._stdout.print(table)
+        for line in capture.get().splitlines():
+            print(line.rstrip())
 
     def id(self, hex_: str) -> str:
         """An id in a table: whole where there is room, else its beginning."""
@@ -91,7 +102,7 @@ class Output:
 
     def note(self, text: str, style: str = "yellow") -> None:
         """One line on stderr."""
-        self._stderr.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+        self._stderr.print(printable(text), style=style, soft_wrap=True, markup=False, highlight=False)
 
     def error(self, sentence: str, hint: str = "") -> None:
         """What went wrong, and what to do next."""
@@ -108,8 +119,8 @@ class Output:
         if self._stderr.is_terminal:
             from rich.text import Text
 
-            with self._stderr.status(Text(text)) as status:
-                yield lambda changed: status.update(Text(changed))
+            with self._stderr.status(Text(printable(text))) as status:
+                yield lambda changed: status.update(Text(printable(changed)))
             return
         last = ""
 
@@ -145,3 +156,12 @@ class Output:
         from rich.console import Console
 
         return Console(stderr=True, highlight=False)
+
+
+def printable(text: str) -> str:
+    """`text` without what would steer the terminal or reorder the line: descriptions and errors are others' words."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    )

@@ -62,13 +62,13 @@ def _show_decoded(session: Session, invoice: DecodeResponse) -> None:
             ("Payment hash", invoice.payment_hash.hex()),
             ("Description hash", invoice.description_hash.hex()),
             ("Last hop leaves", f"{invoice.min_final_cltv_expiry_delta_blocks} blocks"),
-            ("On-chain fallback", "\n".join(invoice.fallback_addresses)),
+            ("On-chain fallback", list(invoice.fallback_addresses)),
             (
                 "Ways there",
-                "\n".join(
+                [
                     " then ".join(f"{hop.node_id.hex()} over {scid(hop.short_channel_id)}" for hop in hint.hops)
                     for hint in invoice.route_hints
-                ),
+                ],
             ),
             ("Asks for", ", ".join(invoice.features)),
             ("Metadata", invoice.payment_metadata.hex()),
@@ -102,7 +102,11 @@ def pay(
     timeout: Annotated[
         int,
         typer.Option(
-            "--timeout", parser=duration_parser, metavar="TIME", help="How long to wait; the payment goes on after it."
+            "--timeout",
+            parser=duration_parser,
+            metavar="TIME",
+            show_default="60s",
+            help="How long to wait; the payment goes on after it.",
         ),
     ] = 60,  # seconds
     yes: YesFlag = False,
@@ -253,7 +257,7 @@ def _resolve(session: Session, prefix: str) -> bytes:
     listed = session.call(session.payments.List, payments_pb2.ListPaymentsRequest(limit=MOST)).payments
     found = pick(prefix, listed, lambda payment: payment.payment_hash.hex(), "the payment hash")
     if found is None:
-        raise CliError(f"There is no payment {prefix}.", "`channelctl payments list`", NOT_FOUND)
+        raise CliError(f"There is no payment {prefix}.", "See `channelctl payments list`.", NOT_FOUND)
     return found.payment_hash
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from channeld.cli.amounts import FormatError
 from channeld.cli.command import command, duration_parser, node_parser
 from channeld.cli.failures import USAGE, CliError
 from channeld.cli.ids import NodeAddress, parse_host_port
@@ -29,7 +28,8 @@ def connect(
         str | None, typer.Argument(metavar="[HOST:PORT]", help="If NODE is a node id alone.", show_default=False)
     ] = None,
     timeout: Annotated[
-        int, typer.Option("--timeout", parser=duration_parser, metavar="TIME", help="How long to try.")
+        int,
+        typer.Option("--timeout", parser=duration_parser, metavar="TIME", show_default="10s", help="How long to try."),
     ] = 10,  # seconds
 ) -> None:
     """Connects to a node."""
@@ -40,10 +40,7 @@ def connect_to(session: Session, node: NodeAddress, address: str | None = None, 
     """Connects to `node`, at `address` if that is given, and tells."""
     host, port = node.host, node.port
     if address is not None:
-        try:
-            host, port = parse_host_port(address)
-        except FormatError as error:
-            raise CliError(str(error), "", USAGE) from None
+        host, port = parse_host_port(address)
     if not host:
         raise CliError("Say where the node is: node_id@host:port.", "", USAGE)
     answer = connect_quietly(session, NodeAddress(node.node_id, host, port), timeout_seconds)

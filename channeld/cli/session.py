@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from channeld.cli.failures import (
     connection_was_lost,
     from_rpc_error,
 )
+from channeld.cli.ids import parse_host_port
 from channeld.cli.output import Output
 from channeld.paths import DataPaths, data_paths
 
@@ -66,6 +66,7 @@ class Session:
         self.out = Output(settings.as_json)
         self._channel: grpc.Channel | None = None
         self._metadata: tuple[tuple[str, str], ...] = ()
+        self._place: Place | None = None
 
     def close(self) -> None:
         """Closes the connection, if there is one."""
@@ -95,6 +96,8 @@ class Session:
     def place(self) -> Place:
         """Where the daemon is looked for, as of now. Raises `CliError` if there is no telling."""
         settings = self.settings
+        if settings.rpcserver and parse_host_port(settings.rpcserver)[1] is None:
+            raise CliError(f"{settings.rpcserver!r} has no port.", "Write --rpcserver as host:port.", USAGE)
         if settings.rpcserver and settings.tls_cert and settings.token_file:
             return Place(settings.rpcserver, settings.tls_cert, settings.token_file, "channeld")
         paths = self.paths
@@ -125,7 +128,7 @@ class Session:
         try:
             return self._call(method, request, timeout_seconds)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.place()) from None
+            raise self._failure(error) from None
 
     def call_once(
         self,
@@ -144,23 +147,24 @@ class Session:
         if not keyed.idempotency_key:
             keyed.idempotency_key = secrets.token_hex(16)
         again = f"Run the same command with --idempotency-key {keyed.idempotency_key}: that moves the money once."
-        for pause in (*RETRY_AFTER_SECONDS, None):
-            try:
-                return self._call(pick(self), request, timeout_seconds)
-            except KeyboardInterrupt:
-                sentence = "You stopped waiting; the daemon goes on with what it was asked to do."
-                raise CliError(sentence, f"To see what came of it: {again}", INTERRUPTED) from None
-            except grpc.RpcError as error:
-                lost = connection_was_lost(error)
-                if pause is None or not lost:
-                    failure = from_rpc_error(error, self.place())
-                    if lost or failure.status == NOT_KNOWN_YET:
-                        failure.hint = f"It is not known whether the daemon did it. {again}"
-                    raise failure from None
-            self.out.note("The connection to the daemon broke; asking again (the money moves once at most).")
-            time.sleep(pause)
-            self.close()
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            for pause in RETRY_AFTER_SECONDS:
+                try:
+                    return self._call(pick(self), request, timeout_seconds)
+                except grpc.RpcError as error:
+                    if not connection_was_lost(error):
+                        raise
+                self.out.note("The connection to the daemon broke; asking again (the money moves once at most).")
+                self._reconnect_after(pause)
+            return self._call(pick(self), request, timeout_seconds)
+        except KeyboardInterrupt:
+            sentence = "You stopped waiting; the daemon goes on with what it was asked to do."
+            raise CliError(sentence, f"To see what came of it: {again}", INTERRUPTED) from None
+        except grpc.RpcError as error:
+            failure = self._failure(error)
+            if connection_was_lost(error) or failure.status == NOT_KNOWN_YET:
+                failure.hint = f"It is not known whether the daemon did it. {again}"
+            raise failure from None
 
     def stream(
         self,
@@ -181,28 +185,34 @@ class Session:
         except grpc.RpcError as error:
             if may_end and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return
-            raise from_rpc_error(error, self.place()) from None
+            raise self._failure(error) from None
         finally:
             responses.cancel()
 
     def _call(
         self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout_seconds: float
     ) -> Response:
-        # By a future, because waiting for its result can be interrupted at once.
-        future: Any = method.future(request, timeout=timeout_seconds, metadata=self._metadata)
+        return method(request, timeout=timeout_seconds, metadata=self._metadata)
+
+    def _failure(self, error: grpc.RpcError) -> CliError:
+        assert self._place is not None, "a call was made"
+        return from_rpc_error(error, self._place)
+
+    def _reconnect_after(self, seconds: float) -> None:
+        """Connects anew, to where the daemon is then: it may have another port when it is back."""
+        time.sleep(seconds)
+        place = self._place
+        self.close()
         try:
-            response: Response = future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
-        return response
+            self._place = self.place()
+        except CliError:
+            self._place = place  # it is still down; the next attempt will say so
 
     def _connection(self) -> grpc.Channel:
         if self._channel is None:
-            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write to stderr beside our own sentences
             import grpc
 
-            place = self.place()
+            place = self._place = self._place or self.place()
             token = _read_file(place.token_file, "token", "--token-file")
             certificate = _read_file(place.tls_cert, "certificate", "--tls-cert")
             self._metadata = (("authorization", f"Bearer {token.decode('ascii', 'replace').strip()}"),)

@@ -205,7 +205,7 @@ def bump(
         listed = session.call(session.wallet.ListTransactions, wallet_pb2.ListTransactionsRequest()).transactions
         found = pick(txid, listed, lambda each: txid_hex(each.txid), "the transaction id")
         if found is None:
-            raise CliError(f"The wallet has no transaction {txid}.", "`channelctl wallet transactions`", NOT_FOUND)
+            raise CliError(f"The wallet has no transaction {txid}.", "See `channelctl wallet transactions`.", NOT_FOUND)
         txid = txid_hex(found.txid)
     session.out.note(f"Raise the feerate of {txid} to {amounts.feerate(feerate)}.", "")
     confirm(session, yes, "The additional fee is gone for good. Go on?")
