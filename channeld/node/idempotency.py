@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import select
 
 from channeld.node.interface import NodeError
-from channeld.storage import Store, Write, rows, tables
+from channeld.storage import Store, Write, rows
 
 T = TypeVar("T")
 Mark = Callable[[bytes], Sequence[Write]]
@@ -53,10 +52,10 @@ class Idempotency:
         if running is None:
             running = self._running[key] = _Running(digest, asyncio.get_running_loop().create_future())
             try:
-                stored = await self._stored(key)
-                if stored is not None:
-                    _check(stored[0], digest)
-                    return await again(stored[1])
+                stored = self._store.lookup(rows.FIND_IDEMPOTENCY, key)
+                if stored:
+                    _check(stored[0][0], digest)
+                    return await again(stored[0][1])
                 return await do(lambda reference: self._mark(key, verb, running, reference))
             except BaseException as error:
                 if not running.reference.done():
@@ -74,12 +73,6 @@ class Idempotency:
         if not running.reference.done():
             running.reference.set_result(reference)
         return (rows.SAVE_IDEMPOTENCY(key, verb, running.arguments, reference, int(time.time())),)
-
-    async def _stored(self, key: str) -> tuple[bytes, bytes] | None:
-        table = tables.idempotency
-        query = select(table.c.arguments, table.c.reference).where(table.c.key == key)
-        row = await self._store.read(lambda c: c.execute(query).first())
-        return None if row is None else (row.arguments, row.reference)
 
 
 def _check(stored: bytes, asked: bytes) -> None:

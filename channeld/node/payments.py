@@ -153,7 +153,7 @@ class Payments:
         rows for the transaction that makes the payment exist. Raises NodeError if there is no payment."""
         invoice = self._check_invoice(bolt11)
         amount = _amount(invoice, amount_msat)
-        await self._check_not_paid(invoice.payment_hash)
+        self._check_not_paid(invoice.payment_hash)
         plan = self._plan(invoice, amount)
         live = self._start(invoice, bolt11, amount, plan, extra)
         return await self._wait(live, timeout_seconds)
@@ -183,15 +183,11 @@ class Payments:
             raise NodeError("invalid_argument", "this is an invoice of this very node")
         return invoice
 
-    async def _check_not_paid(self, payment_hash: bytes) -> None:
+    def _check_not_paid(self, payment_hash: bytes) -> None:
         if payment_hash in self._live:
             raise NodeError("already_exists", "this invoice is being paid right now")
-        table = tables.payments
-        query = select(table.c.state).where(table.c.payment_hash == payment_hash).where(table.c.state == "succeeded")
-        if await self._store.read(lambda c: c.execute(query).first()) is not None:
+        if ("succeeded",) in self._store.lookup(rows.FIND_PAYMENTS, payment_hash):
             raise NodeError("already_exists", "this invoice has been paid already")
-        if payment_hash in self._live:
-            raise NodeError("already_exists", "this invoice is being paid right now")
 
     def _plan(self, invoice: Invoice, amount_msat: int) -> list[tuple[Driver, int]]:
         """Which channel carries how much: one if one can, else several if the invoice allows it."""

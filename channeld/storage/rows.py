@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from channeld.channel import writes as channel_writes
 from channeld.storage import tables
-from channeld.storage.statements import Write, delete, delete_below, insert, update, upsert
+from channeld.storage.statements import Write, delete, delete_below, insert, lookup, update, upsert
 
 _encode = msgspec.msgpack.encode
 
@@ -32,10 +32,12 @@ SAVE_PEER = upsert(tables.peers)
 
 SAVE_INVOICE = upsert(tables.invoices)
 SAVE_PAYMENT = upsert(tables.payments)
+FIND_PAYMENTS = lookup(tables.payments, ["state"], ["payment_hash"])
 SAVE_PREIMAGE = upsert(tables.preimages)
 SAVE_ONION = upsert(tables.onions)
 FORGET_ONIONS_BELOW = delete_below(tables.onions, "cltv_expiry")
 SAVE_IDEMPOTENCY = upsert(tables.idempotency)
+FIND_IDEMPOTENCY = lookup(tables.idempotency, ["arguments", "reference"], ["key"])
 
 SAVE_BROADCAST = upsert(tables.broadcasts)
 FORGET_BROADCAST = delete(tables.broadcasts, "txid")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import BindParameter, ClauseElement, ColumnElement, Table, and_, bindparam
+from sqlalchemy import BindParameter, ClauseElement, ColumnElement, Table, and_, bindparam, select
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -75,6 +75,12 @@ def delete(table: Table, *where: str) -> Statement:
 def delete_below(table: Table, column: str) -> Statement:
     """Rows whose `column` is less than the parameter."""
     return Statement("delete", table, lambda _: table.delete().where(table.c[column] < _bind(column)), (column,))
+
+
+def lookup(table: Table, columns: Sequence[str], where: Sequence[str]) -> Statement:
+    """Reads `columns` of the rows where the columns `where` equal: for `Store.lookup`."""
+    wanted = [table.c[name] for name in columns]
+    return Statement("select", table, lambda _: select(*wanted).where(_equals(table, where)), where)
 
 
 def upsert(table: Table, *names: str) -> Statement:

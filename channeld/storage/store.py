@@ -84,6 +84,7 @@ class Store:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._failure: BaseException | None = None
         self._reader: ThreadPoolExecutor | None = None
+        self._finder: _Connection | None = None
         self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
         self._thread.start()
 
@@ -122,18 +123,26 @@ class Store:
         with self._engine.connect() as connection:
             return query(connection)
 
+    def lookup(self, statement: Statement, *parameters: Any) -> list[tuple[Any, ...]]:
+        """A few rows by key, here and now: what a call on the hot path must know. About 20 us."""
+        if self._finder is None:
+            self._finder = _Connection(self._engine)
+        return self._finder.rows(statement, parameters)
+
     async def close(self) -> None:
         """Commit what waits, then close."""
         self._jobs.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
         if self._reader is not None:
             self._reader.shutdown()
+        if self._finder is not None:
+            self._finder.close()
         self._engine.dispose()
 
     # --- writer thread --------------------------------------------------------------------------------------------
 
     def _write_forever(self) -> None:
-        writer = _Writer(self._engine)
+        writer = _Connection(self._engine)
         closing = False
         while not closing:
             jobs: list[_Job] = []
@@ -150,7 +159,7 @@ class Store:
                 self._commit(writer, jobs)
         writer.close()
 
-    def _commit(self, writer: _Writer, jobs: list[_Job]) -> None:
+    def _commit(self, writer: _Connection, jobs: list[_Job]) -> None:
         if self._failure is None:
             try:
                 groups = group(job.writes for job in jobs)
@@ -173,8 +182,8 @@ class Store:
             job.done(None if failure is None else StoreFailed(f"the database could not be written: {failure}"))
 
 
-class _Writer:
-    """The writing connection: raw DBAPI, statements compiled once."""
+class _Connection:
+    """A raw DBAPI connection of one thread, with statements compiled once."""
 
     def __init__(self, engine: Engine) -> None:
         self._dialect = engine.dialect
@@ -183,6 +192,21 @@ class _Writer:
         self._begins_itself = engine.dialect.name != "sqlite"
         self._compiled: dict[Statement, Compiled] = {}
 
+    def _compile(self, statement: Statement) -> Compiled:
+        compiled = self._compiled.get(statement)
+        if compiled is None:
+            compiled = self._compiled[statement] = compile_statement(statement, self._dialect)
+        return compiled
+
+    def rows(self, statement: Statement, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """What a `lookup` finds; the transaction that some databases begin for it ends here."""
+        compiled = self._compile(statement)
+        self._cursor.execute(compiled.sql, compiled.arrange([parameters])[0])
+        found = [tuple(row) for row in self._cursor.fetchall()]
+        if self._begins_itself:
+            self._pooled.rollback()
+        return found
+
     def transaction(self, groups: list[tuple[Statement, list[tuple[Any, ...]]]], hook: CommitHook | None) -> None:
         """All or nothing. Raises whatever the driver raises, after rolling back."""
         cursor = self._cursor
@@ -190,9 +214,7 @@ class _Writer:
             cursor.execute("BEGIN IMMEDIATE")
         try:
             for statement, rows in groups:
-                compiled = self._compiled.get(statement)
-                if compiled is None:
-                    compiled = self._compiled[statement] = compile_statement(statement, self._dialect)
+                compiled = self._compile(statement)
                 if len(rows) == 1:
                     cursor.execute(compiled.sql, compiled.arrange(rows)[0])
                 else:
