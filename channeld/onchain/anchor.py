@@ -1,0 +1,112 @@
+"""Getting our own commitment mined: alone if it pays enough, else with a child on our anchor (BOLT 5, "MUST spend any
+`to_local_anchor` output, providing sufficient fees as incentive to include the commitment transaction in a block")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from channeld.bolt.transactions import commitment_fee_sat, sweep
+from channeld.bolt.transactions.onchain import FoundOutput
+from channeld.bolt.transactions.scripts import anchor_script
+from channeld.onchain.known import Known
+from channeld.onchain.outputs import Output, Sweep
+from channeld.onchain.plans import OFFERED_DEADLINE_BLOCKS, Attempt, Plan
+from channeld.onchain.rates import FLOOR_PER_KW, UNCONTESTED_PERMILLE, Rates, fee_sat, feerate, least_bump
+from wallet.bitcoin import OutPoint, Tx
+from wallet.bitcoin.script import p2wsh
+
+CHILD_WEIGHT = 750
+"""About what a child weighs: an anchor, a wallet's coin, change."""
+
+
+class Commitment(Struct, frozen=True):
+    """Our published commitment, while it is in no block."""
+
+    tx: Tx
+    fee_sat: int
+    weight: int
+
+    @property
+    def feerate_per_kw(self) -> int:
+        """What it pays by itself."""
+        return self.fee_sat * 1000 // self.weight
+
+
+def commitment_of(known: Known) -> Commitment | None:
+    """Ours, if it was published."""
+    if not known.local_tx:
+        return None
+    tx = Tx.parse(known.local_tx)
+    fee = known.params.funding_sat - sum(output.value_sat for output in tx.outputs)
+    return Commitment(tx, fee, tx.weight())
+
+
+def anchor_of(known: Known, commitment: Commitment) -> Output | None:
+    """Our anchor in it, if it has one."""
+    script_pubkey = p2wsh(anchor_script(known.params.local.funding_pubkey))
+    for vout, txout in enumerate(commitment.tx.outputs):
+        if known.params.anchors and txout.script_pubkey == script_pubkey:
+            found = FoundOutput(OutPoint(commitment.tx.txid(), vout), txout)
+            spend = sweep.anchor_output(known.params, *found)
+            return Output(
+                kind="anchor",
+                owner="local",
+                amount_sat=txout.value_sat,
+                claim=Sweep(spend),
+                outpoint=found.outpoint,
+            )
+    return None
+
+
+def deadline_of(known: Known) -> int | None:
+    """The height by which our commitment must be in the chain, for the sake of its HTLCs."""
+    deadlines = []
+    for htlc in known.local.spec.htlcs.values():
+        if htlc.offered:
+            deadlines.append(htlc.cltv_expiry + OFFERED_DEADLINE_BLOCKS)
+        elif htlc.id in known.preimages:
+            deadlines.append(htlc.cltv_expiry)
+    return min(deadlines, default=None)
+
+
+def stake_sat(known: Known) -> int:
+    """What we get by our commitment: our balance, HTLCs that we offered, and those that we can claim."""
+    spec = known.local.spec
+    htlcs = sum(h.amount_msat for h in spec.htlcs.values() if h.offered or h.id in known.preimages)
+    fee = 0
+    if known.params.local_is_opener:
+        fee = commitment_fee_sat(known.params, spec.commitment_spec(), "local")
+    return max(0, (spec.to_local_msat + htlcs) // 1000 - fee)
+
+
+def anchor_plan(known: Known, attempts: Sequence[Attempt], rates: Rates, height: int) -> Plan | None:
+    """A child for our unconfirmed commitment, the first or a better one; None if there is no need."""
+    commitment = commitment_of(known)
+    anchor = None if commitment is None else anchor_of(known, commitment)
+    if commitment is None or anchor is None or anchor.outpoint is None:
+        return None
+    deadline = deadline_of(known)
+    budget = stake_sat(known) * UNCONTESTED_PERMILLE // 1000
+    weight = commitment.weight + CHILD_WEIGHT
+    max_per_kw = max(FLOOR_PER_KW, (budget + commitment.fee_sat) * 1000 // weight)
+    left = None if deadline is None else deadline - height - 2
+    wanted = feerate(rates, left, max_per_kw)
+    before = next((a for a in attempts if a.outpoints == (anchor.outpoint,)), None)
+    if before is None:
+        if wanted <= commitment.feerate_per_kw or fee_sat(CHILD_WEIGHT, FLOOR_PER_KW) > budget:
+            return None
+        return Plan("anchor", (anchor,), wanted, budget)
+    paid = (before.fee_sat + commitment.fee_sat) * 1000 // (before.weight + commitment.weight)
+    if height <= before.height or wanted < least_bump(paid):
+        return None
+    least = before.fee_sat + fee_sat(before.weight, FLOOR_PER_KW)
+    return Plan("anchor", (anchor,), wanted, budget, least, before.txid) if least <= budget else None
+
+
+def missing_fee_sat(known: Known, feerate_per_kw: int) -> int:
+    """What a child must add for our commitment to reach a rate."""
+    commitment = commitment_of(known)
+    assert commitment is not None
+    return max(0, fee_sat(commitment.weight, feerate_per_kw) - commitment.fee_sat)

@@ -1,0 +1,80 @@
+"""What became of the HTLCs that we offered, and when a close is over."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from channeld.bolt.transactions import Htlc
+from channeld.onchain.known import Known
+from channeld.onchain.outputs import Close, HtlcTx, NeedsPreimage, Output, Sweep
+from channeld.onchain.plans import is_hopeless
+
+REASONABLE_DEPTH_BLOCKS = 6
+"""BOLT 5's "reasonable depth": so deep must the return of an HTLC be before its incoming side is failed. It fits into
+our `cltv_expiry_delta` of 34 blocks: 3 until the channel is closed, at most 12 until the money is back, 6 to bury that,
+and 13 that remain before the incoming HTLC expires."""
+IRREVOCABLE_DEPTH_BLOCKS = 100
+"""BOLT 5, "*irrevocably resolved* once the remote's *resolving* transaction is included in a block at least 100
+deep"."""
+
+
+class Outcome(Struct, frozen=True):
+    """An HTLC that we offered is over: its preimage is known, or (None) it came back for good."""
+
+    id: int
+    payment_preimage: bytes | None
+
+
+def outcomes(known: Known, close: Close, height: int) -> list[Outcome]:
+    """Everything that can be told at the tip `height`."""
+    by_id = {output.htlc.id: output for output in close.outputs if _is_first_stage_of_ours(output) and output.htlc}
+    found = []
+    for id, htlc in sorted(known.offered.items()):
+        # BOLT 5, "MUST extract the payment preimage": the same preimage settles every HTLC with its hash, those without
+        # an output, too ("if the payment preimage is known: MUST fulfill the corresponding incoming HTLC").
+        preimage = close.preimages.get(htlc.payment_hash)
+        if preimage is not None:
+            found.append(Outcome(id, preimage))
+        elif _came_back(by_id.get(id), htlc, close, height):
+            found.append(Outcome(id, None))
+    return found
+
+
+def _is_first_stage_of_ours(output: Output) -> bool:
+    return output.kind == "htlc" and output.htlc is not None and output.htlc.offered
+
+
+def _came_back(output: Output | None, htlc: Htlc, close: Close, height: int) -> bool:
+    buried = close.depth(height) >= REASONABLE_DEPTH_BLOCKS
+    if close.kind == "unknown":
+        # Its outputs cannot be told apart: the peer may hold the preimage until the HTLC expires.
+        return buried and height >= htlc.cltv_expiry + REASONABLE_DEPTH_BLOCKS
+    if output is None:
+        # BOLT 5, "once the commitment transaction has reached reasonable depth: MUST fail the corresponding incoming
+        # HTLC (if any)".
+        return buried
+    if output.spent is None:
+        # Nobody can be paid to fetch it; that its incoming side runs out would cost the channel there.
+        return is_hopeless(output) and height >= htlc.cltv_expiry + REASONABLE_DEPTH_BLOCKS
+    return output.taker == "local" and output.spent.depth(height) >= REASONABLE_DEPTH_BLOCKS
+
+
+def is_over(known: Known, close: Close, height: int) -> bool:
+    """Whether all outputs are irrevocably resolved and all HTLCs told: only then may the channel be forgotten."""
+    if close.depth(height) < IRREVOCABLE_DEPTH_BLOCKS or known.offered:
+        return False
+    return all(_is_resolved(output, height) for output in close.outputs)
+
+
+def _is_resolved(output: Output, height: int) -> bool:
+    if output.spent is not None:
+        return output.spent.depth(height) >= IRREVOCABLE_DEPTH_BLOCKS
+    match output.claim:
+        case Sweep() | HtlcTx():
+            return output.is_anchor or is_hopeless(output)
+        case NeedsPreimage(cltv_expiry=expiry):
+            # BOLT 5, "If not otherwise resolved, once the HTLC output has expired, it is considered *irrevocably
+            # resolved*."
+            return height >= expiry + REASONABLE_DEPTH_BLOCKS
+        case _:
+            return True

@@ -1,0 +1,236 @@
+"""A channel's end as a state that can be stored, and the step that folds the world into it.
+
+`advance(state, event, env) -> (state, actions)`. The node commits the state, and only then performs the actions: what
+is published can always be published again. The chain's facts are rows of their own; what follows from them is derived.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from channeld.channel.state import CloseKind
+from channeld.onchain.anchor import anchor_plan
+from channeld.onchain.facts import Fact
+from channeld.onchain.known import Known
+from channeld.onchain.outcomes import IRREVOCABLE_DEPTH_BLOCKS, REASONABLE_DEPTH_BLOCKS, Outcome, is_over, outcomes
+from channeld.onchain.outputs import Close
+from channeld.onchain.plans import Attempt, Plan, is_live, plans
+from channeld.onchain.rates import Rates
+from channeld.onchain.resolve import resolve
+
+
+class Resolution(Struct, frozen=True):
+    """What is stored of a channel's end beside the chain's facts. `told` are alarms that were raised, `fees` (sat) what
+    every transaction pays that we ever made, by txid: a replaced one may be mined, too."""
+
+    attempts: tuple[Attempt, ...] = ()
+    fees: dict[bytes, int] = {}
+    told: frozenset[str] = frozenset()
+
+
+class Env(Struct, frozen=True):
+    """The world for one step: what the channel knows, what the chain has, the tip's height, fee estimates."""
+
+    known: Known
+    facts: tuple[Fact, ...]
+    height: int
+    rates: Rates
+
+
+# --- events -------------------------------------------------------------------------------------------------------
+
+
+class Looked(Struct, frozen=True):
+    """Something may have changed: a block, a reorganisation, a preimage, fee rates, a restart."""
+
+
+class Made(Struct, frozen=True):
+    """A plan became a transaction."""
+
+    plan: Plan
+    attempt: Attempt
+
+
+class Answered(Struct, frozen=True):
+    """Layer 1 took a transaction (`problem` is empty), or refused it and says why."""
+
+    txid: bytes
+    problem: str
+
+
+Event = Looked | Made | Answered
+
+# --- actions ------------------------------------------------------------------------------------------------------
+
+
+class Make(Struct, frozen=True):
+    """Build a plan's transaction; answer with Made."""
+
+    plan: Plan
+
+
+class Publish(Struct, frozen=True):
+    """Offer a transaction to the network; answer with Answered if that differs from its last answer."""
+
+    attempt: Attempt
+
+
+class PublishCommitment(Struct, frozen=True):
+    """Offer our commitment, with its child if there is one."""
+
+    child: Attempt | None
+
+
+class Release(Struct, frozen=True):
+    """The wallet's coins in a transaction that will not be needed are free."""
+
+    reservation: int
+
+
+class Tell(Struct, frozen=True):
+    """An HTLC that we offered is over."""
+
+    outcome: Outcome
+
+
+class Alarm(Struct, frozen=True):
+    """The operator must hear this; `kind` is a dotted name."""
+
+    kind: str
+    sentence: str
+
+
+class Over(Struct, frozen=True):
+    """All outputs are irrevocably resolved."""
+
+
+Action = Make | Publish | PublishCommitment | Release | Tell | Alarm | Over
+
+
+class Step(Struct, frozen=True):
+    """What a step leads to."""
+
+    state: Resolution
+    actions: tuple[Action, ...] = ()
+    close: Close | None = None
+
+
+# --- the step -----------------------------------------------------------------------------------------------------
+
+
+def advance(state: Resolution, event: Event, env: Env) -> Step:
+    """One step. Pure."""
+    match event:
+        case Looked():
+            return _look(state, env)
+        case Made():
+            return _made(state, event)
+        case Answered():
+            return _answered(state, event)
+        case _:
+            assert_never(event)
+
+
+def _look(state: Resolution, env: Env) -> Step:
+    close = resolve(env.known, env.facts)
+    actions: list[Action] = []
+    if close is None:
+        return Step(state, tuple(_push_commitment(state, env)))
+    dead = [attempt for attempt in state.attempts if _is_dead(attempt, close, env.height)]
+    state, released = _drop(state, dead)
+    actions += released
+    actions += [Tell(outcome) for outcome in outcomes(env.known, close, env.height)]
+    state, alarms = _alarms(state, close)
+    actions += alarms
+    actions += [Publish(attempt) for attempt in state.attempts if is_live(attempt, close.outputs)]
+    actions += [Make(plan) for plan in plans(close.outputs, state.attempts, env.rates, env.height)]
+    if is_over(env.known, close, env.height):
+        actions += [Release(attempt.reservation) for attempt in state.attempts if attempt.reservation]
+        actions.append(Over())
+    return Step(state, tuple(actions), close)
+
+
+def _push_commitment(state: Resolution, env: Env) -> list[Action]:
+    """Our commitment is in no block: publish it again, and lift it if it pays too little."""
+    if not env.known.local_tx:
+        return []
+    plan = anchor_plan(env.known, state.attempts, env.rates, env.height)
+    child = next((attempt for attempt in state.attempts if attempt.group == "anchor"), None)
+    actions: list[Action] = [PublishCommitment(child)]
+    if plan is not None:
+        actions.append(Make(plan))
+    return actions
+
+
+def _is_dead(attempt: Attempt, close: Close, height: int) -> bool:
+    """Whether it can never confirm any more: what it spends was taken by another transaction, or does not exist in this
+    chain, so deep that this will not change."""
+    outputs = {output.outpoint: output for output in close.outputs}
+    for outpoint in attempt.outpoints:
+        output = outputs.get(outpoint)
+        if output is None:
+            return close.depth(height) >= REASONABLE_DEPTH_BLOCKS
+        by = output.spent
+        if by is not None and by.txid != attempt.txid and by.depth(height) >= REASONABLE_DEPTH_BLOCKS:
+            return True
+    return False
+
+
+def _drop(state: Resolution, dead: list[Attempt]) -> tuple[Resolution, list[Action]]:
+    if not dead:
+        return state, []
+    gone = {attempt.txid for attempt in dead}
+    kept = tuple(attempt for attempt in state.attempts if attempt.txid not in gone)
+    released: list[Action] = [Release(attempt.reservation) for attempt in dead if attempt.reservation]
+    return replace(state, attempts=kept), released
+
+
+def _made(state: Resolution, event: Made) -> Step:
+    """What it replaces is forgotten. The wallet's coins in that were released before the new one was made, which may
+    have taken them again."""
+    attempt = event.attempt
+    kept = tuple(other for other in state.attempts if other.txid not in (attempt.txid, event.plan.replaces))
+    fees = {**state.fees, attempt.txid: attempt.fee_sat}
+    return Step(replace(state, attempts=(*kept, attempt), fees=fees), (Publish(attempt),))
+
+
+def _answered(state: Resolution, event: Answered) -> Step:
+    attempts = tuple(
+        replace(attempt, problem=event.problem) if attempt.txid == event.txid else attempt for attempt in state.attempts
+    )
+    return Step(replace(state, attempts=attempts))
+
+
+# --- alarms -------------------------------------------------------------------------------------------------------
+
+_SENTENCES: dict[CloseKind, str] = {
+    "revoked": "the peer published revoked commitment {number}: everything in it is being taken",
+    "unknown": "the funding output was spent by a transaction that we do not know: our state is too old, or the keys "
+    "have leaked. What can be told to be ours is being saved; the rest may be lost",
+}
+
+
+def _alarms(state: Resolution, close: Close) -> tuple[Resolution, list[Action]]:
+    """BOLT 5, "MUST inform the user of potentially lost funds", and what else must not go unheard; each once."""
+    found: dict[str, str] = {}
+    sentence = _SENTENCES.get(close.kind)
+    if sentence is not None:
+        found[f"onchain.{close.kind}"] = sentence.format(number=close.commitment_number)
+    for output in close.outputs:
+        if output.taker == "remote" and output.owner == "local" and output.final and output.outpoint is not None:
+            if output.htlc is not None and output.htlc.payment_hash in close.preimages:
+                continue  # it paid for that
+            found[f"onchain.lost {output.outpoint}"] = (
+                f"the peer took {output.amount_sat} sat of {output.kind} that were ours: {output.outpoint}"
+            )
+    fresh = {key: text for key, text in found.items() if key not in state.told}
+    if not fresh:
+        return state, []
+    alarms: list[Action] = [Alarm(key.partition(" ")[0], text) for key, text in fresh.items()]
+    return replace(state, told=state.told | fresh.keys()), alarms
+
+
+__all__ = ["IRREVOCABLE_DEPTH_BLOCKS", "Action", "Env", "Event", "Resolution", "Step", "advance"]
