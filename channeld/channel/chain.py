@@ -26,7 +26,7 @@ from channeld.channel.effects import (
     Send,
 )
 from channeld.channel.env import Env
-from channeld.channel.events import CommandRejected, FundingDepth, FundingSpent, HtlcOnChain, ProtocolViolation
+from channeld.channel.events import CommandRejected, FundingDepth, FundingSpent, HtlcOnChain
 from channeld.channel.state import (
     AnyFunded,
     AwaitingFunding,
@@ -63,9 +63,11 @@ _REMOTE_KINDS: dict[CloseKind, str] = {
 def on_funding_depth(state: AnyFunded, event: FundingDepth, env: Env) -> Transition:
     """The funding transaction was buried deeper, or reorganised."""
     params = state.params
-    if event.amount_sat is not None and event.amount_sat != params.capacity_sat:
-        # BOLT 2, "MUST NOT send `channel_ready` unless outpoint ... pays exactly `funding_satoshis`"
-        raise ProtocolViolation(f"the funding output has {event.amount_sat} sat instead of {params.capacity_sat}")
+    if event.amount_sat not in (None, params.capacity_sat) and isinstance(state, AwaitingFunding):
+        # BOLT 2, "MUST NOT send `channel_ready` unless outpoint ... pays exactly `funding_satoshis`"; no signature that
+        # was exchanged is valid for such an output
+        reason = f"the funding output has {event.amount_sat} sat instead of {params.capacity_sat}"
+        return _forgotten(state, reason, [_error(state, reason)])
     scid = state.scid
     if event.depth > 0:
         scid = short_channel_id(event.block_height, event.tx_index, params.funding_outpoint.vout)
@@ -135,7 +137,7 @@ def force_close(state: AnyFunded, reason: str, env: Env) -> Transition:
 
 def fail(state: Open, reason: str, env: Env) -> Transition:
     """Fails the channel: the peer is told, and our latest commitment is published (BOLT 5, "Failing a Channel")."""
-    tell = Send(ErrorMessage(state.params.channel_id, reason.encode()[:MAX_ERROR_BYTES]))
+    tell = _error(state, reason)
     if isinstance(state, AwaitingFunding) and _has_nothing_at_stake(state):
         return _forgotten(state, reason, [tell])
     commitments, effects, writes = normal.drop_uncommitted(state.commitments, state.params)
@@ -153,6 +155,10 @@ def fail(state: Open, reason: str, env: Env) -> Transition:
     )
     effects += [tell, Broadcast(tx, "local commitment")]
     return Transition(following, tuple(effects), tuple(writes), reason)
+
+
+def _error(state: Open, reason: str) -> Send:
+    return Send(ErrorMessage(state.params.channel_id, reason.encode()[:MAX_ERROR_BYTES]))
 
 
 def signed_local_commitment(state: Open, env: Env) -> Tx:

@@ -344,8 +344,11 @@ def _on_connection(state: State, event: Connected | Disconnected, env: Env) -> T
         if isinstance(state, Closing | WaitingForRemoteClose):
             linked = replace(state, link=Live(event.remote_features))
             return Transition(linked, tuple(_repeat_error(linked)))
-        following, effects = reestablish.on_connected(state, event.remote_features, env)
-        return Transition(following, tuple(effects))
+        # A connection may replace one whose end nobody noticed.
+        dropped = Transition(state) if isinstance(state.link, Offline) else _disconnected(state)
+        assert isinstance(dropped.state, Funded)
+        following, effects = reestablish.on_connected(dropped.state, event.remote_features, env)
+        return Transition(following, (*dropped.effects, *effects), dropped.writes)
     return _disconnected(state)
 
 

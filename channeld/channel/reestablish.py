@@ -16,6 +16,7 @@ from channeld.channel.effects import ChannelUsable, Effect, Send, SendRaw
 from channeld.channel.env import Env
 from channeld.channel.events import ProtocolViolation
 from channeld.channel.state import (
+    AnyFunded,
     Live,
     NegotiatingLegacy,
     NegotiatingSimple,
@@ -102,7 +103,7 @@ def compare(c: Commitments, message: ChannelReestablish, signer: ChannelSecrets)
 # --- the exchange -------------------------------------------------------------------------------------------------
 
 
-def on_connected(state: Open, remote_features: frozenset[int], env: Env) -> tuple[Open, list[Effect]]:
+def on_connected(state: AnyFunded, remote_features: frozenset[int], env: Env) -> tuple[AnyFunded, list[Effect]]:
     """BOLT 2, "MUST transmit `channel_reestablish` for each channel." """
     c = state.commitments
     received = c.remote.index  # the peer revoked 0 .. received - 1

@@ -1,5 +1,4 @@
-"""The chain and a channel: failing it, who spent the funding output, deadlines (BOLT 2; BOLT 5, "Failing a Channel")."""
-Channel")."""
+"""The chain and a channel: failing it, who spent the funding output, deadlines (BOLT 5, "Failing a Channel")."""
 
 from __future__ import annotations
 

@@ -511,6 +511,22 @@ def test_a_mutual_close_is_over_when_it_is_buried() -> None:
         assert not peer.logged(fx.RemoteUnilateralClose)
 
 
+def test_a_reorganisation_to_the_other_sides_closing_transaction() -> None:
+    pair = simple()
+    pair.settle()
+    state = pair.alice.state
+    assert isinstance(state, NegotiatingSimple)
+    first, second = (Tx.parse(raw) for raw in state.closing_txs)
+    for tx in (first, second):
+        pair.alice.step(ev.FundingSpent(tx, HEIGHT + 1, 1))
+        assert isinstance(pair.alice.state, Closing)
+        assert (pair.alice.state.kind, pair.alice.state.closing_tx) == ("mutual", tx.serialize())
+    pair.bob.step(ev.ForceClose("impatient"))
+    pair.bob.step(ev.FundingSpent(second, HEIGHT + 1, 1))
+    assert isinstance(pair.bob.state, Closing)
+    assert pair.bob.state.kind == "mutual"
+
+
 def test_an_error_during_a_close_does_not_force_it() -> None:
     pair = simple()
     pair.settle()

@@ -11,6 +11,7 @@ from channeld.bolt.features import ChannelType, Feature, optional
 from channeld.bolt.messages import (
     AcceptChannel,
     ChannelReady,
+    ErrorMessage,
     FundingCreated,
     FundingSigned,
     OpenChannel,
@@ -377,8 +378,10 @@ def test_a_channel_that_awaits_its_funding_survives_a_restart() -> None:
 def test_the_funding_output_must_hold_what_was_agreed_on() -> None:
     pair = started()
     harness.fund(pair)
-    with pytest.raises(ev.ProtocolViolation, match="999999 sat instead of 1000000"):
-        pair.bob.step(ev.FundingDepth(3, HEIGHT, 7, 999_999))
+    pair.bob.step(ev.FundingDepth(3, HEIGHT, 7, 999_999))
+    assert isinstance(pair.bob.state, Closed)
+    assert pair.bob.state.reason == "the funding output has 999999 sat instead of 1000000"
+    assert isinstance(pair.bob.sent()[-1], ErrorMessage)
 
 
 def test_the_fundee_forgets_after_2016_blocks() -> None:

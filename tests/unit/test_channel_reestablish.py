@@ -96,6 +96,17 @@ def test_offline_nothing_is_heard() -> None:
     assert pair.bob.state is before
 
 
+def test_a_second_connection_replaces_the_first() -> None:
+    pair = used()
+    add(pair.alice, 2_000_000, 9)
+    pair.alice.outbox.clear()
+    pair.bob.step(ev.Disconnected())
+    pair.connect()  # Alice never noticed that the first one was gone
+    assert [failed.never_sent for failed in pair.alice.logged(fx.HtlcFailed)] == [True]
+    pair.settle()
+    assert isinstance(pair.alice.funded.link, Live)
+
+
 # --- retransmission -----------------------------------------------------------------------------------------------
 
 

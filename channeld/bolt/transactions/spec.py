@@ -19,7 +19,7 @@ Side = Literal["local", "remote"]
 """Whose commitment: ours to broadcast, or the peer's."""
 
 
-class Htlc(msgspec.Struct, frozen=True, order=True, cache_hash=True):
+class Htlc(msgspec.Struct, frozen=True, order=True, cache_hash=True, array_like=True):
     """An HTLC in a commitment. `offered` is by local (this node); ids are unique per direction; `cltv_expiry`
     blocks."""
 
