@@ -12,7 +12,7 @@ from sqlalchemy import Engine, inspect, text
 
 from channeld.storage.store import StorageError
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision under `migrations/versions` (a test compares)."""
 _SCRIPTS = Path(__file__).parent / "migrations"
 

@@ -92,6 +92,28 @@ watches = Table(
 )
 """Funding outputs that the chain follower looks for, and what it has seen of them."""
 
+close_facts = Table(
+    "close_facts",
+    metadata,
+    _channel_key(primary_key=True),
+    Column("txid", LargeBinary(32), primary_key=True),
+    Column("height", BigInteger, nullable=False, index=True),
+    Column("position", BigInteger, nullable=False),
+    Column("raw", LargeBinary, nullable=False),
+)
+"""Transactions in the chain that spend a channel's funding output or what came of it; `position` is in the block."""
+
+closes = Table(
+    "closes",
+    metadata,
+    _channel_key(primary_key=True),
+    Column("resolution", LargeBinary, nullable=False),
+    Column("report", LargeBinary),
+    Column("over", Boolean, nullable=False),
+)
+"""How a channel's end is going: `resolution` is a `channeld.onchain.resolution.Resolution`, `report` (what to tell of
+it) a `channeld.onchain.report.CloseReport`."""
+
 peers = Table(
     "peers",
     metadata,
@@ -175,6 +197,8 @@ __all__ = [
     "adds",
     "broadcasts",
     "channels",
+    "close_facts",
+    "closes",
     "idempotency",
     "invoices",
     "meta",
