@@ -1,0 +1,107 @@
+"""Two daemons, one channel, durable commits: latency alone, throughput with 100 in flight, CPU, memory, start.
+
+Runs real processes on a regtest chain. Invoices are made before the clock runs, as a payer meets them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from statistics import quantiles
+from typing import NamedTuple
+
+from channeld.lab import DaemonProcess, Lab
+from channeld.v1 import payments_pb2
+
+CAPACITY_SAT = 10_000_000
+AMOUNT_MSAT = 1_000_000
+IN_FLIGHT = 100
+
+
+class PaymentFigures(NamedTuple):
+    """What was measured. CPU is over both daemons, the client's left out; memory is resident."""
+
+    start_seconds: float
+    idle_memory_bytes: int
+    alone_p50_seconds: float
+    alone_p95_seconds: float
+    alone_cpu_seconds: float
+    busy_per_second: float
+    busy_cpu_seconds: float
+    busy_memory_bytes: int
+    payments: int
+
+
+async def measure_payments(alone: int = 200, busy: int = 2_000) -> PaymentFigures:
+    """Runs everything."""
+    with tempfile.TemporaryDirectory(prefix="channeld-bench-") as folder:
+        async with Lab(Path(folder)) as lab:
+            return await _measure(lab, alone, busy)
+
+
+async def _measure(lab: Lab, alone: int, busy: int) -> PaymentFigures:
+    alice, bob = await lab.daemons("alice", "bob")
+    # The second start is measured: the first one also makes a seed, keys and a database.
+    await alice.stop()
+    began = time.perf_counter()
+    await alice.start()
+    start_seconds = time.perf_counter() - began
+    await lab.wait_synced()
+    idle_memory_bytes = max(alice.memory_bytes(), bob.memory_bytes())
+    await lab.fund(alice, CAPACITY_SAT + 1_000_000)
+    await lab.open_channel(alice, bob, CAPACITY_SAT, push_msat=CAPACITY_SAT * 100)
+    await _pay_all(alice, await _invoices(bob, 20), 1)  # warm
+    latencies, alone_cpu, _ = await _timed(alice, bob, alone, 1)
+    cuts = quantiles(latencies, n=20)
+    _, busy_cpu, busy_seconds = await _timed(alice, bob, busy, IN_FLIGHT)
+    return PaymentFigures(
+        start_seconds,
+        idle_memory_bytes,
+        cuts[9],
+        cuts[18],
+        alone_cpu / alone,
+        busy / busy_seconds,
+        busy_cpu / busy,
+        max(alice.memory_bytes(), bob.memory_bytes()),
+        busy,
+    )
+
+
+async def _timed(
+    alice: DaemonProcess, bob: DaemonProcess, count: int, in_flight: int
+) -> tuple[list[float], float, float]:
+    """(latencies in seconds, CPU seconds of both daemons, wall seconds)."""
+    invoices = await _invoices(bob, count)
+    cpu = alice.cpu_seconds() + bob.cpu_seconds()
+    began = time.perf_counter()
+    latencies = await _pay_all(alice, invoices, in_flight)
+    wall = time.perf_counter() - began
+    return latencies, alice.cpu_seconds() + bob.cpu_seconds() - cpu, wall
+
+
+async def _invoices(payee: DaemonProcess, count: int) -> list[str]:
+    return [(await payee.invoice(AMOUNT_MSAT, f"goods {number}")).bolt11 for number in range(count)]
+
+
+async def _pay_all(payer: DaemonProcess, invoices: list[str], in_flight: int) -> list[float]:
+    """Pays over one stream, never more than `in_flight` at a time; the latency of each. Every payment must succeed."""
+    room = asyncio.Semaphore(in_flight)
+    sent: dict[int, float] = {}
+    latencies: list[float] = []
+
+    async def requests() -> AsyncIterator[payments_pb2.PayStreamRequest]:
+        for number, bolt11 in enumerate(invoices):
+            await room.acquire()
+            sent[number] = time.perf_counter()
+            yield payments_pb2.PayStreamRequest(request_id=number, pay=payments_pb2.PayRequest(bolt11=bolt11))
+
+    async for response in payer.client.payments.PayStream(requests()):
+        latencies.append(time.perf_counter() - sent.pop(response.request_id))
+        room.release()
+        if response.payment.state != payments_pb2.PAYMENT_STATE_SUCCEEDED:
+            reason = response.payment.failure or response.error.sentence
+            raise RuntimeError(f"payment {response.request_id} of {len(invoices)} failed: {reason}")
+    return latencies
