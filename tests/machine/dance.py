@@ -8,10 +8,10 @@ from hashlib import sha256
 from random import Random
 
 from channeld.bolt.transactions.spec import Htlc
+from channeld.channel import chain, limits, machine
 from channeld.channel import commitments as cm
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
-from channeld.channel import limits, machine
 from channeld.channel.commitments import Spec, htlc_key
 from channeld.channel.state import Live, NegotiatingLegacy, NegotiatingSimple, Normal, ShuttingDown
 from tests.machine.harness import HEIGHT, Pair, Peer, preimage_of, script_of
@@ -31,6 +31,7 @@ class Dance:
         self.decisions: dict[bytes, str] = {}
         self.start_msat = {peer.name: peer.commitments.local.spec.to_local_msat for peer in self.peers}
         self.steps: list[str] = []
+        self.published: dict[str, dict[int, Tx]] = {peer.name: {} for peer in self.peers}
         for peer in self.peers:
             peer.log.clear()
 
@@ -172,6 +173,9 @@ class Dance:
                 assert spec.to_remote_msat >= 0
             assert cm.with_previews(c, peer.funded.params.commitment) == c
             self.check_punishable(peer)
+        if self.random.random() < 0.08:
+            for peer in self.peers:
+                self.check_published(peer)
 
     def check_punishable(self, peer: Peer) -> None:
         """Whatever the peer may broadcast or has revoked can be told and punished."""
@@ -181,6 +185,27 @@ class Dance:
             saved = peer.revocable[commit.index]
             assert saved.txid == commit.txid
             assert len(saved.htlcs) == len(commit.spec.htlcs)
+
+    def check_published(self, peer: Peer) -> None:
+        """If `peer` published its commitment now, both sides would know what it is; and every older one is known to be
+        revoked, with the secret at hand."""
+        other = self.pair.other(peer)
+        mine, its = peer.state, other.state
+        assert isinstance(mine, Normal | ShuttingDown | NegotiatingLegacy | NegotiatingSimple)
+        assert isinstance(its, Normal | ShuttingDown | NegotiatingLegacy | NegotiatingSimple)
+        index = mine.commitments.local.index
+        tx = chain.signed_local_commitment(mine, peer.env())
+        self.published[peer.name][index] = tx
+        assert chain.classify(mine, tx) == ("local", None)
+        for number, older in self.published[peer.name].items():
+            kind, found = chain.classify(its, older)
+            assert found == number
+            revoked = number < its.commitments.remote.index
+            assert kind in (("revoked",) if revoked else ("remote_current", "remote_next"))
+            if revoked:
+                secret = its.commitments.remote_secrets.secret(number)
+                assert secret == peer.signer.per_commitment_secret(number)
+                assert other.revocable[number].txid == older.txid()
 
     def check_restart(self, peer: Peer) -> None:
         """A restart is the same as a disconnection."""

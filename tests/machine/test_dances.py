@@ -10,7 +10,7 @@ from channeld.bolt.features import Feature
 from tests.machine.dance import ClosingDance, Dance
 from tests.machine.harness import FEATURES, Pair, open_pair
 
-DANCES = 300
+DANCES = 220
 ACTIONS = 50
 KINDS = {
     "anchors, opener has all": {"anchors": True},
@@ -48,7 +48,7 @@ def test_dances(kind: str, block: int) -> None:
 
 @pytest.mark.parametrize("kind", CLOSING_KINDS)
 def test_closing_dances(kind: str) -> None:
-    for seed in range(120):
+    for seed in range(100):
         dance = ClosingDance(opened(kind).clone(), seed)
         try:
             dance.run(ACTIONS)

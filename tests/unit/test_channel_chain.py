@@ -161,6 +161,21 @@ def test_an_htlc_only_in_the_peers_commitment_counts_too() -> None:
     assert isinstance(pair.alice.state, Closing)
 
 
+def test_an_htlc_that_ended_on_chain_is_reported_once() -> None:
+    pair = with_htlcs()
+    assert pair.alice.step(ev.HtlcOnChain(0)) == []  # only once the channel is closing
+    pair.alice.step(ev.ForceClose("now"))
+    for _ in range(2):
+        pair.alice.step(ev.HtlcOnChain(0, preimage_of(0)))
+        pair.alice.step(ev.HtlcOnChain(1))
+        pair.alice.step(ev.HtlcOnChain(9))
+        pair.alice.crash()
+    (settled,) = pair.alice.logged(fx.HtlcSettled)
+    assert (settled.origin, settled.payment_preimage) == (b"payment 0", preimage_of(0))
+    (failed,) = pair.alice.logged(fx.HtlcFailed)
+    assert (failed.origin, failed.on_chain) == (b"payment 1", True)
+
+
 # --- who spent it -------------------------------------------------------------------------------------------------
 
 
