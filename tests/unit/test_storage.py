@@ -126,13 +126,23 @@ async def test_sqlite_is_durable(engine: Engine, store: Store) -> None:
     assert await store.read(pragmas) == ("wal", 2, 1)
 
 
-def test_the_migrations_make_the_tables_that_are_declared(engine: Engine) -> None:
+def test_the_migrations_make_the_tables_that_are_declared(engine: Engine, tmp_path: Path) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
+    migrated = make_engine(f"sqlite:///{tmp_path / 'migrated.sqlite3'}")
+    migrate.run_migrations(migrated)
+    assert _schema(migrated) == _schema(engine)
+    assert migrate.current_revision(migrated) == migrate.current_revision(engine) == migrate.HEAD
     with engine.connect() as connection:
         declared = [tables.metadata, wallet_store.metadata]
         assert compare_metadata(MigrationContext.configure(connection), declared) == []  # type: ignore[arg-type]
+
+
+def _schema(engine: Engine) -> dict[str, str]:
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE name <> 'alembic_version'"))
+        return {row.name: row.sql for row in rows if row.sql}
 
 
 def test_head_is_the_newest_migration() -> None:
