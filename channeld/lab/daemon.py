@@ -167,6 +167,15 @@ class DaemonProcess:
                 await anext(events)
             return found
 
+    async def wait_peer(self, node_id: bytes) -> None:
+        """Until a peer is connected."""
+
+        async def connected() -> bool:
+            peers = (await self.client.peers.List(peers_pb2.ListPeersRequest())).peers
+            return any(peer.node_id == node_id and peer.connected for peer in peers)
+
+        await self.wait_until(connected)
+
     async def wait_channel(self, channel_id: bytes) -> channels_pb2.Channel:
         """Until a channel is usable."""
 

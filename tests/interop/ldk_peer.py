@@ -127,9 +127,14 @@ class LdkPeer:
                 await self._arrived.wait()
         return found
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.returncode is None
+
     async def kill(self) -> None:
         """kill -9."""
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None and self.is_running:
             self._process.kill()
             await self._process.wait()
         if self._reader is not None:
@@ -138,7 +143,7 @@ class LdkPeer:
 
     async def stop(self) -> None:
         """Ends the process; the end of its standard input is enough."""
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None and self.is_running:
             assert self._process.stdin is not None
             self._process.stdin.close()
             try:
