@@ -87,7 +87,8 @@ _decode = msgspec.msgpack.Decoder(PaymentRecord).decode
 
 def save(record: PaymentRecord) -> Write:
     """The record's row."""
-    return rows.SAVE_PAYMENT(record.payment_id, record.payment_hash, record.state, _encode(record))
+    live_hash = None if record.state == "failed" else record.payment_hash
+    return rows.SAVE_PAYMENT(record.payment_id, record.payment_hash, live_hash, record.state, _encode(record))
 
 
 class _Live:

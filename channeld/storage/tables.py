@@ -12,13 +12,11 @@ from sqlalchemy import (
     Boolean,
     Column,
     ForeignKey,
-    Index,
     Integer,
     LargeBinary,
     MetaData,
     String,
     Table,
-    text,
 )
 
 metadata = MetaData(
@@ -139,18 +137,12 @@ payments = Table(
     metadata,
     Column("payment_id", _Key, primary_key=True, autoincrement=False),
     Column("payment_hash", LargeBinary(32), nullable=False, index=True),
+    Column("live_hash", LargeBinary(32), unique=True),
     Column("state", String(16), nullable=False),
     Column("record", LargeBinary, nullable=False),
-    Index(
-        "uq_payments_live",
-        "payment_hash",
-        unique=True,
-        sqlite_where=text("state <> 'failed'"),
-        postgresql_where=text("state <> 'failed'"),
-    ),
 )
-"""One row per attempt to pay an invoice; at most one per payment hash that has not failed. `record` is a
-`channeld.node.payments.PaymentRecord`, with the parts in it."""
+"""One row per attempt to pay an invoice; at most one per payment hash that has not failed: `live_hash` is that hash, or
+NULL if it failed. `record` is a `channeld.node.payments.PaymentRecord`, with the parts in it."""
 
 preimages = Table(
     "preimages",
