@@ -83,7 +83,8 @@ class Table:
         """What each edge costs at least for any amount of that range; infinite where none of them can pass."""
         edges = self.edges
         cost: Floats = edges.fee_proportional_millionths.astype(np.float64)
-        cost *= least_msat / MILLION * (1 - 1e-14)
+        cost *= least_msat / MILLION
+        cost += 5e-7  # fees are multiples of 1e-6 before rounding: this rights binary fractions, and no more
         np.floor(cost, out=cost)
         cost += edges.fee_base_msat
         if model.fee_weight != 1:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -325,7 +326,7 @@ class Graph:
                 graph.add_columns(Columns(*(arrays[name] for name in Columns._fields)))
                 pairs = zip(arrays["features_node"].tolist(), arrays["features"].tolist(), strict=True)
                 graph._node_features = {index: int(bits, 16) for index, bits in pairs}
-        except (OSError, KeyError, EOFError) as error:
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"not a stored graph: {error}") from error
         return graph
 
@@ -347,7 +348,7 @@ class Graph:
         if self._free:
             return self._free.pop()
         if self._end == len(self._scids):
-            more = len(self._scids) // 2
+            more = max(_FIRST_CAPACITY, len(self._scids) // 2)
             self._scids = np.concatenate([self._scids, np.zeros(more, np.int64)])
             self._ends = np.concatenate([self._ends, np.full((more, 2), -1, np.int32)])
             self._capacity_sat = np.concatenate([self._capacity_sat, np.zeros(more, np.int64)])

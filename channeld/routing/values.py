@@ -101,8 +101,8 @@ class CostModel(Struct, frozen=True):
         return -math.log(self.online_probability)
 
 
-FEES_ONLY = CostModel(lock_ppb_per_block=0, failure_base_msat=0, failure_ppm=0, hop_msat=0, online_probability=1.0)
-"""Plain cheapest-path routing."""
+FEES_ONLY = CostModel(lock_ppb_per_block=0, failure_base_msat=0, failure_ppm=0, hop_msat=1, online_probability=1.0)
+"""Plain cheapest-path routing; 1 msat a hop, so that of equal fees the shorter way wins."""
 
 
 class RouteRequest(Struct, frozen=True, kw_only=True):
