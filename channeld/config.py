@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from channeld.bolt.messages import Address, AddressType
+from channeld.bolt.messages import parse_address as parse_announced
 from channeld.paths import DEFAULT_ROOT, DataPaths, data_paths
 
 CONFIG_NAME = "channeld.toml"
@@ -46,6 +48,11 @@ class Config(BaseSettings):
     listen: str = Field(
         "127.0.0.1:9735",
         description="HOST:PORT for peers, several separated by commas; port 0: a free one; empty: none",
+    )
+    announce_address: str = Field(
+        "",
+        description="HOST:PORT under which others reach this node (IPv4, [IPv6], .onion or a DNS name), several "
+        "separated by commas; it is told to everyone",
     )
     rpclisten: str = Field("127.0.0.1:10019", description="HOST:PORT of the gRPC API; port 0: a free one")
     rpchost: str = Field("", description="further names of this machine for the API's certificate, separated by commas")
@@ -105,6 +112,17 @@ class Config(BaseSettings):
     def listen_addresses(self) -> tuple[tuple[str, int], ...]:
         """Raises ConfigError."""
         return tuple(parse_address(text, "listen") for text in _split(self.listen))
+
+    @property
+    def announced_addresses(self) -> tuple[Address, ...]:
+        """Raises ConfigError."""
+        try:
+            addresses = tuple(parse_announced(text) for text in _split(self.announce_address))
+        except ValueError as error:
+            raise ConfigError(f"announce_address: {error}") from error
+        if sum(address.type is AddressType.DNS for address in addresses) > 1:
+            raise ConfigError("announce_address: only one DNS name can be announced (BOLT 7)")
+        return addresses
 
     @property
     def rpc_address(self) -> tuple[str, int]:

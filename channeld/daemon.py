@@ -17,6 +17,7 @@ import structlog
 from channeld.api.server import ApiServer
 from channeld.channel.env import ChannelPolicy
 from channeld.config import Config
+from channeld.node.gossip import GossipSettings
 from channeld.node.node import Node
 from channeld.node.runtime import NodeSettings, Runtime
 from channeld.paths import write_private
@@ -133,7 +134,8 @@ class Daemon:
             max_funding_sat=config.max_channel_sat,
             accept_zero_conf_from=config.trusted_peers,
         )
-        return NodeSettings(config.alias, config.color, config.listen_addresses, policy, birthday_height)
+        gossip = GossipSettings(config.paths.gossip, config.announced_addresses)
+        return NodeSettings(config.alias, config.color, config.listen_addresses, policy, birthday_height, gossip)
 
     def _source(self) -> BitcoindChainSource:
         config = self.config

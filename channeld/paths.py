@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from watchtower.rpc.files import write_private
+
 DEFAULT_ROOT = Path("~/.channeld")
 NETWORKS = ("mainnet", "testnet", "signet", "regtest")
 
@@ -47,6 +49,11 @@ class DataPaths(NamedTuple):
         return self.directory / "channeld.sqlite"
 
     @property
+    def gossip(self) -> Path:
+        """What is known of the network. It may be deleted: peers tell it again."""
+        return self.directory / "gossip"
+
+    @property
     def seed(self) -> Path:
         """The wallet's seed; mode 0600."""
         return self.directory / "seed"
@@ -67,18 +74,4 @@ def data_paths(network: str, root: str | os.PathLike[str] | None = None) -> Data
     return DataPaths(Path(root if root is not None else DEFAULT_ROOT).expanduser().absolute(), network)
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner may read, durably and all at once: never half of it, never readable between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+__all__ = ["DEFAULT_ROOT", "NETWORKS", "DataPaths", "data_paths", "write_private"]

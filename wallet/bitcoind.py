@@ -218,9 +218,20 @@ class BitcoindChainSource:
         return BlockHeader.parse(bytes.fromhex(raw))
 
     async def get_block(self, block_hash: bytes) -> Block:
-        """A block. Raises ChainMoved if bitcoind does not know it, RpcError if it was pruned."""
+        """A block. Raises ChainMoved if bitcoind does not know it, ChainError if it was pruned."""
+        raw = await self._getblock(block_hash, 0)
         try:
-            raw = await self.rpc.call("getblock", _hex(block_hash), 0)
+            return Block.parse(bytes.fromhex(raw))
+        except SerializationError as error:
+            raise ChainError(f"bitcoind's block {_hex(block_hash)} is not readable: {error}") from error
+
+    async def get_block_txids(self, block_hash: bytes) -> list[bytes]:
+        """The ids of a block's transactions. Raises as `get_block` does."""
+        return [_hash(txid) for txid in (await self._getblock(block_hash, 1))["tx"]]
+
+    async def _getblock(self, block_hash: bytes, verbosity: int) -> Any:
+        try:
+            return await self.rpc.call("getblock", _hex(block_hash), verbosity)
         except RpcError as error:
             if error.code == RPC_INVALID_ADDRESS_OR_KEY:
                 raise ChainMoved(f"bitcoind does not know block {_hex(block_hash)}") from error
@@ -230,10 +241,6 @@ class BitcoindChainSource:
                     "use one that keeps blocks for longer (prune=0)"
                 ) from error
             raise
-        try:
-            return Block.parse(bytes.fromhex(raw))
-        except SerializationError as error:
-            raise ChainError(f"bitcoind's block {_hex(block_hash)} is not readable: {error}") from error
 
     # Transactions and outputs
 

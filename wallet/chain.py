@@ -171,6 +171,10 @@ class ChainSource(Broadcaster, FeeEstimator, Protocol):
         """A block. Raises ChainError if layer 1 does not have it (pruned or unknown)."""
         ...
 
+    async def get_block_txids(self, block_hash: bytes) -> list[bytes]:
+        """The ids of a block's transactions, in order. Raises ChainError if layer 1 does not have it."""
+        ...
+
     async def get_block_hash(self, height: int) -> bytes | None:
         """The hash of the chain's block at `height`, or None above the tip."""
         ...

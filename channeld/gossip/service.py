@@ -73,7 +73,7 @@ class GossipStatus(NamedTuple):
 
 
 class Gossip:
-    """Create it with a view that is loaded; run `coroutines`, and call `tick`, `flush` and `pump` now and then."""
+    """Create it with a view that is loaded; run `runners`, and call `tick`, `flush` and `pump` now and then."""
 
     def __init__(
         self,
@@ -105,9 +105,9 @@ class Gossip:
         self._queries = TokenBuckets(QUERY_BURST, QUERY_REFILL_SECONDS)
         self._pruned_at = clock()
 
-    def coroutines(self) -> list[Coroutine[Any, Any, None]]:
-        """What has to run for ever, each in a task."""
-        return [self.intake.run(), *(self.intake.run_funding() for _ in range(FUNDING_WORKERS))]
+    def runners(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What has to run for ever, each in a task; it may be started again after a failure."""
+        return [self.intake.run, *([self.intake.run_funding] * FUNDING_WORKERS)]
 
     def close(self) -> None:
         """After the tasks ended."""

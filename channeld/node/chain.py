@@ -13,6 +13,7 @@ from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
 from channeld.node.channels import Channels
 from channeld.node.feerates import FeeRates
+from channeld.node.gossip import NodeGossip
 from channeld.node.wallet_store import to_rows
 from channeld.node.watches import Watches
 from channeld.storage import Store, Write
@@ -47,6 +48,7 @@ class ChainFollower:
         bus: EventBus,
         on_height: Callable[[int], list[Write]],
         on_synced: Callable[[], None],
+        gossip: NodeGossip,
     ) -> None:
         self._source = source
         self._store = store
@@ -58,6 +60,7 @@ class ChainFollower:
         self._bus = bus
         self._on_height = on_height
         self._on_synced = on_synced
+        self._gossip = gossip
         self._lost_since: float | None = time.time()
         self._reason = "waiting for the first contact"
         self.synced = False
@@ -103,6 +106,7 @@ class ChainFollower:
         writes += self._scan(event.block, event.height)
         writes += self._on_height(event.height)
         await self._store.commit(writes)
+        self._gossip.block_connected(event.block, event.height)
         if event.height % PROGRESS_BLOCKS == 0:
             log.info("catching up", height=event.height)
 
@@ -122,6 +126,7 @@ class ChainFollower:
         writes += self._watches.disconnected(event.height)
         writes += self._broadcasts.disconnected(event.height)
         await self._store.commit(writes)
+        self._gossip.block_disconnected(event.height)
         self._bus.publish("chain.reorg", f"block {event.height} left the chain", height=event.height)
 
     async def _caught_up(self, event: Synced) -> None:

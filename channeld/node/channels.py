@@ -118,6 +118,8 @@ class Channels:
         self._switch: Switch | None = None
         self._funder: Funder | None = None
         self._links: dict[bytes, PeerLink] = {}
+        self.on_touched: Callable[[Driver], None] = lambda driver: None
+        """Hears of every channel about which something may have changed, after it is durable."""
 
     def connect_parts(self, switch: Switch, funder: Funder) -> None:
         """The parts that in turn need the channels; before `load`."""
@@ -491,6 +493,7 @@ class Channels:
         assert isinstance(driver, Driver)
         for watcher in driver.watchers:
             watcher.set()
+        self.on_touched(driver)
 
     # --- fees
 

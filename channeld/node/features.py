@@ -12,6 +12,8 @@ LOCAL_FEATURES = required(
     Feature.option_channel_type,
 ) | optional(
     Feature.option_upfront_shutdown_script,
+    Feature.gossip_queries,
+    Feature.gossip_queries_ex,
     Feature.basic_mpp,
     Feature.option_support_large_channel,
     Feature.option_anchors,
@@ -20,4 +22,4 @@ LOCAL_FEATURES = required(
     Feature.option_zeroconf,
     Feature.option_simple_close,
 )
-"""Assumed features are required; the rest is optional. Gossip, onion messages and the like are not offered."""
+"""Assumed features are required; the rest is optional. Onion messages and the like are not offered."""

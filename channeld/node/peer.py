@@ -13,7 +13,6 @@ from typing import Protocol
 
 import structlog
 
-from channeld.bolt.codec import GossipMessage
 from channeld.bolt.features import (
     IncompatibleFeatures,
     NegotiatedFeatures,
@@ -22,10 +21,8 @@ from channeld.bolt.features import (
     encode_features,
 )
 from channeld.bolt.messages import (
-    AnnouncementSignatures,
     DecodeError,
     ErrorMessage,
-    GossipTimestampFilter,
     Init,
     Message,
     OnionMessage,
@@ -33,10 +30,6 @@ from channeld.bolt.messages import (
     PeerStorageRetrieval,
     Ping,
     Pong,
-    QueryChannelRange,
-    QueryShortChannelIds,
-    ReplyChannelRange,
-    ReplyShortChannelIdsEnd,
     UnknownMessage,
     WarningMessage,
     decode,
@@ -107,6 +100,11 @@ class PeerLink:
     def close(self, reason: str) -> None:
         """Send what is queued, then close."""
         self._connection.close(reason)
+
+    @property
+    def is_congested(self) -> bool:
+        """The peer reads more slowly than we write: bulk data waits."""
+        return self._connection.is_congested
 
     @property
     def is_closed(self) -> bool:
@@ -193,7 +191,7 @@ class PeerLink:
         self._handler.warning(self, message)
 
     def _ignore(self, message: Message) -> None:
-        """Gossip, onion messages and peer storage, which this node does not offer: read, and let go."""
+        """Onion messages and peer storage, which this node does not offer: read, and let go."""
 
 
 class _KeepAlive:
@@ -251,18 +249,7 @@ _CONTROL: dict[type[Message], Callable[[PeerLink, Message], None]] = {
     ErrorMessage: PeerLink._on_error,
     WarningMessage: PeerLink._on_warning,
     **dict.fromkeys(
-        (
-            AnnouncementSignatures,
-            *GossipMessage.__subclasses__(),
-            GossipTimestampFilter,
-            OnionMessage,
-            PeerStorage,
-            PeerStorageRetrieval,
-            QueryChannelRange,
-            QueryShortChannelIds,
-            ReplyChannelRange,
-            ReplyShortChannelIdsEnd,
-        ),
+        (OnionMessage, PeerStorage, PeerStorageRetrieval),
         PeerLink._ignore,
     ),
 }

@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from channeld.bolt.features import describe
 from channeld.bolt.messages import ErrorMessage, Message, WarningMessage
+from channeld.gossip.service import GOSSIP_MESSAGES
 from channeld.node import transport
 from channeld.node.bus import EventBus
 from channeld.node.identity import Identity
@@ -41,6 +42,14 @@ class PeerChannels(Protocol):
     def peer_message(self, link: PeerLink, message: Message, raw: bytes) -> None: ...
     def peer_error(self, link: PeerLink, message: ErrorMessage) -> None: ...
     def count_with(self, node_id: bytes) -> int: ...
+
+
+class PeerGossip(Protocol):
+    """What gossip wants to know of peers."""
+
+    def peer_connected(self, link: PeerLink) -> None: ...
+    def peer_disconnected(self, link: PeerLink) -> None: ...
+    def peer_message(self, link: PeerLink, message: Message) -> None: ...
 
 
 class Peer:
@@ -70,6 +79,7 @@ class Peers:
         self._peers: dict[bytes, Peer] = {}
         self._starting: set[PeerLink] = set()
         self._channels: PeerChannels | None = None
+        self._gossip: PeerGossip | None = None
         self._waiters: dict[bytes, list[asyncio.Future[PeerLink]]] = {}
         self._listeners: list[transport.Listener] = []
         self._stopping = False
@@ -77,6 +87,10 @@ class Peers:
     def set_channels(self, channels: PeerChannels) -> None:
         """Who gets the channels' messages."""
         self._channels = channels
+
+    def set_gossip(self, gossip: PeerGossip) -> None:
+        """Who gets the messages of BOLT 7."""
+        self._gossip = gossip
 
     @property
     def channels(self) -> PeerChannels:
@@ -239,7 +253,7 @@ class Peers:
                 self._resolve(link.node_id, old)
                 return
             peer.link = None
-            self.channels.peer_disconnected(old)
+            self._tell_disconnected(old)
             old.close("replaced by a newer connection")
         peer.link = link
         peer.connected_at = time.monotonic()
@@ -250,6 +264,13 @@ class Peers:
         )
         self._resolve(link.node_id, link)
         self.channels.peer_connected(link)
+        if self._gossip is not None:
+            self._gossip.peer_connected(link)
+
+    def _tell_disconnected(self, link: PeerLink) -> None:
+        self.channels.peer_disconnected(link)
+        if self._gossip is not None:
+            self._gossip.peer_disconnected(link)
 
     def _keeps_old(self, peer: Peer, old: PeerLink, new: PeerLink) -> bool:
         """Crossing connections: both sides keep the one that the smaller node id opened. Otherwise the new one wins:
@@ -266,7 +287,11 @@ class Peers:
 
     def message(self, link: PeerLink, message: Message, raw: bytes) -> None:
         """Everything that is not about the connection itself."""
-        self.channels.peer_message(link, message, raw)
+        if isinstance(message, GOSSIP_MESSAGES):
+            if self._gossip is not None:
+                self._gossip.peer_message(link, message)
+        else:
+            self.channels.peer_message(link, message, raw)
 
     def error(self, link: PeerLink, message: ErrorMessage) -> None:
         """The peer fails a channel, or all of them."""
@@ -303,7 +328,7 @@ class Peers:
         if peer.link is not link:
             return
         peer.link = None
-        self.channels.peer_disconnected(link)
+        self._tell_disconnected(link)
         self._bus.publish(
             "peer.disconnected", f"lost {link.node_id.hex()}: {reason}", node_id=link.node_id.hex(), reason=reason
         )

@@ -22,6 +22,7 @@ from channeld.node.channels import Channels
 from channeld.node.coins import Coins
 from channeld.node.features import LOCAL_FEATURES
 from channeld.node.feerates import FeeRates
+from channeld.node.gossip import GossipSettings, NodeGossip
 from channeld.node.idempotency import Idempotency
 from channeld.node.identity import Identity
 from channeld.node.invoices import InvoiceBook
@@ -49,6 +50,7 @@ class NodeSettings:
     policy: ChannelPolicy = field(default_factory=ChannelPolicy)
     birthday_height: int | None = None
     """The first block that may concern the seed; None for a seed made just now."""
+    gossip: GossipSettings = field(default_factory=GossipSettings)
 
 
 class Runtime:
@@ -92,6 +94,18 @@ class Runtime:
             chain_hash,
             lambda: self.wallet.height,
         )
+        self.gossip = NodeGossip(
+            self.identity,
+            self.channels,
+            source,
+            chain_hash,
+            lambda: self.wallet.height,
+            self.settings.alias,
+            self.settings.color,
+            self.settings.gossip,
+            network.name == "regtest",
+        )
+        self.channels.on_touched = self.gossip.touched
         self.coins = Coins(self.wallet, store, source, self.feerates, bus)
         self.invoices = InvoiceBook(store, self.identity, network, bus, time.time, self._route_hints)
         self._receiver = Receiver(self.invoices, bus, lambda: self.wallet.height, time.time)
@@ -101,6 +115,7 @@ class Runtime:
         self._switch = Switch(self.identity, self._receiver, self.payments)
         self.channels.connect_parts(self._switch, self.coins)
         self.peers.set_channels(self.channels)
+        self.peers.set_gossip(self.gossip)
         self.verbs = ChannelVerbs(
             store, self.channels, self.peers, self.coins, self._broadcasts, self.feerates, self.idempotency, chain_hash
         )
@@ -115,6 +130,7 @@ class Runtime:
             bus,
             self._on_height,
             self._on_synced,
+            self.gossip,
         )
         self._first_sync = asyncio.Event()
 
@@ -140,6 +156,7 @@ class Runtime:
         self.payments.load(connection)
         hashes = {h.payment_hash for d in self.channels.all() for h in views.htlcs(d.state) if not h.offered}
         self.invoices.load(connection, tuple(hashes))
+        self.gossip.load()
 
     # --- start and stop
 
@@ -149,6 +166,8 @@ class Runtime:
         for host, port in self.settings.listen:
             found = await self.peers.listen(host, port)
             self.listening.append(f"{found[0]}:{found[1]}")
+        for number, coroutine in enumerate(self.gossip.coroutines()):
+            self._run(f"gossip {number}", coroutine)
         self.channels.resume()
         self._run("broadcasts", self._broadcasts.run())
         self._run("chain", self.chain.run())
@@ -191,6 +210,7 @@ class Runtime:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.gossip.close()
         await self._source.close()
         self.bus.close()
         await self._store.close()

@@ -1,0 +1,351 @@
+"""Gossip inside a running node: its tasks, layer 1 as it sees it, our channels as it has to know them, and the graph
+for path finding that it keeps up to date.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from channeld.bolt.features import Context, decode_features, encode_features, in_context
+from channeld.bolt.messages import Address, ChannelUpdate, Message, NodeAnnouncement
+from channeld.channel.state import AwaitingFunding, Funded, Live, Normal
+from channeld.gossip.bulk import columns
+from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
+from channeld.gossip.own import ForwardingPolicy, NodeProfile, OwnChannel
+from channeld.gossip.service import Gossip
+from channeld.gossip.store import GossipStore
+from channeld.gossip.view import NetworkView
+from channeld.node.channels import Channels, Driver
+from channeld.node.features import LOCAL_FEATURES
+from channeld.node.identity import Identity
+from channeld.node.peer import PeerLink
+from channeld.routing.graph import Columns, Graph
+from channeld.routing.values import MAX_AMOUNT_MSAT, Policy
+from wallet.bitcoin import Block, OutPoint
+from wallet.bitcoin.secp import sign
+from wallet.chain import ChainError, ChainSource, ChainUnavailable
+
+log = structlog.get_logger(__name__)
+
+REGTEST = GossipConfig(
+    flush_seconds=0.25,
+    update_burst=1000,
+    update_refill_seconds=0.01,
+    own_update_seconds=0.25,
+    redundant_seconds=0,
+    rotate_seconds=60.0,
+    historical_seconds=60.0,
+)
+"""Quick enough to watch."""
+BLOCKS_KEPT = 16
+PUMP_SECONDS = 0.1
+TICK_SECONDS = 1.0
+
+
+class GossipSettings(NamedTuple):
+    """`file` is where gossip is kept, a temporary file if None; `addresses` are announced."""
+
+    file: Path | None = None
+    addresses: tuple[Address, ...] = ()
+    config: GossipConfig | None = None
+
+
+class ChainFunding:
+    """`FundingSource` over layer 1: a block's transaction ids tell what a short_channel_id means."""
+
+    def __init__(self, source: ChainSource) -> None:
+        self._source = source
+        self._txids: OrderedDict[int, list[bytes]] = OrderedDict()
+
+    def forget(self, height: int) -> None:
+        """The block at `height` is another one now."""
+        self._txids.pop(height, None)
+
+    async def lookup(self, scids: Sequence[int]) -> list[Funding | None]:
+        """See `FundingSource`. A block that layer 1 no longer has is as if it had no such output."""
+        try:
+            return [await self._find(scid) for scid in scids]
+        except ChainUnavailable as error:
+            raise FundingUnknown(str(error)) from error
+
+    async def _find(self, scid: int) -> Funding | None:
+        txids = await self._txids_of(block_of(scid))
+        if tx_index_of(scid) >= len(txids):
+            return None
+        txid = txids[tx_index_of(scid)]
+        # A close that is not in a block yet may never be: the output counts until it is spent for good.
+        found = await self._source.utxo(OutPoint(txid, output_of(scid)), include_mempool=False)
+        if found is None:
+            return None
+        return Funding(txid, found.txout.value_sat, found.txout.script_pubkey, found.confirmations)
+
+    async def _txids_of(self, height: int) -> list[bytes]:
+        known = self._txids.get(height)
+        if known is not None:
+            self._txids.move_to_end(height)
+            return known
+        block_hash = await self._source.get_block_hash(height)
+        try:
+            txids = await self._source.get_block_txids(block_hash) if block_hash is not None else []
+        except ChainUnavailable:
+            raise
+        except ChainError as error:
+            log.debug("a block that announced channels are in is not there", height=height, reason=str(error))
+            txids = []
+        self._txids[height] = txids
+        if len(self._txids) > BLOCKS_KEPT:
+            self._txids.popitem(last=False)
+        return txids
+
+
+class GraphFeed:
+    """`GraphSink` that keeps a routing graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def load(self, view: NetworkView) -> None:
+        """Everything at once, into an empty graph."""
+        if not len(view.topology):
+            return
+        c = columns(view)
+        policies = (c.htlc_minimum_msat, c.htlc_maximum_msat, c.fee_base_msat, c.fee_proportional_millionths)
+        self._graph.add_columns(
+            Columns(
+                *(c.node_ids, c.short_channel_id, c.ends, c.capacity_sat, c.known, c.usable),
+                *policies,
+                c.cltv_expiry_delta,
+            )
+        )
+        for announcement in view.nodes():
+            self.node_announced(announcement)
+
+    def channel_added(self, scid: int, node_id_1: bytes, node_id_2: bytes, capacity_sat: int, routable: bool) -> None:
+        if routable:
+            self._graph.add_channel(scid, node_id_1, node_id_2, capacity_sat)
+
+    def channel_updated(self, update: ChannelUpdate, usable: bool) -> None:
+        policy = Policy(
+            enabled=usable,
+            htlc_minimum_msat=min(update.htlc_minimum_msat, MAX_AMOUNT_MSAT),
+            htlc_maximum_msat=min(update.htlc_maximum_msat, MAX_AMOUNT_MSAT),
+            fee_base_msat=update.fee_base_msat,
+            fee_proportional_millionths=update.fee_proportional_millionths,
+            cltv_expiry_delta=update.cltv_expiry_delta,
+        )
+        self._graph.update_channel(update.short_channel_id, update.channel_flags & 1, policy)
+
+    def channel_removed(self, scid: int) -> None:
+        self._graph.remove_channel(scid)
+
+    def node_announced(self, announcement: NodeAnnouncement) -> None:
+        features = sum(1 << bit for bit in decode_features(announcement.features))
+        self._graph.set_node_features(announcement.node_id, features)
+
+    def node_removed(self, node_id: bytes) -> None:
+        self._graph.remove_node(node_id)
+
+
+class NodeGossip:
+    """What the node calls. `graph` holds the public network, ready when `load` returns."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        channels: Channels,
+        source: ChainSource,
+        chain_hash: bytes,
+        height: Callable[[], int],
+        alias: str,
+        color: str,
+        settings: GossipSettings,
+        is_regtest: bool,
+    ) -> None:
+        self.graph = Graph()
+        self.policy_of: Callable[[Driver], ForwardingPolicy] = self._default_policy
+        """What we ask for forwarding over a channel; whoever forwards sets this."""
+        self._identity = identity
+        self._channels = channels
+        self._temporary = tempfile.TemporaryDirectory(prefix="channeld-gossip-") if settings.file is None else None
+        path = settings.file or Path(self._temporary.name, "gossip")  # type: ignore[union-attr]
+        self._config = settings.config or (REGTEST if is_regtest else GossipConfig())
+        self._funding = ChainFunding(source)
+        self._feed = GraphFeed(self.graph)
+        self.core = Gossip(
+            NetworkView(GossipStore(path, chain_hash), [self._feed]),
+            self._funding,
+            self,
+            identity.node_id,
+            chain_hash,
+            self._config,
+            time.time,
+            height,
+            random.Random(),
+        )
+        features = encode_features(in_context(LOCAL_FEATURES, Context.NODE_ANNOUNCEMENT))
+        self.core.own.set_profile(
+            NodeProfile(alias or identity.node_id.hex()[:20], bytes.fromhex(color), settings.addresses, features)
+        )
+        self._touched: set[Driver] = set()
+
+    def load(self) -> None:
+        """Read what is kept."""
+        started = time.monotonic()
+        self.core.view.load()
+        self._feed.load(self.core.view)
+        for driver in self._channels.all():
+            self._tell(driver)
+        seconds = round(time.monotonic() - started, 3)
+        log.info("network loaded", channels=len(self.core.view.topology), seconds=seconds)
+
+    # --- Signer
+
+    def sign_as_node(self, digest: bytes) -> bytes:
+        """With the node's key."""
+        return sign(self._identity.node_secret, digest)
+
+    def sign_as_funder(self, channel_id: bytes, digest: bytes) -> bytes:
+        """With our funding key of a channel."""
+        driver = self._channels.by_id(channel_id)
+        assert driver is not None
+        return sign(driver.secrets.funding_secret, digest)
+
+    # --- tasks
+
+    def coroutines(self) -> list[Coroutine[Any, Any, None]]:
+        """What has to run while the node does."""
+        parts = [*self.core.runners(), self._tick_for_ever, self._flush_for_ever, self._pump_for_ever]
+        return [self._keep_running(part) for part in parts]
+
+    async def _keep_running(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Gossip can be had again, channels cannot: a bug here is logged, and the node goes on."""
+        while True:
+            try:
+                await part()
+            except Exception:
+                log.critical("gossip stumbled over a bug", part=part.__name__, exc_info=True)
+                await asyncio.sleep(TICK_SECONDS)
+
+    def _shielded(self, call: Callable[..., None], *args: Any) -> None:
+        """The same for what the rest of the node calls."""
+        try:
+            call(*args)
+        except Exception:
+            log.critical("gossip stumbled over a bug", part=call.__name__, exc_info=True)
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(min(TICK_SECONDS, self._config.flush_seconds))
+            self.core.tick()
+            store, topology = self.core.view.store, self.core.view.topology
+            if store.wants_compaction():
+                plan = store.plan_compaction(topology)
+                try:
+                    await asyncio.to_thread(plan.copy)
+                    store.finish_compaction(plan, topology)
+                except OSError as error:
+                    log.error("gossip store not compacted", reason=str(error))
+                    await asyncio.sleep(self._config.flush_seconds)
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.flush_seconds)
+            self.core.flush()
+
+    async def _pump_for_ever(self) -> None:
+        while True:
+            more = self.core.pump()
+            await asyncio.sleep(0 if more else PUMP_SECONDS)
+
+    def close(self) -> None:
+        """After the tasks ended."""
+        self.core.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    # --- peers
+
+    def peer_connected(self, link: PeerLink) -> None:
+        """After `init`."""
+        self._shielded(self.core.peer_connected, link)
+
+    def peer_disconnected(self, link: PeerLink) -> None:
+        """The connection is gone."""
+        self._shielded(self.core.peer_disconnected, link)
+
+    def peer_message(self, link: PeerLink, message: Message) -> None:
+        """One of `GOSSIP_MESSAGES`."""
+        self._shielded(self.core.peer_message, link, message)
+
+    # --- our channels
+
+    def touched(self, driver: Driver) -> None:
+        """Something may have changed about a channel; it is looked at soon, once however much changes."""
+        if not self._touched:
+            asyncio.get_running_loop().call_later(0.01, self._tell_touched)
+        self._touched.add(driver)
+
+    def _tell_touched(self) -> None:
+        touched, self._touched = self._touched, set()
+        for driver in touched:
+            self._shielded(self._tell, driver)
+
+    def _tell(self, driver: Driver) -> None:
+        channel = self._as_own(driver)
+        if channel is not None:
+            self.core.set_channel(channel)
+        elif driver.is_over:
+            self.core.remove_channel(driver.channel_id)
+
+    def _as_own(self, driver: Driver) -> OwnChannel | None:
+        state = driver.state
+        if not isinstance(state, Funded):
+            return None
+        params, keys = state.params, state.params.commitment
+        return OwnChannel(
+            channel_id=driver.channel_id,
+            peer_id=driver.peer_id,
+            scid=state.scid,
+            local_alias=state.local_alias,
+            remote_alias=state.remote_alias,
+            funding_txid=params.funding_outpoint.txid,
+            capacity_sat=params.capacity_sat,
+            announce=params.announce,
+            local_funding_pubkey=keys.local.funding_pubkey,
+            remote_funding_pubkey=keys.remote.funding_pubkey,
+            depth=state.funding_depth,
+            is_ready=not isinstance(state, AwaitingFunding),
+            is_connected=isinstance(state.link, Live),
+            is_closing=not isinstance(state, AwaitingFunding | Normal),
+            policy=self.policy_of(driver),
+        )
+
+    def _default_policy(self, driver: Driver) -> ForwardingPolicy:
+        state = driver.state
+        assert isinstance(state, Funded)
+        limits = state.params.remote
+        # BOLT 7, "MUST set this to less than or equal to `max_htlc_value_in_flight_msat` it received from the peer."
+        maximum = min(1000 * state.params.capacity_sat, limits.max_htlc_value_in_flight_msat)
+        delta = self._channels.policy.cltv_expiry_delta_blocks
+        return ForwardingPolicy(1000, 1, delta, limits.htlc_minimum_msat, maximum)
+
+    # --- the chain
+
+    def block_connected(self, block: Block, height: int) -> None:
+        """A block came."""
+        self._funding.forget(height)
+        self._shielded(self.core.block_connected, block, height)
+
+    def block_disconnected(self, height: int) -> None:
+        """It went."""
+        self._funding.forget(height)
+        self._shielded(self.core.block_disconnected, height)
