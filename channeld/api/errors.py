@@ -1,131 +1,22 @@
-"""From an exception to a gRPC status: the one place where that is decided."""
+"""From an exception to a gRPC status: `NodeError` is what the node's users meet."""
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NamedTuple
-
-import grpc
-import structlog
-from google.protobuf.message import DecodeError
-
-from channeld.node.interface import ErrorKind, NodeError
-
-ERROR_KIND_METADATA = "channeld-error"
-"""Trailing metadata that says which kind of error it was: there whenever the daemon itself answered."""
-
-_CODES: dict[ErrorKind, grpc.StatusCode] = {
-    "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
-    "not_found": grpc.StatusCode.NOT_FOUND,
-    "already_exists": grpc.StatusCode.ALREADY_EXISTS,
-    "failed_precondition": grpc.StatusCode.FAILED_PRECONDITION,
-    "resource_exhausted": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "unavailable": grpc.StatusCode.UNAVAILABLE,
-    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
-    "aborted": grpc.StatusCode.ABORTED,
-    "internal": grpc.StatusCode.INTERNAL,
-}
-
-_OUR_METHODS = "/channeld."  # health and reflection know themselves how to fail
-
-_log = structlog.get_logger("channeld.api")
-
-Handler = Any  # grpc.RpcMethodHandler: the stubs do not know its fields
+from channeld.node.interface import NodeError
+from watchtower.rpc import errors
+from watchtower.rpc.errors import ERROR_KIND_METADATA, Status
 
 
-class Status(NamedTuple):
-    """How a call ends that did not go well."""
+class ErrorInterceptor(errors.ErrorInterceptor):
+    """Ends calls to the daemon's services with the status of what their handlers raise."""
 
-    code: grpc.StatusCode
-    sentence: str
-    kind: str
+    def __init__(self) -> None:
+        super().__init__("/channeld.", NodeError)
 
 
 def to_status(error: Exception, method: str) -> Status:
-    """The status for `error`. What is no `NodeError` is a bug: it is logged, and the client gets its id in the log."""
-    if isinstance(error, NodeError):
-        return Status(_CODES[error.kind], error.sentence, error.kind)
-    if isinstance(error, DecodeError):
-        sentence = "The request is not a protobuf message that this method takes; see the .proto files."
-        return Status(grpc.StatusCode.INVALID_ARGUMENT, sentence, "invalid_argument")
-    error_id = secrets.token_hex(4)
-    _log.error("api_call_failed", method=method, error_id=error_id, exc_info=error)
-    sentence = f"The daemon made a mistake; its log says what went wrong, under the error id {error_id}."
-    return Status(grpc.StatusCode.INTERNAL, sentence, "internal")
+    """The status for `error`."""
+    return errors.to_status(error, method, NodeError)
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Ends calls whose handler raises with the status of what it raised."""
-
-    def __init__(self) -> None:
-        self._guarded: dict[str, Handler] = {}
-
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
-    ) -> Handler:
-        method: str = details.method
-        guarded = self._guarded.get(method)
-        if guarded is None:
-            handler = await continuation(details)
-            if handler is None or not method.startswith(_OUR_METHODS):
-                return handler
-            guarded = _guard(handler, method)
-            self._guarded[method] = guarded
-        return guarded
-
-
-def replace_behaviour(handler: Handler, *, unary: Callable[..., Any], stream: Callable[..., Any]) -> Handler:
-    """`handler` with another behaviour: `unary` if it answers once, `stream` (an async generator) if it streams.
-
-    The new behaviour gets requests as bytes: only there can it be decided how a call ends whose request is garbage.
-    """
-    kind = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
-    return kind(
-        stream if handler.response_streaming else unary,
-        request_deserializer=None,
-        response_serializer=handler.response_serializer,
-    )
-
-
-async def abort(context: Any, status: Status) -> None:
-    """Ends the call with `status`; raises, so that nothing comes after it."""
-    await context.abort(status.code, status.sentence, ((ERROR_KIND_METADATA, status.kind),))
-
-
-def _guard(handler: Handler, method: str) -> Handler:
-    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-
-    decode = handler.request_deserializer
-
-    async def decode_each(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        async for request in requests:
-            yield decode(request)
-
-    read = decode_each if handler.request_streaming else decode
-
-    async def unary(request: Any, context: Any) -> Any:
-        try:
-            return await behaviour(read(request), context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await abort(context, to_status(error, method))
-
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            async with contextlib.aclosing(behaviour(read(request), context)) as responses:
-                async for response in responses:
-                    yield response
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await abort(context, to_status(error, method))
-
-    return replace_behaviour(handler, unary=unary, stream=stream)
+__all__ = ["ERROR_KIND_METADATA", "ErrorInterceptor", "to_status"]

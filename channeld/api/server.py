@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 from collections.abc import Iterable
 
 import grpc
@@ -12,7 +10,6 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from channeld.api.auth import TokenError, TokenInterceptor, load_or_make_token
 from channeld.api.background import Background
 from channeld.api.channels import ChannelsServicer
 from channeld.api.errors import ErrorInterceptor
@@ -21,7 +18,6 @@ from channeld.api.invoices import InvoicesServicer
 from channeld.api.node import NodeServicer
 from channeld.api.payments import PaymentsServicer
 from channeld.api.peers import PeersServicer
-from channeld.api.tls import Certificate, TlsError
 from channeld.api.wallet import WalletServicer
 from channeld.node.interface import NodeService
 from channeld.paths import DataPaths, write_private
@@ -41,12 +37,14 @@ from channeld.v1 import (
     wallet_pb2,
     wallet_pb2_grpc,
 )
+from watchtower.rpc.auth import TokenError, TokenInterceptor, load_or_make_token
+from watchtower.rpc.listen import WILDCARDS, ListenError, join_address, raise_if_not_free
+from watchtower.rpc.tls import Certificate, TlsError
 
 MAX_REQUEST_BYTES = 1 << 20
 MAX_RESPONSE_BYTES = 64 << 20
 MAX_METADATA_BYTES = 16 << 10
 MAX_CONCURRENT_CALLS = 4096
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 _SERVICES = tuple(
     descriptor.services_by_name[name].full_name
     for descriptor, name in (
@@ -116,16 +114,18 @@ class ApiServer:
         )
         self._add_services(server)
         # gRPC says only that it could not bind, not why: ask the system first.
-        _raise_if_not_free(self._host, self._port)
         try:
-            port = server.add_secure_port(_join(self._host, self._port), credentials)
+            raise_if_not_free(self._host, self._port)
+            port = server.add_secure_port(join_address(self._host, self._port), credentials)
+        except ListenError as error:
+            raise ApiError(str(error)) from error
         except RuntimeError as error:
-            raise ApiError(f"The API cannot listen on {_join(self._host, self._port)}: {error}.") from error
+            raise ApiError(f"The API cannot listen on {join_address(self._host, self._port)}: {error}.") from error
         for service in _SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         self._server = server
-        self.address = _join(_WILDCARDS.get(self._host, self._host), port)
+        self.address = join_address(WILDCARDS.get(self._host, self._host), port)
         write_private(self._paths.grpc_address, self.address.encode() + b"\n")
         _log.info("api_listens", address=self.address)
 
@@ -141,7 +141,7 @@ class ApiServer:
         await self._background.stop()
 
     def _certified_hosts(self) -> tuple[str, ...]:
-        return self._hosts if self._host in _WILDCARDS else (self._host, *self._hosts)
+        return self._hosts if self._host in WILDCARDS else (self._host, *self._hosts)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         node, background = self._node, self._background
@@ -154,34 +154,3 @@ class ApiServer:
         events_pb2_grpc.add_EventsServicer_to_server(EventsServicer(node, self._stopping), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _raise_if_not_free(host: str, port: int) -> None:
-    where = _join(host, port)
-    if not 0 <= port <= 65535:
-        raise ApiError(f"The API cannot listen on {where}: a port is a number from 0 to 65535.")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except socket.gaierror as error:
-        raise ApiError(f"The API cannot listen on {where}: there is no such host ({error.strerror}).") from error
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            sentence = (
-                f"The API cannot listen on {where}: another program uses that port. Stop it, or choose another port."
-            )
-        elif error.errno == errno.EADDRNOTAVAIL:
-            sentence = f"The API cannot listen on {where}: this machine does not have that address."
-        elif error.errno == errno.EACCES:
-            sentence = f"The API cannot listen on {where}: ports below 1024 need more rights. Choose another port."
-        else:
-            sentence = f"The API cannot listen on {where}: {error.strerror}."
-        raise ApiError(sentence) from error

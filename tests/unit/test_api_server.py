@@ -19,7 +19,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from channeld.api import errors
 from channeld.api.server import MAX_REQUEST_BYTES, ApiError, ApiServer
-from channeld.api.tls import RENEW_BEFORE_EXPIRY, VALIDITY, Certificate, TlsError
 from channeld.node.interface import ErrorKind, NodeError
 from channeld.paths import DataPaths, data_paths
 from channeld.v1 import (
@@ -36,6 +35,7 @@ from channeld.v1 import (
 )
 from tests.api_support import bearer, connected, serving
 from tests.fake_node import FakeNode
+from watchtower.rpc.tls import RENEW_BEFORE_EXPIRY, VALIDITY, Certificate, TlsError
 
 GET_INFO = node_pb2.GetInfoRequest()
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from channeld.api.tls import Certificate
 from channeld.cli import failures, session
 from channeld.cli.main import run
 from channeld.paths import data_paths
 from tests.cli_support import Channelctl, Daemon
 from tests.fake_node import PEER_ID
+from watchtower.rpc.tls import Certificate
 
 PEER = PEER_ID.hex()
 OTHER = "02" + "33" * 32

@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import Engine, select, text
 from sqlalchemy.dialects import postgresql
 
-from channeld.storage import migrate, statements, tables
+from channeld.storage import migrate, tables
 from channeld.storage.store import StorageError, Store, StoreFailed, make_engine
 from wallet import store as wallet_store
+from wallet.db import statements
 
 SET_META = statements.upsert(tables.meta)
 INSERT_META = statements.insert(tables.meta)

@@ -9,6 +9,7 @@ import datetime
 import ipaddress
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 import structlog
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from channeld.paths import DataPaths, write_private
+from watchtower.rpc.files import write_private
 
 ORGANIZATION = "channeld self-signed"
 VALIDITY = datetime.timedelta(days=397)
@@ -25,7 +26,16 @@ RENEW_BEFORE_EXPIRY = datetime.timedelta(days=30)
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _BACKDATE = datetime.timedelta(days=1)  # for clients whose clocks are slow
 
-_log = structlog.get_logger("channeld.api")
+_log = structlog.get_logger(__name__)
+
+
+class TlsPaths(Protocol):
+    """Where certificate and key are, PEM."""
+
+    @property
+    def tls_cert(self) -> Path: ...
+    @property
+    def tls_key(self) -> Path: ...
 
 
 class TlsError(Exception):
@@ -37,7 +47,7 @@ class Certificate:
 
     def __init__(
         self,
-        paths: DataPaths,
+        paths: TlsPaths,
         hosts: Iterable[str] = (),
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 
-from channeld.api.errors import Handler, Status, abort, replace_behaviour
-from channeld.paths import write_private
+from watchtower.rpc.errors import Handler, Status, abort, replace_behaviour
+from watchtower.rpc.files import write_private
 
 TOKEN_BYTES = 32
 _OPEN_PREFIX = "/grpc.health.v1.Health/"

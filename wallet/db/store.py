@@ -1,0 +1,226 @@
+"""The database: one writer thread with group commit, one reader thread.
+
+All jobs that wait when a transaction starts share it: that is where throughput comes from. A transaction that fails is
+fatal: memory would be ahead of the disk, so nothing is written any more, `on_failure` is told and the node stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.pool import NullPool
+
+from wallet.db.statements import Compiled, Statement, Write, compile_statement, group
+
+T = TypeVar("T")
+_SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000", "temp_store=MEMORY")
+
+
+class StorageError(Exception):
+    """The database cannot be used; the message is a sentence for the operator."""
+
+
+class StoreFailed(StorageError):
+    """A transaction failed; from then on nothing is written."""
+
+
+class CommitHook(Protocol):
+    """What tests put around commits: called in the writer thread right before and right after each one."""
+
+    def before(self) -> None: ...
+    def after(self) -> None: ...
+
+
+class _Job(NamedTuple):
+    writes: Sequence[Write]
+    done: Callable[[BaseException | None], None]
+
+
+def make_engine(url: str) -> Engine:
+    """An engine whose SQLite connections are durable (WAL, synchronous=FULL) and begin when SQLAlchemy begins."""
+    engine = create_engine(url, poolclass=NullPool)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _configure(connection: Any, _record: object) -> None:
+            connection.isolation_level = None
+            for pragma in _SQLITE_PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+class Store:
+    """An open database. Use from the event loop's thread, except `read_now` (at start)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        on_failure: Callable[[BaseException], None],
+        commit_hook: CommitHook | None = None,
+    ) -> None:
+        self._engine = engine
+        self._on_failure = on_failure
+        self._hook = commit_hook
+        self._loop = asyncio.get_running_loop()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._failure: BaseException | None = None
+        self._reader: ThreadPoolExecutor | None = None
+        self._finder: _Connection | None = None
+        self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
+        """Commit `writes` (an empty sequence too) as one; then, in the loop, `done(None)`, or `done(StoreFailed)`. Jobs
+        are committed, and their `done` called, in the order of submission."""
+        self._jobs.put(_Job(writes, done))
+
+    def commit_nowait(self, writes: Sequence[Write]) -> asyncio.Future[None]:
+        """Like `submit`, with a future."""
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def done(error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self.submit(writes, done)
+        return future
+
+    async def commit(self, writes: Sequence[Write]) -> None:
+        """Returns when `writes` are durable. Raises StoreFailed. Cancelling the wait does not undo the commit."""
+        await self.commit_nowait(writes)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """`query` in the reader thread, on what is committed."""
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        return await self._loop.run_in_executor(self._reader, self.read_now, query)
+
+    def read_now(self, query: Callable[[Connection], T]) -> T:
+        """`query` in this thread."""
+        with self._engine.connect() as connection:
+            return query(connection)
+
+    def lookup(self, statement: Statement, *parameters: Any) -> list[tuple[Any, ...]]:
+        """A few rows by key, here and now: what a call on the hot path must know. About 20 us."""
+        if self._finder is None:
+            self._finder = _Connection(self._engine)
+        return self._finder.rows(statement, parameters)
+
+    async def close(self) -> None:
+        """Commit what waits, then close."""
+        self._jobs.put(None)
+        await self._loop.run_in_executor(None, self._thread.join)
+        if self._reader is not None:
+            self._reader.shutdown()
+        if self._finder is not None:
+            self._finder.close()
+        self._engine.dispose()
+
+    # --- writer thread --------------------------------------------------------------------------------------------
+
+    def _write_forever(self) -> None:
+        writer = _Connection(self._engine)
+        closing = False
+        while not closing:
+            jobs: list[_Job] = []
+            job = self._jobs.get()
+            while True:
+                if job is None:
+                    closing = True
+                    break
+                jobs.append(job)
+                if self._jobs.empty():
+                    break
+                job = self._jobs.get()
+            if jobs:
+                self._commit(writer, jobs)
+        writer.close()
+
+    def _commit(self, writer: _Connection, jobs: list[_Job]) -> None:
+        if self._failure is None:
+            try:
+                groups = group(job.writes for job in jobs)
+                if groups:
+                    writer.transaction(groups, self._hook)
+            except BaseException as error:
+                self._failure = error
+                self._call(partial(self._on_failure, error))
+        self._call(partial(self._finish, jobs, self._failure))
+
+    def _call(self, function: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            assert self._loop.is_closed()  # nobody is left to be told
+
+    @staticmethod
+    def _finish(jobs: list[_Job], failure: BaseException | None) -> None:
+        for job in jobs:
+            job.done(None if failure is None else StoreFailed(f"the database could not be written: {failure}"))
+
+
+class _Connection:
+    """A raw DBAPI connection of one thread, with statements compiled once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._dialect = engine.dialect
+        self._pooled = engine.raw_connection()
+        self._cursor = self._pooled.cursor()
+        self._begins_itself = engine.dialect.name != "sqlite"
+        self._compiled: dict[Statement, Compiled] = {}
+
+    def _compile(self, statement: Statement) -> Compiled:
+        compiled = self._compiled.get(statement)
+        if compiled is None:
+            compiled = self._compiled[statement] = compile_statement(statement, self._dialect)
+        return compiled
+
+    def rows(self, statement: Statement, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """What a `lookup` finds; the transaction that some databases begin for it ends here."""
+        compiled = self._compile(statement)
+        self._cursor.execute(compiled.sql, compiled.arrange([parameters])[0])
+        found = [tuple(row) for row in self._cursor.fetchall()]
+        if self._begins_itself:
+            self._pooled.rollback()
+        return found
+
+    def transaction(self, groups: list[tuple[Statement, list[tuple[Any, ...]]]], hook: CommitHook | None) -> None:
+        """All or nothing. Raises whatever the driver raises, after rolling back."""
+        cursor = self._cursor
+        if not self._begins_itself:
+            cursor.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, rows in groups:
+                compiled = self._compile(statement)
+                if len(rows) == 1:
+                    cursor.execute(compiled.sql, compiled.arrange(rows)[0])
+                else:
+                    cursor.executemany(compiled.sql, compiled.arrange(rows))
+            if hook is not None:
+                hook.before()
+            self._pooled.commit()
+        except BaseException:
+            self._pooled.rollback()
+            raise
+        if hook is not None:
+            hook.after()
+
+    def close(self) -> None:
+        self._cursor.close()
+        self._pooled.close()
