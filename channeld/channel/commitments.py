@@ -15,8 +15,6 @@ Everything is from local's view: `offered` is by us, `to_local_msat` is ours, wh
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import assert_never
-
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -432,26 +430,11 @@ def drop_uncommitted(c: Commitments, params: CommitmentParams) -> tuple[Commitme
     return with_previews(c, params), dropped
 
 
-def is_locked_in(c: Commitments, id: int) -> bool:
-    """Whether a received HTLC is irrevocably committed: it can only be in remote's commitment once we revoked every
-    commitment of ours without it, and remote's previous commitment is revoked as soon as `remote` is this one."""
-    return htlc_key(id, False) in c.remote.spec.htlcs
-
-
 def unanswered(c: Commitments) -> list[Htlc]:
-    """Received HTLCs that are locked in, and neither fulfilled nor failed by us, in order."""
+    """Received HTLCs that are locked in, and neither fulfilled nor failed by us, in order.
+
+    What is in `remote` is locked in: we only sign for it after we revoked every commitment of ours without it, and
+    `remote` is what the peer has revoked everything before.
+    """
     answered = {removal.id for removal in c.removals()}
     return sorted(htlc for htlc in c.remote.spec.htlcs.values() if not htlc.offered and htlc.id not in answered)
-
-
-def removal_name(update: Removal) -> str:
-    """For logs."""
-    match update:
-        case HtlcFulfill():
-            return "fulfilled"
-        case HtlcFail():
-            return "failed"
-        case HtlcFailMalformed():
-            return "failed as malformed"
-        case _:
-            assert_never(update)
