@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -125,6 +126,23 @@ async def test_a_second_daemon_on_the_same_data_gives_up_with_a_sentence(tmp_pat
         _, said = await second.communicate()
     assert second.returncode == 1
     assert said.startswith(b"Error: Cannot obtain a lock on directory")
+
+
+async def test_in_the_background(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "wallet.regtest", f"-datadir={tmp_path}", "-rpcport=0", "-daemon")
+    first = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    said, _ = await first.communicate()
+    assert first.returncode == 0
+    assert said.startswith(b"regtestd is ready: ")
+    second = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    _, said = await second.communicate()
+    assert second.returncode == 1
+    assert said.startswith(b"Error: Cannot obtain a lock on directory")
+    async with Daemon(first, tmp_path).client() as rpc:
+        assert await rpc.stop() == "Bitcoin Core stopping"
+    with (tmp_path / "regtest" / ".lock").open("w") as lock:
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+    assert not (tmp_path / "regtest" / ".cookie").exists()
 
 
 # Options.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from importlib.metadata import version
@@ -24,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.version:
             sys.stdout.write(f"regtestd {version('channeld')}\n")
             return 0
+        options.settings()
+        if options.background:
+            return _in_background(options)
         return asyncio.run(_run(options))
     except StartupError as error:
         sys.stderr.write(f"Error: {error}\n")
@@ -32,7 +36,36 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-async def _run(options: Options) -> int:
+def _in_background(options: Options) -> int:
+    """Start in a child process that outlives this one; returns when the child is ready or has failed."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os.setsid()
+        status = 1
+        try:
+            status = asyncio.run(_run(options, ready=writing))
+        except StartupError as error:
+            os.write(writing, f"Error: {error}\n".encode())
+        os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    failed = not said or said.startswith("Error: ")
+    (sys.stderr if failed else sys.stdout).write(said or "Error: regtestd ended before it was ready\n")
+    return int(failed)
+
+
+def _detach() -> None:
+    # Whoever reads our output would wait for its end.
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+async def _run(options: Options, ready: int | None = None) -> int:
     server = RegtestServer(options.datadir, options.settings())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,8 +74,14 @@ async def _run(options: Options) -> int:
     try:
         height = server.node.chain.height
         access = server.cookie_file if not server.settings.rpc_password else f"user {server.auth[0]}"
-        sys.stdout.write(f"regtestd is ready: {server.url}, {access}, height {height}\n")
-        sys.stdout.flush()
+        line = f"regtestd is ready: {server.url}, {access}, height {height}\n"
+        if ready is None:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        else:
+            os.write(ready, line.encode())
+            os.close(ready)
+            _detach()
         await server.stop_requested.wait()
     finally:
         await server.stop()

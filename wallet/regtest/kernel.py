@@ -79,6 +79,8 @@ class Kernel:
         self._log = log
         self._lines: list[str] = []
         self._checked: dict[bytes, bool] = {}
+        # A stop must not take the library away from under a block that another thread validates.
+        self._busy = threading.RLock()
         options = pbk.ContextOptions()
         options.set_chainparams(pbk.ChainParameters(pbk.ChainType.REGTEST))
         self._callbacks = pbk.ValidationInterfaceCallbacks(block_checked=self._on_block_checked)
@@ -139,6 +141,8 @@ class Kernel:
             return Verdict(False, "block decode failed")
         block = pbk.Block._from_handle(pointer)
         with self._inside():
+            if self._manager is None:
+                return Verdict(False, "shutting down")
             try:
                 self._manager.process_block(block)
             except pbk.ProcessBlockException:
@@ -156,14 +160,15 @@ class Kernel:
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        self._lines.clear()
-        self._checked.clear()
-        previous = getattr(_active, "kernel", None)
-        _active.kernel = self
-        try:
-            yield
-        finally:
-            _active.kernel = previous
+        with self._busy:
+            self._lines.clear()
+            self._checked.clear()
+            previous = getattr(_active, "kernel", None)
+            _active.kernel = self
+            try:
+                yield
+            finally:
+                _active.kernel = previous
 
     def _on_log(self, line: str) -> None:
         self._lines.append(line)

@@ -35,12 +35,14 @@ _OURS = {
     "limitdescendantsize": ("KVB", "Their size (default: 101)"),
     "datacarriersize": ("BYTES", "Largest OP_RETURN script that is relayed (default: 83)"),
     "acceptnonstdtxn": ("0|1", "Relay non-standard transactions (default: 0)"),
+    "daemon": ("0|1", "Run in the background once it is ready (default: 0); -daemonwait is the same"),
+    "daemonwait": ("0|1", "Run in the background once it is ready (default: 0)"),
     **{f"zmq{topic}": ("ADDR", f"Publish {topic.removeprefix('pub')} over ZeroMQ") for topic in TOPICS},
 }
 _SEVERAL = {"rpcauth", "rpcbind", *(f"zmq{topic}" for topic in TOPICS)}
 # Accepted and of no effect: there are no peers, everything is indexed, and scripts that start bitcoind give them.
 _IGNORED = {
-    "addresstype", "blockfilterindex", "blocknotify", "changetype", "checkblocks", "checklevel", "daemon", "dbcache",
+    "addresstype", "blockfilterindex", "blocknotify", "changetype", "checkblocks", "checklevel", "dbcache",
     "debug", "debugexclude", "debuglogfile", "deprecatedrpc", "disablewallet", "discardfee", "discover", "dns",
     "dnsseed", "fallbackfee", "fixedseeds", "keypool", "listen", "listenonion", "logips", "logsourcelocations",
     "logthreadnames", "logtimemicros", "logtimestamps", "mempoolfullrbf", "minrelayfee", "natpmp", "nodebug", "onlynet",
@@ -51,7 +53,7 @@ _IGNORED = {
     "maxtxfee", "paytxfee", "mintxfee", "spendzeroconfchange", "proxy", "asmap", "timeout", "pid", "settings",
     "zmqpubhashblockhwm", "zmqpubhashtxhwm", "zmqpubrawblockhwm", "zmqpubrawtxhwm", "zmqpubsequencehwm",
 }  # fmt: skip
-_FLAGS = {"daemon", "regtest", "server", "txindex", "acceptnonstdtxn", "help", "version"}
+_FLAGS = {"acceptnonstdtxn", "daemon", "daemonwait"}
 
 Values = dict[str, list[str]]
 
@@ -144,6 +146,11 @@ class Options:
             return int(Decimal(text) * scale)
         except (InvalidOperation, ValueError):
             raise StartupError(f"-{name}={text} is not a number") from None
+
+    @property
+    def background(self) -> bool:
+        """Whether to run as a daemon."""
+        return any(self._one(name, "0") != "0" for name in ("daemon", "daemonwait"))
 
     def settings(self) -> Settings:
         """What the server needs."""
