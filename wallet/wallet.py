@@ -406,6 +406,11 @@ class Wallet:
         self._changes.add(self._reservations.release(reservation))
         await self._store.commit(self._changes.collect())
 
+    def unreserve(self, reservation: int) -> list[Write]:
+        """`release` without the commit; nothing if there is no such reservation any more."""
+        self._changes.add(self._reservations.release_if_held(reservation))
+        return self._changes.collect()
+
     def reservations(self) -> dict[int, list[OutPoint]]:
         """Which coins are reserved, by number."""
         self._expire()

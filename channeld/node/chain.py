@@ -14,6 +14,7 @@ from channeld.node.bus import EventBus
 from channeld.node.channels import Channels
 from channeld.node.feerates import FeeRates
 from channeld.node.gossip import NodeGossip
+from channeld.node.monitor import Monitor
 from channeld.node.wallet_store import to_rows
 from channeld.node.watches import Watches
 from channeld.storage import Store, Write
@@ -45,6 +46,7 @@ class ChainFollower:
         watches: Watches,
         broadcasts: Broadcasts,
         feerates: FeeRates,
+        monitor: Monitor,
         bus: EventBus,
         on_height: Callable[[int], list[Write]],
         on_synced: Callable[[], None],
@@ -57,6 +59,7 @@ class ChainFollower:
         self._watches = watches
         self._broadcasts = broadcasts
         self._feerates = feerates
+        self._monitor = monitor
         self._bus = bus
         self._on_height = on_height
         self._on_synced = on_synced
@@ -111,11 +114,13 @@ class ChainFollower:
             log.info("catching up", height=event.height)
 
     def _scan(self, block: Block, height: int) -> list[Write]:
+        self._monitor.moved()
         writes: list[Write] = []
         for index, tx in enumerate(block.txs):
             txid = tx.txid()
             writes += self._watches.scan(tx, txid, height, index)
             writes += self._broadcasts.scan(tx, txid, height)
+            writes += self._monitor.scan(tx, txid, height, index)
         writes += self._broadcasts.bury(height)
         return writes
 
@@ -125,6 +130,7 @@ class ChainFollower:
         writes = to_rows(self._wallet.process(event))
         writes += self._watches.disconnected(event.height)
         writes += self._broadcasts.disconnected(event.height)
+        writes += self._monitor.disconnected(event.height)
         await self._store.commit(writes)
         self._gossip.block_disconnected(event.height)
         self._bus.publish("chain.reorg", f"block {event.height} left the chain", height=event.height)
@@ -140,6 +146,7 @@ class ChainFollower:
             "chain.block", f"at block {event.height}", height=event.height, block_hash=event.hash[::-1].hex()
         )
         self._tell_channels(event.height)
+        await self._monitor.synced(event.height)
         await self._publish()
         self._on_synced()
 

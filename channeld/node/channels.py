@@ -22,7 +22,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import commitment_feerate_per_kw
-from channeld.channel.state import Closed, FundingCreatedSent, Normal, State, phase_name
+from channeld.channel.state import Closed, Closing, FundingCreatedSent, Normal, State, phase_name
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
@@ -120,6 +120,9 @@ class Channels:
         self._links: dict[bytes, PeerLink] = {}
         self.on_touched: Callable[[Driver], None] = lambda driver: None
         """Hears of every channel about which something may have changed, after it is durable."""
+
+        self.on_closing: Callable[[Driver], None] = _nobody
+        """Who must hear of every change of a channel that ends on chain."""
 
     def connect_parts(self, switch: Switch, funder: Funder) -> None:
         """The parts that in turn need the channels; before `load`."""
@@ -341,6 +344,8 @@ class Channels:
         state = driver.state
         if state is before:
             return ()
+        if isinstance(state, Closing):
+            self.on_closing(driver)
         phase = phase_name(state)
         blob = machine.encode_state(state)
         stored_as, driver.stored_as = driver.stored_as, (driver.channel_id, phase)
@@ -540,6 +545,10 @@ class Channels:
             return f"{node_id.hex()} is not connected: the channel cannot be used now, try again later"
         phases = ", ".join(sorted({phase_name(driver.state) for driver in drivers}))
         return f"no channel with {node_id.hex()} is usable now ({phases})"
+
+
+def _nobody(_driver: Driver) -> None:
+    """Nobody has to hear of it."""
 
 
 def new_alias() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, Literal
 
 import structlog
@@ -61,10 +61,12 @@ class Coins:
         self._planned: dict[bytes, FundedTx] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def release_leftovers(self) -> None:
-        """At start no channel is being funded: whatever a crash left reserved is free."""
+    async def release_leftovers(self, keep: Collection[int] = ()) -> None:
+        """At start no channel is being funded: whatever a crash left reserved is free, but for the reservations in
+        `keep`."""
         for reservation in list(self._wallet.reservations()):
-            await self._wallet.release(reservation)
+            if reservation not in keep:
+                await self._wallet.release(reservation)
 
     # --- Funder
 

@@ -26,6 +26,7 @@ from channeld.node.gossip import GossipSettings, NodeGossip
 from channeld.node.idempotency import Idempotency
 from channeld.node.identity import Identity
 from channeld.node.invoices import InvoiceBook
+from channeld.node.monitor import Monitor
 from channeld.node.payments import Payments
 from channeld.node.peers import Peers
 from channeld.node.receive import Receiver
@@ -119,6 +120,8 @@ class Runtime:
         self.verbs = ChannelVerbs(
             store, self.channels, self.peers, self.coins, self._broadcasts, self.feerates, self.idempotency, chain_hash
         )
+        self.monitor = Monitor(store, source, self.wallet, self.channels, self._watches, bus)
+        self.channels.on_closing = self.monitor.touched
         self.chain = ChainFollower(
             source,
             store,
@@ -127,6 +130,7 @@ class Runtime:
             self._watches,
             self._broadcasts,
             self.feerates,
+            self.monitor,
             bus,
             self._on_height,
             self._on_synced,
@@ -144,7 +148,7 @@ class Runtime:
         )
         runtime = cls(store, keys, wallet, source, settings, identity)
         store.read_now(runtime._load)
-        await runtime.coins.release_leftovers()
+        await runtime.coins.release_leftovers(keep=runtime.monitor.reservations())
         return runtime
 
     def _load(self, connection: Connection) -> None:
@@ -152,6 +156,7 @@ class Runtime:
         self._broadcasts.load(connection)
         self.peers.load(connection)
         self.channels.load(connection)
+        self.monitor.load(connection)
         self._switch.load(connection)
         self.payments.load(connection)
         hashes = {h.payment_hash for d in self.channels.all() for h in views.htlcs(d.state) if not h.offered}
@@ -169,6 +174,7 @@ class Runtime:
         for number, coroutine in enumerate(self.gossip.coroutines()):
             self._run(f"gossip {number}", coroutine)
         self.channels.resume()
+        self._run("monitor", self.monitor.run())
         self._run("broadcasts", self._broadcasts.run())
         self._run("chain", self.chain.run())
         self._run("peers", self._call_peers())

@@ -105,6 +105,11 @@ class Watches:
         """What is known about a channel's funding output."""
         return self._by_key.get(channel_key)
 
+    def channel_of(self, outpoint: OutPoint) -> int | None:
+        """Whose funding output this is, if any channel's that is not over."""
+        watch = self._by_outpoint.get(outpoint)
+        return None if watch is None else watch.channel_key
+
     # --- blocks
 
     def scan(self, tx: Tx, txid: bytes, height: int, tx_index: int) -> list[Write]:

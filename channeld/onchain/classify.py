@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from channeld.bolt.transactions import commitment_number_of
 from channeld.channel.state import CloseKind
+from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known
 from wallet.bitcoin import Tx
 
@@ -28,3 +31,12 @@ def classify(known: Known, tx: Tx) -> tuple[CloseKind, int | None]:
     if number < known.secrets.count and (known.revocable is None or known.revocable.txid == txid):
         return "revoked", number
     return "unknown", number
+
+
+def revoked_number(known: Known, facts: Iterable[Fact]) -> int | None:
+    """The number of the revoked commitment that is in the chain, if there is one: then `Known.revocable` is needed."""
+    for fact in facts:
+        if any(txin.outpoint == known.params.funding_outpoint for txin in fact.tx.inputs):
+            kind, number = classify(known, fact.tx)
+            return number if kind == "revoked" else None
+    return None

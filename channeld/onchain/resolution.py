@@ -15,7 +15,7 @@ from channeld.channel.state import CloseKind
 from channeld.onchain.anchor import anchor_plan
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known
-from channeld.onchain.outcomes import IRREVOCABLE_DEPTH_BLOCKS, REASONABLE_DEPTH_BLOCKS, Outcome, is_over, outcomes
+from channeld.onchain.outcomes import REASONABLE_DEPTH_BLOCKS, Outcome, is_over, outcomes
 from channeld.onchain.outputs import Close
 from channeld.onchain.plans import Attempt, Plan, is_live, plans
 from channeld.onchain.rates import Rates
@@ -231,6 +231,3 @@ def _alarms(state: Resolution, close: Close) -> tuple[Resolution, list[Action]]:
         return state, []
     alarms: list[Action] = [Alarm(key.partition(" ")[0], text) for key, text in fresh.items()]
     return replace(state, told=state.told | fresh.keys()), alarms
-
-
-__all__ = ["IRREVOCABLE_DEPTH_BLOCKS", "Action", "Env", "Event", "Resolution", "Step", "advance"]

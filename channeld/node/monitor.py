@@ -1,0 +1,303 @@
+"""The monitor: brings home what is ours of channels that end on chain (BOLT 5).
+
+It acts on what is in blocks and in the database alone, whether peers, the API or other channels are alive. Blocks give
+facts (committed with the block), facts and the channel's knowledge give actions (`channeld.onchain`), and transactions
+are stored before they are published. One task attends to one channel after the other: whenever a block came or went,
+when a closing channel changed (a preimage came), and after a restart. Asking again never does harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import assert_never
+
+import structlog
+from sqlalchemy import Connection
+
+from channeld.channel import events as ev
+from channeld.channel.state import AnyFunded, Closing, Funded
+from channeld.node import monitor_store as rows
+from channeld.node.bus import EventBus
+from channeld.node.channels import Channels, Driver
+from channeld.node.monitor_coins import CannotMake, Maker
+from channeld.node.monitor_facts import Facts
+from channeld.node.monitor_publish import Publisher
+from channeld.node.monitor_store import StoredClose
+from channeld.node.watches import Watches
+from channeld.onchain import resolution as on
+from channeld.onchain.classify import revoked_number
+from channeld.onchain.facts import Fact
+from channeld.onchain.known import Known, known_of
+from channeld.onchain.outputs import Close
+from channeld.onchain.plans import Attempt, Plan
+from channeld.onchain.rates import Rates
+from channeld.onchain.report import CloseReport, report
+from channeld.storage import Store, Write
+from wallet.bitcoin import Tx
+from wallet.chain import ChainSource, ChainUnavailable
+from wallet.wallet import Wallet
+
+log = structlog.get_logger(__name__)
+TARGETS_BLOCKS = (1, 2, 3, 6, 12, 36, 144)
+
+
+class _Case:
+    """A channel that ends: its driver, and its state when it was last seen to have one."""
+
+    __slots__ = ("driver", "grumbled", "state", "stored")
+
+    def __init__(self, driver: Driver, state: AnyFunded, stored: StoredClose) -> None:
+        self.driver = driver
+        self.state = state
+        self.stored = stored
+        self.grumbled: set[str] = set()
+        """Troubles that were told and have not passed."""
+
+
+class Monitor:
+    """All channels that end."""
+
+    def __init__(
+        self, store: Store, source: ChainSource, wallet: Wallet, channels: Channels, watches: Watches, bus: EventBus
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._channels = channels
+        self._bus = bus
+        self._facts = Facts(watches)
+        self._maker = Maker(wallet)
+        self._publisher = Publisher(source, bus)
+        self._cases: dict[int, _Case] = {}
+        self._stored: dict[int, StoredClose] = {}
+        self._due: dict[int, None] = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._rates = Rates()
+        self._height = 0
+        self._in_step = False
+        """The last block that was looked at is layer 1's tip."""
+
+    # --- start
+
+    def load(self, connection: Connection) -> None:
+        """As it was when the node stopped; the channels are loaded."""
+        self._facts.load(connection)
+        self._stored = rows.load_closes(connection)
+
+    def reservations(self) -> set[int]:
+        """Numbers of the wallet's coins that are in our transactions."""
+        return {a.reservation for stored in self._stored.values() for a in stored.resolution.attempts}
+
+    # --- what happens around it
+
+    def scan(self, tx: Tx, txid: bytes, height: int, position: int) -> list[Write]:
+        """A transaction is in the block at `height`: rows to commit with the block."""
+        return self._facts.scan(tx, txid, height, position)
+
+    def moved(self) -> None:
+        """A block came or went, and more may follow."""
+        self._in_step = False
+
+    def disconnected(self, height: int) -> list[Write]:
+        """The block at `height` left the chain: rows to commit with that."""
+        self._in_step = False
+        return self._facts.disconnected(height)
+
+    async def synced(self, height: int) -> None:
+        """The node is at layer 1's tip: time to look at every channel that ends."""
+        self._height = height
+        await self._refresh_rates()
+        self._in_step = True
+        concerned = set(self._facts.channels()) | self._cases.keys()
+        for driver in self._channels.all():
+            if isinstance(driver.state, Closing) or driver.channel_key in concerned:
+                self.touched(driver)
+        for channel_key in self._cases:
+            self._now_due(channel_key)
+
+    def touched(self, driver: Driver) -> None:
+        """A channel that ends has changed; its rows are on their way to the database."""
+        if not isinstance(driver.state, Funded):
+            return
+        case = self._cases.get(driver.channel_key)
+        if case is None:
+            stored = self._stored.get(driver.channel_key) or StoredClose(on.Resolution(), None, False)
+            case = self._cases[driver.channel_key] = _Case(driver, driver.state, stored)
+        case.state = driver.state
+        self._now_due(driver.channel_key)
+
+    async def _refresh_rates(self) -> None:
+        try:
+            found = [(target, await self._source.fee_rate_sat_per_kw(target)) for target in TARGETS_BLOCKS]
+        except ChainUnavailable as error:
+            log.debug("no fee estimates", reason=str(error))
+            return
+        self._rates = Rates(tuple(found))
+
+    # --- the task
+
+    async def run(self) -> None:
+        """Attends to channels, for ever. What fails for one does not stop the others, and is tried again at the next
+        block."""
+        while True:
+            if not self._due:
+                self._idle.set()
+            await self._wake.wait()
+            self._wake.clear()
+            while self._due and self._in_step:
+                channel_key = next(iter(self._due))
+                del self._due[channel_key]
+                case = self._cases.get(channel_key)
+                if case is None:
+                    continue
+                try:
+                    await self._attend(case)
+                except ChainUnavailable as error:
+                    log.warning("layer 1 is away: closing goes on when it is back", reason=str(error))
+                except Exception as error:
+                    self._failed(case, error)
+
+    def _failed(self, case: _Case, error: Exception) -> None:
+        """A bug must not keep the money of other channels waiting, and must be heard."""
+        log.critical("the monitor failed", channel=case.driver.channel_id.hex(), exc_info=error)
+        self._grumble(case, "monitor.failed", f"closing channel {case.driver.channel_id.hex()} failed: {error!r}")
+
+    async def wait_idle(self) -> None:
+        """Until nothing is due: after a block, until everything was done that it led to."""
+        await self._idle.wait()
+
+    def _now_due(self, channel_key: int) -> None:
+        self._due[channel_key] = None
+        self._idle.clear()
+        self._wake.set()
+
+    async def _attend(self, case: _Case) -> None:
+        """One look at one channel."""
+        driver, state = case.driver, case.state
+        if not isinstance(state, Closing) and driver.failure is None:
+            return  # it will be, as soon as it has heard of the spend, and then comes back here
+        facts = self._facts.of(driver.channel_key)
+        known = await self._know(driver, state, facts)
+        env = on.Env(known, facts, self._height, self._rates)
+        step = on.advance(case.stored.resolution, on.Looked(), env)
+        # Also what this look was based on (a preimage, say) is durable after this: commits come in order.
+        await self._keep(case, step.state, self._tell(case, step.close, known, step.actions), on.Over() in step.actions)
+        await self._act(case, step, env)
+
+    async def _know(self, driver: Driver, state: AnyFunded, facts: tuple[Fact, ...]) -> Known:
+        point = driver.secrets.per_commitment_point(state.commitments.local.index)
+        known = known_of(state, point)
+        number = revoked_number(known, facts)
+        if number is None:
+            return known
+        key = driver.channel_key
+        kept = await self._store.read(lambda connection: rows.load_revocable(connection, key, number))
+        return known_of(state, point, kept)
+
+    async def _keep(self, case: _Case, resolution: on.Resolution, told: CloseReport | None, over: bool) -> None:
+        before, now = case.stored, StoredClose(resolution, told, over)
+        writes: list[Write] = []
+        if now != before:
+            writes.append(rows.save_close(case.driver.channel_key, now))
+            case.stored = self._stored[case.driver.channel_key] = now
+        await self._store.commit(writes)
+
+    def _tell(
+        self, case: _Case, close: Close | None, known: Known, actions: tuple[on.Action, ...]
+    ) -> CloseReport | None:
+        """The report, and events for what changed in it."""
+        if close is None:
+            return None
+        resolution = case.stored.resolution
+        told = report(
+            close,
+            known.params.funding_sat,
+            resolution.attempts,
+            resolution.fees,
+            self._rates,
+            over=on.Over() in actions,
+        )
+        before = {} if case.stored.report is None else {o.outpoint: o.status for o in case.stored.report.outputs}
+        for output in told.outputs:
+            if output.outpoint is not None and before.get(output.outpoint) != output.status:
+                self._bus.publish(
+                    "onchain.output",
+                    f"{output.kind} of channel {case.driver.channel_id.hex()}, {output.amount_sat} sat: "
+                    f"{output.status_text}",
+                    channel_id=case.driver.channel_id.hex(),
+                    outpoint=str(output.outpoint),
+                    status=output.status,
+                    amount_sat=output.amount_sat,
+                )
+        return told
+
+    async def _act(self, case: _Case, step: on.Step, env: on.Env) -> None:
+        """Carries out what a look led to, in order."""
+        driver = case.driver
+        for action in step.actions:
+            match action:
+                case on.Tell(outcome=outcome):
+                    driver.post(ev.HtlcOnChain(outcome.id, outcome.payment_preimage))
+                case on.Alarm(kind=kind, sentence=sentence):
+                    channel_id = driver.channel_id.hex()
+                    self._bus.publish(kind, f"channel {channel_id}: {sentence}", channel_id=channel_id)
+                case on.Release(reservation=reservation):
+                    await self._store.commit(self._maker.release(reservation))
+                case on.Publish(attempt=attempt):
+                    problem = await self._publisher.publish(attempt)
+                    await self._answered(case, attempt, problem, env)
+                case on.PublishCommitment(child=child):
+                    await self._publisher.publish_commitment(env.known, child)
+                case on.Make(plan=plan):
+                    await self._make(case, plan, step.close, env)
+                case on.Over():
+                    self._over(case)
+                case _:
+                    assert_never(action)
+
+    async def _answered(self, case: _Case, attempt: Attempt, problem: str, env: on.Env) -> None:
+        if problem != attempt.problem:
+            step = on.advance(case.stored.resolution, on.Answered(attempt.txid, problem), env)
+            await self._keep(case, step.state, case.stored.report, case.stored.over)
+
+    async def _make(self, case: _Case, plan: Plan, close: Close | None, env: on.Env) -> None:
+        resolution = case.stored.resolution
+        replaced = next((a for a in resolution.attempts if a.txid == plan.replaces), None)
+        number = None if close is None else close.commitment_number
+        try:
+            made = await self._maker.make(plan, env.known, number, case.driver.secrets, self._height, replaced)
+        except CannotMake as error:
+            self._grumble(case, f"onchain.cannot_{plan.group}", f"{plan.group} transaction not made: {error}")
+            return
+        case.grumbled.discard(f"onchain.cannot_{plan.group}")
+        step = on.advance(resolution, on.Made(plan, made.attempt), env)
+        case.stored = self._stored[case.driver.channel_key] = case.stored._replace(resolution=step.state)
+        await self._store.commit([*made.writes, rows.save_close(case.driver.channel_key, case.stored)])
+        if plan.group == "anchor":
+            await self._publisher.publish_commitment(env.known, made.attempt)
+            return
+        problem = await self._publisher.publish(made.attempt)
+        await self._answered(case, made.attempt, problem, env)
+
+    def _grumble(self, case: _Case, kind: str, sentence: str) -> None:
+        """Tell a trouble once until it has passed."""
+        if kind not in case.grumbled:
+            case.grumbled.add(kind)
+            channel_id = case.driver.channel_id.hex()
+            self._bus.publish(kind, f"channel {channel_id}: {sentence}", channel_id=channel_id)
+
+    def _over(self, case: _Case) -> None:
+        """Everything is irrevocable: the channel may be forgotten. If we crash before it is, this comes again."""
+        key = case.driver.channel_key
+
+        def done(error: Exception | None) -> None:
+            if error is None:
+                self._cases.pop(key, None)
+                self._stored.pop(key, None)
+                self._store.submit(self._facts.forget(key), _ignore)
+
+        case.driver.post(ev.OutputsResolved(), (), done)
+
+
+def _ignore(error: BaseException | None) -> None:
+    """The store tells the node itself when it fails."""

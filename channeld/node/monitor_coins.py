@@ -1,0 +1,140 @@
+"""Plans made into transactions with the wallet: a script to sweep to, coins to pay fees with."""
+
+from __future__ import annotations
+
+from channeld.bolt.transactions import ChannelSecrets
+from channeld.bolt.transactions.sweep import Uneconomical
+from channeld.node.wallet_store import to_rows
+from channeld.onchain import build
+from channeld.onchain.anchor import missing_fee_sat
+from channeld.onchain.known import Known
+from channeld.onchain.outputs import HtlcTx, Output, Sweep
+from channeld.onchain.plans import Attempt, Plan
+from channeld.storage import Write
+from wallet import errors as we
+from wallet.bitcoin import Tx, TxOut
+from wallet.funding import ForeignInput, Request
+from wallet.spending import FundedTx
+from wallet.wallet import Wallet
+
+
+class CannotMake(Exception):
+    """A plan that cannot be carried out now; the text is a sentence. `short_sat`: so much is missing in the wallet."""
+
+    def __init__(self, sentence: str, short_sat: int = 0) -> None:
+        super().__init__(sentence)
+        self.short_sat = short_sat
+
+
+class Made:
+    """A complete transaction, and the rows that must be durable before it is published."""
+
+    __slots__ = ("attempt", "writes")
+
+    def __init__(self, attempt: Attempt, writes: list[Write]) -> None:
+        self.attempt = attempt
+        self.writes = writes
+
+
+class Maker:
+    """Makes transactions of plans. Methods raise CannotMake."""
+
+    def __init__(self, wallet: Wallet) -> None:
+        self._wallet = wallet
+
+    def release(self, reservation: int) -> list[Write]:
+        """Free coins of a transaction that is not needed any more."""
+        return to_rows(self._wallet.unreserve(reservation)) if reservation else []
+
+    async def make(
+        self,
+        plan: Plan,
+        known: Known,
+        number: int | None,
+        signer: ChannelSecrets,
+        height: int,
+        replaced: Attempt | None,
+    ) -> Made:
+        """The plan's transaction. `number` is the commitment's; `replaced` is what it takes the place of."""
+        if plan.group == "presigned":
+            tx, fee_sat = build.build_presigned(plan, signer)
+            return Made(build.attempt_of(plan, tx, fee_sat, height), [])
+        if plan.group == "htlc" or plan.group == "anchor":
+            return self._with_coins(plan, known, signer, height, replaced)
+        script = plan.script_pubkey or await self._wallet.new_script()
+        try:
+            tx = build.build_sweep(plan, known, number, signer, script)
+        except Uneconomical as error:
+            raise CannotMake(str(error)) from error
+        fee_sat = sum(output.amount_sat for output in plan.outputs) - tx.outputs[0].value_sat
+        return Made(build.attempt_of(plan, tx, fee_sat, height), [])
+
+    def _with_coins(
+        self, plan: Plan, known: Known, signer: ChannelSecrets, height: int, replaced: Attempt | None
+    ) -> Made:
+        """HTLC transactions, or a child of our commitment, paid for with the wallet's coins."""
+        freed = self.release(replaced.reservation) if replaced is not None else []
+        request = _child_request(plan, known) if plan.group == "anchor" else _htlc_request(plan)
+        try:
+            # Only confirmed coins: a replacement may bring no new unconfirmed ones (BIP 125, rule 2), and a child that
+            # goes out with its parent no other unconfirmed parent.
+            funded, writes = self._wallet.plan_tx(request, min_confirmations=1, sign=False, use_reserve=True)
+        except we.InsufficientFunds as error:
+            raise CannotMake(f"the wallet cannot pay for it: {error}", _short_sat(request)) from error
+        except we.WalletError as error:
+            raise CannotMake(str(error)) from error
+        if funded.fee_sat > plan.max_fee_sat:
+            self._wallet.unreserve(funded.reservation)
+            raise CannotMake(f"a fee of {funded.fee_sat} sat is more than the {plan.max_fee_sat} sat it is worth")
+        tx = self._signed(plan, funded, signer)
+        attempt = build.attempt_of(plan, tx, funded.fee_sat, height, funded.reservation)
+        return Made(attempt, [*freed, *to_rows(writes)])
+
+    def _signed(self, plan: Plan, funded: FundedTx, signer: ChannelSecrets) -> Tx:
+        if plan.group == "anchor":
+            tx = self._wallet.sign(funded.tx, funded.spent)
+            return build.sign_spend_input(tx, plan.outputs[0], signer)
+        # The peer's signatures commit to input i, output i and the locktime: the change goes behind the HTLCs' outputs.
+        frame = build.htlc_frame(plan)
+        change = () if funded.change_vout is None else (funded.tx.outputs[funded.change_vout],)
+        tx = Tx(frame.version, funded.tx.inputs, (*frame.outputs, *change), frame.locktime)
+        return build.sign_htlc_inputs(plan, self._wallet.sign(tx, funded.spent), signer)
+
+
+def _child_request(plan: Plan, known: Known) -> Request:
+    (anchor,) = plan.outputs
+    return Request(
+        (),
+        plan.feerate_per_kw,
+        foreign=(_foreign(anchor),),
+        extra_fee_sat=missing_fee_sat(known, plan.feerate_per_kw),
+        min_fee_sat=plan.min_fee_sat,
+    )
+
+
+def _htlc_request(plan: Plan) -> Request:
+    frame = build.htlc_frame(plan)
+    return Request(
+        frame.outputs,
+        plan.feerate_per_kw,
+        foreign=tuple(_foreign(output) for output in plan.outputs),
+        min_fee_sat=plan.min_fee_sat,
+        locktime=frame.locktime,
+    )
+
+
+def _foreign(output: Output) -> ForeignInput:
+    match output.claim:
+        case HtlcTx(output=htlc_output):
+            txout = TxOut(htlc_output.amount_sat, htlc_output.script_pubkey)
+            weight, sequence = build.htlc_input_weight(output), htlc_output.context.sequence
+            return ForeignInput(htlc_output.outpoint, txout, weight, sequence)
+        case Sweep(spend=spend):
+            return ForeignInput(spend.outpoint, spend.output, spend.input_weight, spend.sequence)
+        case _:
+            raise AssertionError("only what we can take is planned")
+
+
+def _short_sat(request: Request) -> int:
+    """About what a coin should hold to pay for this."""
+    return max(request.min_fee_sat, request.extra_fee_sat) + request.feerate_sat_per_kw * 2
