@@ -15,6 +15,7 @@ Everything is from local's view: `offered` is by us, `to_local_msat` is ours, wh
 from __future__ import annotations
 
 from collections.abc import Iterable
+
 from msgspec import Struct
 from msgspec.structs import replace
 
