@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
-from channeld.bolt.messages import ChannelAnnouncement, ChannelUpdate, NodeAnnouncement, SignedGossip
+from channeld.bolt.features import Feature, optional
+from channeld.bolt.messages import ChannelAnnouncement, ChannelUpdate, Message, NodeAnnouncement, SignedGossip, decode
 from channeld.bolt.transactions.funding import funding_script_pubkey
-from channeld.gossip.interface import Funding, FundingUnknown, Refusal
+from channeld.gossip.interface import Funding, FundingUnknown, GraphSink, Refusal
+from channeld.gossip.store import GossipStore
+from channeld.gossip.view import NetworkView
 from wallet.bitcoin import secp
 
 CHAIN_HASH = bytes.fromhex("06226e46111a0b59caaf126043eb5bbf28c34f3a5e332a1fc7b2b73cf188910f")
 NOW = 1_700_000_000
 CAPACITY_SAT = 1_000_000
+GOSSIP_FEATURES = (Feature.gossip_queries, Feature.gossip_queries_ex)
 
 
 @cache
@@ -114,12 +120,63 @@ class Recorder:
         self.taken: list[tuple[SignedGossip, set[bytes]]] = []
         self.refusals: list[tuple[SignedGossip, Refusal]] = []
         self.unknown: list[int] = []
+        self.more = asyncio.Event()
 
     def accepted(self, message: SignedGossip, origins: set[bytes]) -> None:
         self.taken.append((message, set(origins)))
+        self.more.set()
 
     def refused(self, message: SignedGossip, origins: set[bytes], refusal: Refusal) -> None:
         self.refusals.append((message, refusal))
 
     def unknown_channel(self, scid: int, origin: bytes) -> None:
         self.unknown.append(scid)
+
+
+def new_view(path: Path, *sinks: GraphSink) -> NetworkView:
+    """An empty view, or what is in the file."""
+    view = NetworkView(GossipStore(path, CHAIN_HASH), sinks)
+    view.load()
+    return view
+
+
+def add_channel(view: NetworkView, scid: int, first: int, second: int, now: float = NOW) -> None:
+    """A channel without updates."""
+    view.add_channel(make_announcement(scid, first, second), funding_of(scid), now)
+
+
+def contents(view: NetworkView) -> dict[object, object]:
+    """All that a view knows, to compare."""
+    known: dict[object, object] = {}
+    for scid, row in view.topology.rows.items():
+        known[scid] = (
+            view.announcement(scid),
+            view.update(scid, 0),
+            view.update(scid, 1),
+            view.topology.spent_height[row],
+            view.topology.seen_seconds[row],
+            view.funding_txid(scid),
+            view.topology.node_ids_of(row),
+        )
+    for node_id in view.topology.node_index:
+        known[node_id] = view.node(node_id)
+    return known
+
+
+class FakePort:
+    """A connection that keeps what is sent, decoded."""
+
+    def __init__(self, number: int, features: frozenset[int] = optional(*GOSSIP_FEATURES)) -> None:
+        self.node_id = node_id_of(number)
+        self.remote_features = features
+        self.is_congested = False
+        self.sent: list[Message] = []
+
+    def send(self, data: bytes) -> None:
+        self.sent.append(decode(data))
+
+    def take(self, *kinds: type[Message]) -> list[Message]:
+        """What was sent since the last time, of these kinds; all if none is given."""
+        found = [message for message in self.sent if not kinds or isinstance(message, kinds)]
+        self.sent = [message for message in self.sent if message not in found]
+        return found
