@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.regtest_support import SCRIPT, Bench
+from tests.unit.regtest_support import Bench
 from wallet.bitcoin import OutPoint, TxOut
 from wallet.bitcoin.script import is_unspendable
 from wallet.regtest.policy import Rejection
@@ -48,22 +48,34 @@ def check(bench: Bench) -> None:
     assert bench.node.kernel.height == chain.height
 
 
+def choices(bench: Bench, dice: random.Random) -> list[OutPoint]:
+    """Outputs to spend: mostly mature or unconfirmed and free, sometimes ones that the mempool spends already."""
+    pool, height = bench.node.mempool.pool, bench.node.chain.height
+    mature = [o for o, coin in bench.node.store.all_coins() if not coin.coinbase or height - coin.height >= 99]
+    fresh = [OutPoint(txid, vout) for txid, e in pool.entries.items() for vout in range(len(e.tx.outputs))]
+    taken = dice.random() < 0.2
+    found = [o for o in mature + fresh if o in bench.outputs and (o in pool.spenders) == taken]
+    return sorted(found)
+
+
 def pay(bench: Bench, dice: random.Random) -> None:
-    """Spend random outputs, spent ones included, at a random rate."""
-    known = [outpoint for outpoint, output in bench.outputs.items() if output.script_pubkey == SCRIPT]
+    """Spend random outputs at a random rate."""
+    known = choices(bench, dice)
     inputs = dice.sample(known, min(len(known), dice.choice((1, 1, 1, 2, 3))))
+    if not inputs:
+        return
     value = sum(bench.outputs[outpoint].value_sat for outpoint in inputs)
-    fee = dice.choice((0, 300, 2000, 10_000, 50_000))
+    fee = dice.choice((0, 300, 2000, 10_000, 50_000, 200_000))
     if value < 20_000 + fee:
         return
-    version = dice.choice((2, 2, 2, 3))
-    sequence = dice.choice((0, 1, 0xFFFFFFFD, 0xFFFFFFFF))
+    version = dice.choice((2, 2, 2, 2, 3))
+    sequence = dice.choice((0, 1, 0xFFFFFFFD, 0xFFFFFFFD, 0xFFFFFFFF))
     tx = bench.spend(inputs, fee, count=dice.choice((1, 2, 5)), version=version, sequence=sequence)
     try:
         bench.submit(tx)
     except Rejection:
         if dice.random() < 0.3:
-            child = bench.spend([OutPoint(tx.txid(), 0)], 20_000, version=version)
+            child = bench.spend([OutPoint(tx.txid(), 0)], min(15_000, tx.outputs[0].value_sat // 2), version=version)
             bench.node.packages.submit([tx, child], None)
 
 
@@ -74,9 +86,9 @@ async def test_a_random_life(tmp_path: Path, seed: int) -> None:
     await bench.mature(6)
     for step in range(250):
         roll = dice.random()
-        if roll < 0.8:
+        if roll < 0.88:
             pay(bench, dice)
-        elif roll < 0.9:
+        elif roll < 0.92:
             await bench.mine(dice.choice((1, 1, 2)))
         elif roll < 0.95:
             depth = dice.randrange(1, 5)
