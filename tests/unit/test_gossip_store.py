@@ -211,8 +211,6 @@ def test_columns_tell_what_the_channels_tell(tmp_path: Path) -> None:
     if SCIDS[0] not in view.topology.rows:
         add_channel(view, SCIDS[0], *PAIRS[0])
     view.set_update(make_update(SCIDS[0], *PAIRS[0], NOW + 1000, disabled=True))
-        0
-    ] in view.topology.rows else 0
     add_channel(view, scid_of(500), 7, 8)
     view.set_update(make_update(scid_of(500), 7, 8, maximum=2000 * CAPACITY_SAT))  # more than there is
     view.add_channel(make_announcement(scid_of(501), 7, 8, features=b"\x01"), funding_of(scid_of(501)), NOW)
