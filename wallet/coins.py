@@ -315,7 +315,7 @@ class Ledger:
                 self._kill_children(wallet_tx.txid, void)
 
     def add_unconfirmed(self, wallet_tx: WalletTx) -> None:
-        """A new unconfirmed transaction; live ones that spend the same outputs give way to it."""
+        """A new unconfirmed transaction; live ones that spend the same outputs give way to it, mined ones do not."""
         assert wallet_tx.height is None
         known = self.txs.get(wallet_tx.txid)
         if known is not None and known.live:  # a block or an earlier note brought it: what is new is what we know of it
@@ -333,6 +333,11 @@ class Ledger:
         for path in [self.book.path_of(txout.script_pubkey) for txout in wallet_tx.tx.outputs]:
             if path is not None:
                 self.book.note_used(path)
+        spenders = [self.live_spender(txin.outpoint) for txin in wallet_tx.tx.inputs]
+        mined = next((other for other in spenders if other is not None and other.height is not None), None)
+        if mined is not None:  # too late: what it spends was spent in the chain
+            self._put(replace(wallet_tx, replaced_by=mined.txid))
+            return
         for txin in wallet_tx.tx.inputs:
             for other in self._spends.get(txin.outpoint, set()) - {wallet_tx.txid}:
                 self._kill(other, wallet_tx.txid)
