@@ -137,7 +137,7 @@ async def test_a_broken_member_does_not_keep_good_ones_out(bench: Bench) -> None
 
 async def test_version_3_families_have_two_members_of_limited_size(bench: Bench) -> None:
     coin, other, third = await bench.mature(3)
-    big = bench.spend([coin], 100_000, version=3, outputs=[TxOut(COIN, SCRIPT)] * 40 + [TxOut(COIN, SCRIPT)] * 0)
+    big = bench.spend([coin], version=3, outputs=[TxOut(COIN, SCRIPT)] * 49)
     bench.node.mempool.test(big)
     huge = bench.spend([coin], version=3, outputs=[TxOut(10_000, SCRIPT)] * 330)
     assert f"is too big: {huge.vsize()} > 10000 virtual bytes" in refusal(bench, huge)
@@ -218,14 +218,16 @@ async def test_package_replacement_has_limits(bench: Bench) -> None:
     coin, other, third, fourth = await bench.mature(4)
     old = bench.spend([coin], 300)
     bench.submit(old)
-    new = bench.spend([coin], outputs=[TxOut(50 * COIN, SCRIPT)])
+    new = bench.spend([coin], 150)
     unconfirmed = bench.spend([fourth], 500)
     bench.submit(unconfirmed)
     child = bench.spend([OutPoint(new.txid(), 0), OutPoint(unconfirmed.txid(), 0)], 9000)
     assert submit(bench, new, unconfirmed, child).message == (
         "package RBF failed: new transaction cannot have mempool ancestors"
     )
-    second = bench.spend([third], 0)
+    rival = bench.spend([third], 300)
+    bench.submit(rival)
+    second = bench.spend([third], 150)
     three = bench.spend([OutPoint(new.txid(), 0), OutPoint(second.txid(), 0)], 9000)
     assert submit(bench, new, second, three).message == "package RBF failed: package must be 1-parent-1-child"
     good = bench.spend([OutPoint(new.txid(), 0), other], 9000)
@@ -237,16 +239,26 @@ async def test_a_package_may_not_make_miners_poorer(bench: Bench) -> None:
     coin, other = await bench.mature(2)
     old = bench.spend([coin], 2200)
     bench.submit(old)
-    new = bench.spend([coin], outputs=[TxOut(50 * COIN, SCRIPT)])
-    heavy = bench.spend([OutPoint(new.txid(), 0), other], 3000, outputs=[TxOut(COIN, SCRIPT)] * 60)
+    new = bench.spend([coin], 150)
+    value = bench.outputs[OutPoint(new.txid(), 0)].value_sat + 50 * COIN
     heavy = bench.spend(
-        [OutPoint(new.txid(), 0), other],
-        outputs=[TxOut(COIN, SCRIPT)] * 59 + [TxOut(41 * COIN - 6000, SCRIPT)],
+        [OutPoint(new.txid(), 0), other], outputs=[TxOut(COIN, SCRIPT)] * 59 + [TxOut(value - 59 * COIN - 6000, SCRIPT)]
     )
     assert submit(bench, new, heavy).message == (
         "package RBF failed: insufficient feerate: does not improve feerate diagram"
     )
     assert bench.pool == {old.txid()}
+
+
+async def test_a_child_does_not_lift_a_parent_that_is_not_version_3_over_the_relay_minimum(bench: Bench) -> None:
+    coin, other = await bench.mature(2)
+    parent = bench.spend([coin], 50)
+    child = bench.spend([OutPoint(parent.txid(), 0), other], 9000)
+    result = submit(bench, parent, child)
+    assert result.message == "transaction failed"
+    assert error_of(result, parent) == f"min relay fee not met, 50 < {parent.vsize()}"
+    assert error_of(result, child) == "bad-txns-inputs-missingorspent"
+    assert bench.pool == set()
 
 
 def test_feerate_diagrams() -> None:

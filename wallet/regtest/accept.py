@@ -128,6 +128,8 @@ class Judge:
         if candidate.sigops > rules.MAX_STANDARD_TX_SIGOPS_COST:
             raise Rejection("bad-txns-too-many-sigops", str(candidate.sigops))
         try:
+            if mode.limits and tx.version != truc.TRUC_VERSION:
+                self._check_own_fee(candidate)
             if mode.limits and not mode.package_fees:
                 self.pool.check_fee_rate(candidate.modified_fee_sat, candidate.vsize, self.clock.now())
             self._check_relatives(candidate, mode)
@@ -201,6 +203,13 @@ class Judge:
                 "bad-txns-in-belowout", f"value in ({format_money(total)}) < value out ({format_money(paid)})"
             )
         return total - paid
+
+    def _check_own_fee(self, candidate: Candidate) -> None:
+        # A package may lift a transaction over the mempool's floor, but over the relay minimum only version 3:
+        # for others nothing keeps the child that pays in the mempool.
+        least = rules.fee_for(self.pool.policy.min_relay_fee, candidate.vsize)
+        if candidate.modified_fee_sat < least:
+            raise Rejection("min relay fee not met", f"{candidate.modified_fee_sat} < {least}")
 
     def _check_relatives(self, candidate: Candidate, mode: Mode) -> None:
         pool, tx = self.pool, candidate.tx

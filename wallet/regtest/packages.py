@@ -68,6 +68,13 @@ def is_child_with_parents(txs: Sequence[Tx]) -> bool:
     return len(txs) > 1 and all(tx.txid() in spent for tx in txs[:-1])
 
 
+def is_child_with_parents_tree(txs: Sequence[Tx]) -> bool:
+    """The same, and no parent spends from another."""
+    parents = {tx.txid() for tx in txs[:-1]}
+    spent = {txin.outpoint.txid for tx in txs[:-1] for txin in tx.inputs}
+    return is_child_with_parents(txs) and not parents & spent
+
+
 class PackageJudge:
     """Judges packages against a mempool, and takes them in."""
 
@@ -97,7 +104,7 @@ class PackageJudge:
         together: list[Tx] = []
         for tx in txs:
             self._submit_alone(tx, max_fee_rate, result, early, together, only=len(txs) == 1)
-        if any(txid in early and tx not in together for tx in txs for txid in (tx.wtxid(),)):
+        if any(tx.wtxid() in early and tx not in together for tx in txs):
             result.message = "transaction failed"
         elif together:
             self._submit_together(together, max_fee_rate, result)

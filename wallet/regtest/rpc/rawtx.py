@@ -20,7 +20,7 @@ from wallet.regtest.errors import (
     RpcError,
 )
 from wallet.regtest.forms import amount, hex_of, rate
-from wallet.regtest.packages import MAX_PACKAGE_COUNT, PackageResult, TxResult, is_child_with_parents
+from wallet.regtest.packages import MAX_PACKAGE_COUNT, PackageResult, TxResult, is_child_with_parents_tree
 from wallet.regtest.policy import Rejection, fee_for, script_type
 from wallet.regtest.rpc.blockchain import find_block
 from wallet.regtest.rpc.registry import Call, Json, Param, expect, method, read_amount, read_hash, read_int
@@ -365,7 +365,7 @@ def submitpackage(call: Call, package: list[Json], maxfeerate: Json, maxburnamou
     limit = max_fee_rate(maxfeerate)
     txs = [_decode_member(item) for item in package]
     _check_burn(txs, maxburnamount)
-    if len(txs) > 1 and not is_child_with_parents(txs):
+    if len(txs) > 1 and not is_child_with_parents_tree(txs):
         raise RpcError(
             VERIFY_ERROR,
             "package topology disallowed. not child-with-parents or parents depend on each other.",
