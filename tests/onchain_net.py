@@ -9,12 +9,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from channeld.bolt.transactions import Htlc
+from channeld.bolt.transactions import Htlc, build_commitment
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel.chain import signed_local_commitment
 from channeld.channel.env import ChannelPolicy
-from channeld.channel.state import Funded, Normal, State
+from channeld.channel.state import Funded, Normal
 from channeld.node.channels import Driver
 from channeld.node.driver import NO_REACTION, Reaction
 from channeld.node.gossip import GossipSettings
@@ -25,6 +25,7 @@ from channeld.onchain.report import CloseReport, OutputReport
 from channeld.storage import Store, make_engine, upgrade
 from wallet.bitcoin import Tx
 from wallet.bitcoin.address import REGTEST
+from wallet.bitcoin.secp import sign
 from wallet.bitcoind import BitcoindChainSource, BitcoindConfig, RpcConfig
 from wallet.keys import Keys, Seed
 from wallet.regtest.policy import Policy
@@ -90,6 +91,7 @@ class TestNode:
         self.source: BitcoindChainSource
         self.birthday: int | None = 0
         self.channel_id = b""
+        self.running = False
 
     async def start(self) -> None:
         engine = make_engine(f"sqlite:///{self.directory / 'node.sqlite3'}")
@@ -117,8 +119,10 @@ class TestNode:
         self.runtime._switch = self.held  # type: ignore[assignment]
         await self.runtime.start()
         await self.runtime.wait_synced()
+        self.running = True
 
     async def stop(self) -> None:
+        self.running = False
         await self.runtime.close()
 
     @property
@@ -136,18 +140,26 @@ class TestNode:
     def env(self) -> Any:
         return self.runtime.channels.env(self.driver)
 
-    def commitment(self, state: State | None = None) -> Tx:
+    def commitment(self, state: Funded | None = None) -> Tx:
         """Its own commitment, signed; an old state's, to cheat with."""
         funded = state or self.state
         return signed_local_commitment(funded, self.env())  # type: ignore[arg-type]
+
+    def set_feerate(self, feerate_per_kw: int) -> None:
+        """What layer 1 tells it from now on."""
+
+        async def estimate(target_blocks: int) -> int:
+            return feerate_per_kw
+
+        self.source.fee_rate_sat_per_kw = estimate  # type: ignore[method-assign]
 
     async def command(self, event: ev.Event) -> None:
         await self.runtime.channels.command(self.driver, event)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Until something is so; events wake us."""
+        """Until something is so. That all is quiet is no event that one could wait for."""
         async with asyncio.timeout(20):
-            while not condition():
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
     def balance_sat(self) -> int:
@@ -185,7 +197,8 @@ class Net:
 
     async def __aexit__(self, *_: object) -> None:
         for node in self.nodes:
-            await node.stop()
+            if node.running:
+                await node.stop()
         await self.server.stop()
 
     @property
@@ -211,7 +224,7 @@ class Net:
             await self.settled(node)
 
     async def settled(self, node: TestNode) -> None:
-        if not hasattr(node, "runtime") or node.runtime.stopped.is_set():
+        if not node.running:
             return
         tip = self.server.node.chain.tip.hash
         runtime = node.runtime
@@ -221,6 +234,26 @@ class Net:
             await node.until(lambda: not any(driver._busy for driver in runtime.channels.all()))
             await runtime.monitor.wait_idle()
             await asyncio.sleep(0)
+
+    async def reorganise(self, depth: int, first: Sequence[Tx] = ()) -> None:
+        """The last blocks leave the chain; as many and one more come, the first with `first`."""
+        await self.settle()
+        node = self.server.node
+        block = node.chain.tip
+        for _ in range(depth - 1):
+            assert block.previous is not None
+            block = block.previous
+        await node.invalidate(block)
+        await node.mine(STRANGER, list(first))
+        for _ in range(depth):
+            await node.mine(STRANGER)
+        await self.settle()
+
+    async def restart(self, node: TestNode) -> None:
+        """Stop and start again."""
+        await node.stop()
+        await node.start()
+        await self.settle()
 
     # --- a channel
 
@@ -265,6 +298,26 @@ class Net:
             await node.runtime.peers.stop()
         for node in self.nodes:
             await node.until(lambda node=node: node.driver.link is None)  # type: ignore[misc]
+
+
+def second_stages(node: TestNode, state: Funded, preimages: dict[int, bytes]) -> dict[str, Tx]:
+    """What a cheater makes of its old commitment: HTLC-success and HTLC-timeout transactions, without fee, each with an
+    anyone-can-add input missing. Only for blocks that are made by hand. By kind, the last of each."""
+    commitments = state.commitments
+    params, local = state.params.commitment, commitments.local
+    signer = node.driver.secrets
+    point = signer.per_commitment_point(local.index)
+    built = build_commitment(params, local.spec.commitment_spec(), "local", local.index, point)
+    found: dict[str, Tx] = {}
+    for output, remote_sig in zip(built.htlcs, local.remote_htlc_sigs, strict=True):
+        known = {sha256(item).digest(): item for item in preimages.values()}
+        item = b"" if output.offered_by_owner else known.get(output.htlc.payment_hash, b"")
+        if not output.offered_by_owner and not item:
+            continue
+        own = sign(signer.htlc_secret(point), output.owner_sighash())
+        tx = output.htlc_tx().with_witness(0, output.witness(remote_sig, own, item))
+        found["timeout" if output.offered_by_owner else "success"] = tx
+    return found
 
 
 def preimage(number: int) -> bytes:

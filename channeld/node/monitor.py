@@ -181,8 +181,14 @@ class Monitor:
         env = on.Env(known, facts, self._height, self._rates)
         step = on.advance(case.stored.resolution, on.Looked(), env)
         # Also what this look was based on (a preimage, say) is durable after this: commits come in order.
-        await self._keep(case, step.state, self._tell(case, step.close, known, step.actions), on.Over() in step.actions)
+        await self._keep(case, case.stored._replace(resolution=step.state))
         await self._act(case, step, env)
+        over = on.Over() in step.actions
+        if step.close is not None:
+            told = self._tell(case, step.close, known, over)
+            await self._keep(case, StoredClose(case.stored.resolution, told, over))
+        if over:
+            self._over(case)
 
     async def _know(self, driver: Driver, state: AnyFunded, facts: tuple[Fact, ...]) -> Known:
         point = driver.secrets.per_commitment_point(state.commitments.local.index)
@@ -194,29 +200,18 @@ class Monitor:
         kept = await self._store.read(lambda connection: rows.load_revocable(connection, key, number))
         return known_of(state, point, kept)
 
-    async def _keep(self, case: _Case, resolution: on.Resolution, told: CloseReport | None, over: bool) -> None:
-        before, now = case.stored, StoredClose(resolution, told, over)
-        writes: list[Write] = []
-        if now != before:
-            writes.append(rows.save_close(case.driver.channel_key, now))
+    async def _keep(self, case: _Case, now: StoredClose, *writes: Write) -> None:
+        """Store what has changed, and wait until that and all before it is durable."""
+        changed: list[Write] = []
+        if now != case.stored:
+            changed.append(rows.save_close(case.driver.channel_key, now))
             case.stored = self._stored[case.driver.channel_key] = now
-        await self._store.commit(writes)
+        await self._store.commit([*writes, *changed])
 
-    def _tell(
-        self, case: _Case, close: Close | None, known: Known, actions: tuple[on.Action, ...]
-    ) -> CloseReport | None:
+    def _tell(self, case: _Case, close: Close, known: Known, over: bool) -> CloseReport:
         """The report, and events for what changed in it."""
-        if close is None:
-            return None
         resolution = case.stored.resolution
-        told = report(
-            close,
-            known.params.funding_sat,
-            resolution.attempts,
-            resolution.fees,
-            self._rates,
-            over=on.Over() in actions,
-        )
+        told = report(close, known.params.funding_sat, resolution.attempts, resolution.fees, self._rates, over=over)
         before = {} if case.stored.report is None else {o.outpoint: o.status for o in case.stored.report.outputs}
         for output in told.outputs:
             if output.outpoint is not None and before.get(output.outpoint) != output.status:
@@ -251,14 +246,14 @@ class Monitor:
                 case on.Make(plan=plan):
                     await self._make(case, plan, step.close, env)
                 case on.Over():
-                    self._over(case)
+                    pass  # the report goes first
                 case _:
                     assert_never(action)
 
     async def _answered(self, case: _Case, attempt: Attempt, problem: str, env: on.Env) -> None:
         if problem != attempt.problem:
             step = on.advance(case.stored.resolution, on.Answered(attempt.txid, problem), env)
-            await self._keep(case, step.state, case.stored.report, case.stored.over)
+            await self._keep(case, case.stored._replace(resolution=step.state))
 
     async def _make(self, case: _Case, plan: Plan, close: Close | None, env: on.Env) -> None:
         resolution = case.stored.resolution
@@ -271,8 +266,7 @@ class Monitor:
             return
         case.grumbled.discard(f"onchain.cannot_{plan.group}")
         step = on.advance(resolution, on.Made(plan, made.attempt), env)
-        case.stored = self._stored[case.driver.channel_key] = case.stored._replace(resolution=step.state)
-        await self._store.commit([*made.writes, rows.save_close(case.driver.channel_key, case.stored)])
+        await self._keep(case, case.stored._replace(resolution=step.state), *made.writes)
         if plan.group == "anchor":
             await self._publisher.publish_commitment(env.known, made.attempt)
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 FLOOR_PER_KW = 253
-RAMP_BLOCKS = 12
+RAMP_BLOCKS = 8
 """So many blocks before a deadline the fee rate begins to rise from the estimate towards the budget."""
 LAZY_TARGET_BLOCKS = 144
 """What has no deadline is not in a hurry."""

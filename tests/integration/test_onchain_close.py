@@ -1,0 +1,199 @@
+"""Channels that end on chain, between two nodes over a regtest layer 1 with Bitcoin Core's engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channeld.channel import events as ev
+from channeld.channel.state import Closing
+from tests.onchain_net import Net, TestNode, preimage, second_stages
+
+
+@pytest.fixture
+async def net(tmp_path: Path) -> AsyncIterator[Net]:
+    async with Net(tmp_path) as net:
+        await net.open_channel()
+        yield net
+
+
+async def four_htlcs(net: Net) -> dict[str, int]:
+    """Two HTLCs each way, 50,000 sat each: one whose preimage its receiver knows, one that nobody knows."""
+    ids = {
+        "alice claimed": await net.add(net.alice, 50_000_000, 1),
+        "alice timeout": await net.add(net.alice, 51_000_000, 2),
+        "bob claimed": await net.add(net.bob, 52_000_000, 3),
+        "bob timeout": await net.add(net.bob, 53_000_000, 4),
+    }
+    await net.disconnect()
+    await net.bob.command(ev.FulfillHtlc(ids["alice claimed"], preimage(1)))
+    await net.alice.command(ev.FulfillHtlc(ids["bob claimed"], preimage(3)))
+    return ids
+
+
+def gained(net: Net, node: TestNode, before: dict[str, int]) -> int:
+    return node.balance_sat() - before[node.name]
+
+
+def statuses(node: TestNode, kind: str) -> list[str]:
+    return sorted(output.status for output in node.outputs(kind))
+
+
+async def test_force_close_without_htlcs(net: Net) -> None:
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    await net.disconnect()
+    await net.alice.command(ev.ForceClose("test"))
+    await net.mine(1)
+    assert net.alice.report().kind == "local"
+    assert net.bob.report().kind == "remote_current"
+    await net.mine(1)
+    assert statuses(net.bob, "to_remote") == ["taken"]
+    await net.mine(18)
+    # BOLT 5: "MUST wait until the `OP_CHECKSEQUENCEVERIFY` delay has passed"
+    assert statuses(net.alice, "to_local") == ["pending"]
+    await net.mine(1)
+    assert statuses(net.alice, "to_local") == ["taken"]
+    assert 598_000 < gained(net, net.alice, before) < 600_000
+    assert 399_000 < gained(net, net.bob, before) < 400_500
+
+
+async def test_force_close_with_htlcs_both_ways(net: Net) -> None:
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    ids = await four_htlcs(net)
+    await net.alice.command(ev.ForceClose("test"))
+    await net.mine(3)
+    # BOLT 5: "MUST extract the payment preimage from the transaction input witness", and at once, not when it is deep.
+    assert net.alice.held.settled_ids == {ids["alice claimed"]: preimage(1)}
+    assert net.bob.held.settled_ids == {ids["bob claimed"]: preimage(3)}
+    await net.mine(58)
+    # BOLT 5: "once the resolving transaction has reached reasonable depth: MUST fail the corresponding incoming HTLC"
+    assert statuses(net.alice, "htlc") == ["taken", "taken", "theirs", "theirs"]
+    assert net.alice.held.failed_ids == {}
+    await net.mine(30)
+    assert net.alice.held.settled_ids == {ids["alice claimed"]: preimage(1)}
+    assert set(net.alice.held.failed_ids) == {ids["alice timeout"]}
+    assert net.bob.held.settled_ids == {ids["bob claimed"]: preimage(3)}
+    assert set(net.bob.held.failed_ids) == {ids["bob timeout"]}
+    assert 600_000 - 50_000 + 52_000 - 6_000 < gained(net, net.alice, before) <= 602_000
+    assert 400_000 + 50_000 - 52_000 - 3_000 < gained(net, net.bob, before) <= 398_500
+
+
+async def test_revoked_commitment_is_punished(net: Net) -> None:
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    await net.add(net.alice, 50_000_000, 1)
+    await net.add(net.bob, 52_000_000, 3)
+    old = net.bob.commitment()
+    await net.add(net.bob, 100_000_000, 5)
+    await net.disconnect()
+    await net.mine(1, txs=[old])
+    assert net.alice.report().kind == "revoked"
+    await net.mine(2)
+    assert all(output.status in ("taken", "theirs", "none") for output in net.alice.report().outputs)
+    assert 997_000 < gained(net, net.alice, before) < 1_000_000
+    assert isinstance(net.alice.driver.state, Closing)
+
+
+async def test_cheater_is_punished_after_its_own_htlc_transactions(net: Net) -> None:
+    """BOLT 5: "spend the *HTLC-timeout tx*, if the remote node has published it", and the HTLC-success tx."""
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    sent = await net.add(net.alice, 50_000_000, 1)
+    await net.add(net.bob, 52_000_000, 3, cltv_blocks=30)
+    cheater = net.bob.state
+    await net.add(net.bob, 100_000_000, 5)
+    await net.disconnect()
+    stages = second_stages(net.bob, cheater, {1: preimage(1)})
+    await net.mine(1, txs=[net.bob.commitment(cheater)])
+    await net.mine(1, txs=[stages["success"]])
+    # BOLT 5: "SHOULD extract the payment preimage from the transaction input witness, if it's not already known."
+    assert net.alice.held.settled_ids == {sent: preimage(1)}
+    await net.mine(2)
+    assert statuses(net.alice, "htlc_tx") == ["taken"]
+    assert 996_000 < gained(net, net.alice, before) < 1_000_000
+
+
+async def test_restarts_and_blocks_missed(net: Net) -> None:
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    ids = await four_htlcs(net)
+    await net.alice.command(ev.ForceClose("test"))
+    await net.restart(net.alice)
+    await net.mine(1)
+    await net.restart(net.alice)
+    await net.alice.stop()
+    await net.mine(25)
+    await net.alice.start()
+    await net.mine(1)
+    await net.bob.stop()
+    await net.mine(50)
+    await net.bob.start()
+    await net.mine(20)
+    await net.restart(net.alice)
+    await net.restart(net.bob)
+    await net.mine(10)
+    assert 600_000 - 50_000 + 52_000 - 6_000 < gained(net, net.alice, before) <= 602_000
+    assert 400_000 + 50_000 - 52_000 - 3_000 < gained(net, net.bob, before) <= 398_500
+    assert net.alice.held.settled_ids == {ids["alice claimed"]: preimage(1)}
+    assert set(net.bob.held.failed_ids) == {ids["bob timeout"]}
+    await net.mine(100)
+    for node in net.nodes:
+        assert node.report().over
+        assert not list(node.runtime.channels.all())
+
+
+async def test_reorganisations(net: Net) -> None:
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    await four_htlcs(net)
+    await net.alice.command(ev.ForceClose("test"))
+    await net.mine(3)
+    await net.reorganise(3)
+    assert net.alice.report().height == net.height - 2
+    await net.mine(18)
+    await net.reorganise(2)
+    await net.mine(45)
+    await net.reorganise(5)
+    await net.mine(40)
+    assert 600_000 - 50_000 + 52_000 - 8_000 < gained(net, net.alice, before) <= 602_000
+    assert 400_000 + 50_000 - 52_000 - 3_000 < gained(net, net.bob, before) <= 398_500
+
+
+async def test_justice_is_done_again_after_a_reorganisation(net: Net) -> None:
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    await net.add(net.alice, 50_000_000, 1)
+    old = net.bob.commitment()
+    await net.add(net.bob, 100_000_000, 5)
+    await net.disconnect()
+    await net.mine(1, txs=[old])
+    await net.mine(2)
+    assert 996_000 < gained(net, net.alice, before) < 1_000_000
+    await net.reorganise(3, first=[old])
+    await net.mine(3)
+    assert 996_000 < gained(net, net.alice, before) < 1_000_000
+
+
+async def test_commitment_that_pays_too_little_is_lifted_as_a_package(net: Net) -> None:
+    """BOLT 5: "MUST spend any `to_local_anchor` output, providing sufficient fees as incentive to include the
+    commitment transaction in a block"."""
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    await net.disconnect()
+    net.alice.set_feerate(2_000)
+    await net.mine(1)
+    await net.alice.command(ev.ForceClose("test"))
+    await net.settle()
+    commitment = net.alice.commitment().txid()
+    pool = net.server.node.mempool.pool.entries
+    children = [entry.tx for entry in pool.values() if any(i.outpoint.txid == commitment for i in entry.tx.inputs)]
+    assert commitment in pool
+    assert len(children) == 1
+    fees = sum(pool[txid].fee_sat for txid in (commitment, children[0].txid()))
+    weight = pool[commitment].tx.weight() + children[0].weight()
+    assert 1_950 <= fees * 1000 // weight <= 2_100
+    net.alice.set_feerate(4_000)
+    await net.mine(1, txs=[])
+    children = [entry.tx for entry in pool.values() if any(i.outpoint.txid == commitment for i in entry.tx.inputs)]
+    fees = sum(pool[txid].fee_sat for txid in (commitment, children[0].txid()))
+    assert 3_900 <= fees * 1000 // weight <= 4_300
+    await net.mine(1)
+    assert net.alice.report().kind == "local"
+    await net.mine(22)
+    assert 590_000 < gained(net, net.alice, before) < 600_000
