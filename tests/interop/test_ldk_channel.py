@@ -68,12 +68,12 @@ async def ldk_pays(ldk: LdkPeer, alice: DaemonProcess, amount_msat: int) -> None
 async def balances_agree(alice: DaemonProcess, ldk: LdkPeer, channel_id: bytes) -> int:
     """Both sides count the same once nothing is under way; our msat."""
 
-    async def at_rest() -> channels_pb2.Channel | None:
-        (ours,) = [channel for channel in await alice.channels() if channel.channel_id == channel_id]
-        return None if ours.htlcs else ours
-
-    ours = await alice.wait_until(at_rest)
-    (theirs,) = [c for c in await ldk.call("channels") if c["channel_id"] == channel_id.hex()]
+    async with asyncio.timeout(20):
+        while True:  # each round asks both over the network; the last revocation is no event for either
+            (ours,) = [channel for channel in await alice.channels() if channel.channel_id == channel_id]
+            (theirs,) = [c for c in await ldk.call("channels") if c["channel_id"] == channel_id.hex()]
+            if not ours.htlcs and not theirs["htlcs"]:
+                break
     reserve_msat = (theirs["reserve_sat"] or 0) * 1000
     assert ours.local_msat + ours.remote_msat == theirs["capacity_sat"] * 1000
     # LDK shows what it may send: its balance less its reserve and, if it is the opener, less fees and anchors.
