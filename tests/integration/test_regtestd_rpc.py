@@ -85,6 +85,8 @@ async def test_blocks_in_all_verbosities(rpc: Client) -> None:
     header = await rpc.getblockheader(tip)
     assert {key: one[key] for key in header} == header
     assert await rpc.getblockheader(tip, False) == raw.header.serialize().hex()
+    assert (await rpc.getdeploymentinfo())["deployments"]["taproot"]["active"] is True
+    assert (await rpc.getchaintxstats(10))["window_tx_count"] == 11
     stats = await rpc.getblockstats(102, ["totalfee", "txs", "subsidy"])
     assert stats == {"totalfee": int(two["tx"][1]["fee"] * 100_000_000), "txs": 2, "subsidy": 50 * 100_000_000}
 

@@ -16,6 +16,7 @@ from wallet.bitcoin import script as scripts
 from wallet.bitcoin.address import REGTEST, address_of
 from wallet.bitcoin.encoding import hash160
 from wallet.bitcoin.secp import pubkey_of, taproot_output_key, xonly
+from wallet.regtest.chain import BlockNode
 from wallet.regtest.errors import (
     WALLET_ALREADY_EXISTS,
     WALLET_ALREADY_LOADED,
@@ -25,7 +26,7 @@ from wallet.regtest.errors import (
 )
 from wallet.regtest.mempool import Mempool
 from wallet.regtest.policy import COINBASE_MATURITY
-from wallet.regtest.store import Store
+from wallet.regtest.store import Coin, Store
 
 _PURPOSES = {"legacy": 44, "p2sh-segwit": 49, "bech32": 84, "bech32m": 86}
 ADDRESS_TYPES = tuple(_PURPOSES)
@@ -82,6 +83,8 @@ class Wallet:
         self.keys: dict[bytes, Key] = {}
         self.locked: set[OutPoint] = set()
         self._next: dict[tuple[str, bool], int] = {}
+        self._confirmed: list[tuple[OutPoint, Coin]] = []
+        self._confirmed_at: BlockNode | None = None
         rows = store.db.execute(
             "SELECT script, kind, change, number, secret, label FROM keys WHERE wallet = ?", (name,)
         )
@@ -121,7 +124,7 @@ class Wallet:
     def coins(self) -> Iterator[WalletCoin]:
         """All outputs that are the wallet's and that nothing spends, unconfirmed and immature ones included."""
         pool, height = self.mempool.pool, self.mempool.chain.height
-        for outpoint, coin in self.store.wallet_coins(self.name):
+        for outpoint, coin in self._in_chain():
             if outpoint not in pool.spenders:
                 depth = height - coin.height + 1
                 mature = not coin.coinbase or depth > COINBASE_MATURITY
@@ -134,6 +137,12 @@ class Wallet:
                     trusted = all(spent.script_pubkey in self.keys for spent in entry.spent)
                     family = len(pool.ancestors((entry.txid,)))
                     yield WalletCoin(outpoint, output, key, 0, True, trusted, family)
+
+    def _in_chain(self) -> list[tuple[OutPoint, Coin]]:
+        if self._confirmed_at is not self.mempool.chain.tip:
+            self._confirmed = list(self.store.wallet_coins(self.name))
+            self._confirmed_at = self.mempool.chain.tip
+        return self._confirmed
 
     def spendable(self) -> list[WalletCoin]:
         """Coins to pay with: mature, not locked, unconfirmed only if the wallet made them. Best first."""

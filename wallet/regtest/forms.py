@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -67,15 +68,21 @@ def descriptor_of(script: bytes) -> str:
     return str(add_checksum(inner))
 
 
-def script_pubkey(script: bytes, *, with_hex: bool = True) -> dict[str, Json]:
-    """An output script with its address, if it has one."""
-    form: dict[str, Json] = {"asm": disassemble(script), "desc": descriptor_of(script)}
-    if with_hex:
-        form["hex"] = script.hex()
+@lru_cache(maxsize=4096)
+def _script_fields(script: bytes) -> tuple[tuple[str, str], ...]:
+    # Descriptor checksums and addresses are slow to compute, and the same scripts come again and again.
+    fields = [("asm", disassemble(script)), ("desc", descriptor_of(script)), ("hex", script.hex())]
     address = address_of(script, REGTEST)
     if address is not None:
-        form["address"] = address
-    form["type"] = script_type(script)
+        fields.append(("address", address))
+    return (*fields, ("type", script_type(script)))
+
+
+def script_pubkey(script: bytes, *, with_hex: bool = True) -> dict[str, Json]:
+    """An output script with its address, if it has one."""
+    form = dict(_script_fields(script))
+    if not with_hex:
+        del form["hex"]
     return form
 
 

@@ -139,6 +139,24 @@ def getchainstates(call: Call) -> Json:
     }
 
 
+_BURIED = {"bip34": 1, "bip66": 1, "bip65": 1, "csv": 1, "segwit": 0}
+
+
+@method("blockchain", Param("blockhash", "hash", None))
+def getdeploymentinfo(call: Call, blockhash: bytes | None) -> Json:
+    """Returns an object containing various state info regarding deployments of consensus changes."""
+    chain = call.node.chain
+    node = chain.tip if blockhash is None else find_block(chain, blockhash)
+    deployments: dict[str, Json] = {
+        name: {"type": "buried", "active": node.height + 1 >= height, "height": height}
+        for name, height in _BURIED.items()
+    }
+    always = {"start_time": -1, "timeout": 2**63 - 1, "min_activation_height": 0}
+    state = {"status": "active", "since": 0, "status_next": "active"}
+    deployments["taproot"] = {"type": "bip9", "height": 0, "active": True, "bip9": {**always, **state}}
+    return {"hash": hex_of(node.hash), "height": node.height, "deployments": deployments}
+
+
 @method("blockchain", Param("nblocks", "number", None), Param("blockhash", "hash", None))
 def getchaintxstats(call: Call, nblocks: int | None, blockhash: bytes | None) -> Json:
     """Computes statistics about the total number and rate of transactions in the chain."""
