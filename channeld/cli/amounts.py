@@ -99,6 +99,11 @@ def duration(seconds: int) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
+def minute(seconds: float) -> str:
+    """Local time for tables, `2026-01-31 12:00`."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
 def point_in_time(seconds: float) -> str:
     """Local time, `2026-01-31 12:00:00`."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")

@@ -22,7 +22,7 @@ from channeld.cli.command import (
 )
 from channeld.cli.failures import FAILED, INTERRUPTED, NOT_FOUND, USAGE, CliError
 from channeld.cli.ids import NodeAddress, parse_hash_prefix, parse_outpoint, parse_scid, scid, txid_hex
-from channeld.cli.output import Column
+from channeld.cli.output import Column, Id
 from channeld.cli.peer_commands import NodeArgument, connect_quietly
 from channeld.cli.session import Session
 
@@ -145,9 +145,9 @@ def list_channels(session: Session, everything: bool, wanted: Callable[[Channel]
     out = session.out
     rows = (
         (
-            out.id(channel.channel_id.hex()),
+            Id(channel.channel_id.hex()),
             scid(channel.short_channel_id) if channel.HasField("short_channel_id") else "",
-            out.id(channel.peer_id.hex()),
+            Id(channel.peer_id.hex()),
             _state(channel),
             amounts.sat(channel.capacity_sat),
             amounts.msat(channel.available_to_send_msat),
@@ -159,7 +159,7 @@ def list_channels(session: Session, everything: bool, wanted: Callable[[Channel]
         Column("Channel"),
         Column("Short id"),
         Column("Peer"),
-        Column("State"),
+        Column("State", fold=True),
         Column("Capacity", right=True),
         Column("Can send", right=True),
         Column("Can receive", right=True),
@@ -182,8 +182,10 @@ def _show_channel(session: Session, channel: Channel) -> None:
             ("Channel", channel.channel_id.hex()),
             ("Short id", scid(channel.short_channel_id) if channel.HasField("short_channel_id") else ""),
             ("Peer", f"{channel.peer_id.hex()} ({'connected' if channel.connected else 'away'})"),
-            ("State", _state(channel)),
-            ("Waits for", channel.status),
+            (
+                "State",
+                _state(channel) if channel.active or not channel.status else f"{_state(channel)}: {channel.status}",
+            ),
             ("Funding", _funding(channel)),
             ("Closing", txid_hex(channel.closing_txid) if channel.HasField("closing_txid") else ""),
             ("Opened by", "us" if channel.opener == 1 else "the peer"),

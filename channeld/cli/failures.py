@@ -86,7 +86,7 @@ def from_rpc_error(error: grpc.RpcError, place: Place) -> CliError:
             NOT_ALLOWED,
         )
     if is_from_daemon(error):
-        return CliError(details, _HINTS.get(code, ""), _STATUS_OF_CODE.get(code, FAILED))
+        return CliError(as_sentence(details), _HINTS.get(code, ""), _STATUS_OF_CODE.get(code, FAILED))
     if code == "UNAVAILABLE":
         return _unreachable(details, place)
     if code == "DEADLINE_EXCEEDED":
@@ -110,6 +110,13 @@ _HINTS = {
     "INTERNAL": "Nothing else is known here; the daemon's log is the place to look.",
     "ABORTED": "Use a new key, or leave --idempotency-key out.",
 }
+
+
+def as_sentence(text: str) -> str:
+    """`text` with a capital letter and a full stop; an address or an id at its beginning stays as it is."""
+    word = text.split(" ", 1)[0]
+    capital = text[:1].upper() + text[1:] if word.isalpha() else text
+    return capital if capital.endswith((".", "?", "!")) else f"{capital}."
 
 
 def not_running(place: Place) -> CliError:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 HASH_HEX = 64
 MIN_PREFIX_HEX = 4
-SHORT_HEX = 12
+SHORT_HEX = 8
 
 
 class NodeAddress(NamedTuple):

@@ -10,7 +10,7 @@ from channeld.cli import amounts
 from channeld.cli.command import AMOUNT_HELP, KeyOption, command, duration_parser, hash_parser, msat_parser, parser
 from channeld.cli.failures import NOT_FOUND, CliError
 from channeld.cli.ids import HASH_HEX, parse_hash_prefix, pick
-from channeld.cli.output import Column
+from channeld.cli.output import Column, Id
 from channeld.cli.session import Session
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) 
     out = session.out
     rows = (
         (
-            out.id(invoice.payment_hash.hex()),
-            amounts.point_in_time(invoice.created_seconds),
+            Id(invoice.payment_hash.hex()),
+            amounts.minute(invoice.created_seconds),
             _state(invoice),
             _amount(invoice),
             amounts.msat(invoice.received_msat) if invoice.received_msat else "",
@@ -140,7 +140,7 @@ def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) 
         Column("State"),
         Column("Amount", right=True),
         Column("Received", right=True),
-        Column("What for"),
+        Column("What for", fold=True),
     ]
     out.show(answer, lambda: out.table(columns, rows, "There are no invoices. `channelctl invoice create` makes one."))
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from channeld.cli.ids import SHORT_HEX
 
@@ -16,16 +16,25 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDE = 140
-"""From this many columns on ids are shown whole."""
 _PIPE_WIDTH = 1000
 
 
 class Column(NamedTuple):
-    """A column of a table."""
+    """A column of a table. `fold`: its text may go on in the next line where the terminal is narrow."""
 
     title: str
     right: bool = False
+    fold: bool = False
+
+
+class Id(NamedTuple):
+    """A cell with an id in hex: whole if the table has room for that, else its beginning."""
+
+    hex: str
+    suffix: str = ""
+
+    def shown(self, whole: bool) -> str:
+        return f"{self.hex if whole else f'{self.hex[:SHORT_HEX]}…'}{self.suffix}"
 
 
 class Output:
@@ -67,23 +76,17 @@ class Output:
                 grid.add_row(name, Text("\n".join(map(printable, lines))))
         self._print(grid)
 
-    def table(self, columns: Iterable[Column], rows: Iterable[Iterable[str]], empty: str) -> None:
+    def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Id]], empty: str) -> None:
         """A table, or the sentence `empty` if it has no rows."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="bold", pad_edge=False)
-        for column in columns:
-            table.add_column(
-                column.title, justify="right" if column.right else "left", no_wrap=column.right, overflow="fold"
-            )
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        if table.row_count:
-            self._print(table)
-        else:
+        lines = list(rows)
+        if not lines:
             self.line(empty)
+            return
+        table = _table(columns, lines, whole_ids=True)
+        unlimited = self._stdout.options.update(max_width=_PIPE_WIDTH)
+        if self._stdout.measure(table, options=unlimited).maximum > self._stdout.width:
+            table = _table(columns, lines, whole_ids=False)
+        self._print(table)
 
     def _print(self, table: Table) -> None:
         if self._stdout.is_terminal:
@@ -93,10 +96,6 @@ class Output:
             self._stdout.print(table)
         for line in capture.get().splitlines():
             print(line.rstrip())
-
-    def id(self, hex_: str) -> str:
-        """An id in a table: whole where there is room, else its beginning."""
-        return hex_ if self._stdout.width >= WIDE else f"{hex_[:SHORT_HEX]}…"
 
     # What goes on beside
 
@@ -156,6 +155,21 @@ class Output:
         from rich.console import Console
 
         return Console(stderr=True, highlight=False)
+
+
+def _table(columns: Sequence[Column], rows: Iterable[Sequence[str | Id]], whole_ids: bool) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(column.title, justify=justify, no_wrap=not column.fold, overflow="fold")
+    for row in rows:
+        cells = (cell.shown(whole_ids) if isinstance(cell, Id) else cell for cell in row)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
 
 
 def printable(text: str) -> str:

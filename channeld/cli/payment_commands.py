@@ -22,10 +22,10 @@ from channeld.cli.command import (
     msat_parser,
     parser,
 )
-from channeld.cli.failures import FAILED, NOT_FOUND, NOT_KNOWN_YET, USAGE, CliError
+from channeld.cli.failures import FAILED, NOT_FOUND, NOT_KNOWN_YET, USAGE, CliError, as_sentence
 from channeld.cli.ids import HASH_HEX, pick, scid
 from channeld.cli.invoice_commands import MOST, HashArgument, LimitOption, OffsetOption
-from channeld.cli.output import Column
+from channeld.cli.output import Column, Id
 from channeld.cli.session import DEFAULT_TIMEOUT_SECONDS, Session
 
 if TYPE_CHECKING:
@@ -156,7 +156,9 @@ def pay_invoice(
     payment = answer.payment
     session.out.show(answer, lambda: _show_outcome(session, payment))
     if payment.state == payments_pb2.PAYMENT_STATE_FAILED:
-        raise CliError(f"The payment failed: {payment.failure}", "The money is back; nothing was paid.", FAILED)
+        raise CliError(
+            as_sentence(f"The payment failed: {payment.failure}"), "The money is back; nothing was paid.", FAILED
+        )
     if payment.state != payments_pb2.PAYMENT_STATE_SUCCEEDED:
         raise CliError(
             f"The payment is still under way after {amounts.duration(timeout_seconds)}.",
@@ -200,12 +202,12 @@ def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) 
     out = session.out
     rows = (
         (
-            out.id(payment.payment_hash.hex()),
-            amounts.point_in_time(payment.created_seconds),
+            Id(payment.payment_hash.hex()),
+            amounts.minute(payment.created_seconds),
             _state(payment),
             amounts.msat(payment.amount_msat),
             amounts.msat(payment.fee_msat),
-            out.id(payment.destination.hex()),
+            Id(payment.destination.hex()),
             payment.failure,
         )
         for payment in answer.payments
@@ -217,7 +219,7 @@ def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) 
         Column("Amount", right=True),
         Column("Fee", right=True),
         Column("To"),
-        Column("Why not"),
+        Column("Why not", fold=True),
     ]
     out.show(answer, lambda: out.table(columns, rows, "There are no payments. `channelctl pay` makes one."))
 

@@ -9,7 +9,7 @@ import typer
 from channeld.cli.command import command, duration_parser, node_parser
 from channeld.cli.failures import USAGE, CliError
 from channeld.cli.ids import NodeAddress, parse_host_port
-from channeld.cli.output import Column
+from channeld.cli.output import Column, Id
 from channeld.cli.session import DEFAULT_TIMEOUT_SECONDS, Session
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def list_(session: Session) -> None:
     out = session.out
     rows = (
         (
-            out.id(peer.node_id.hex()),
+            Id(peer.node_id.hex()),
             peer.address,
             ("yes, they called" if peer.inbound else "yes, we called") if peer.connected else "no",
             str(peer.num_channels),
@@ -91,11 +91,11 @@ def list_(session: Session) -> None:
     )
     columns = [
         Column("Node"),
-        Column("Address"),
+        Column("Address", fold=True),
         Column("Connected"),
         Column("Channels", right=True),
         Column("Ping", right=True),
-        Column("Last error"),
+        Column("Last error", fold=True),
     ]
     out.show(answer, lambda: out.table(columns, rows, "There are no peers. `channelctl peer connect` finds one."))
 

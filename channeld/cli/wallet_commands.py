@@ -21,7 +21,7 @@ from channeld.cli.command import (
 )
 from channeld.cli.failures import NOT_FOUND, CliError
 from channeld.cli.ids import HASH_HEX, parse_hash_prefix, pick, txid_hex
-from channeld.cli.output import Column
+from channeld.cli.output import Column, Id
 from channeld.cli.session import SLOW_TIMEOUT_SECONDS, Session
 
 if TYPE_CHECKING:
@@ -64,21 +64,20 @@ def balance(session: Session) -> None:
 
 
 def _show_balance(session: Session, balance: GetBalanceResponse) -> None:
-    total_msat = (
-        balance.confirmed_sat + balance.unconfirmed_sat + balance.immature_sat + balance.closing_sat
-    ) * 1000 + balance.channels_local_msat
+    on_chain_sat = balance.confirmed_sat + balance.unconfirmed_sat + balance.immature_sat + balance.reserved_sat
+    total_msat = (on_chain_sat + balance.closing_sat) * 1000 + balance.channels_local_msat
     session.out.table(
         [Column("Where"), Column("Amount", right=True)],
         [
             ("On chain, confirmed", amounts.sat(balance.confirmed_sat)),
             ("On chain, not confirmed", amounts.sat(balance.unconfirmed_sat)),
             ("On chain, not mature", amounts.sat(balance.immature_sat)),
-            ("  of it reserved", amounts.sat(balance.reserved_sat)),
+            ("On chain, reserved", amounts.sat(balance.reserved_sat)),
             ("In channels, ours", amounts.msat(balance.channels_local_msat)),
             ("In channels, theirs", amounts.msat(balance.channels_remote_msat)),
-            ("In payments under way", amounts.msat(balance.pending_htlcs_msat)),
             ("In channels that close", amounts.sat(balance.closing_sat)),
-            ("All that is ours", amounts.msat(total_msat)),
+            ("In payments under way", amounts.msat(balance.pending_htlcs_msat)),
+            ("Ours in all", amounts.msat(total_msat)),
         ],
         "",
     )
@@ -92,7 +91,7 @@ def coins(session: Session) -> None:
     out = session.out
     rows = (
         (
-            f"{out.id(txid_hex(coin.txid))}:{coin.vout}",
+            Id(txid_hex(coin.txid), f":{coin.vout}"),
             amounts.sat(coin.amount_sat),
             str(coin.confirmations),
             "reserved" if coin.reserved else "",
@@ -103,9 +102,9 @@ def coins(session: Session) -> None:
     columns = [
         Column("Output"),
         Column("Amount", right=True),
-        Column("Confirmations", right=True),
+        Column("Conf.", right=True),
         Column(""),
-        Column("Address"),
+        Column("Address", fold=True),
     ]
     out.show(answer, lambda: out.table(columns, rows, "The wallet is empty. `channelctl wallet new-address` fills it."))
 
@@ -118,8 +117,8 @@ def transactions(session: Session) -> None:
     out = session.out
     rows = (
         (
-            out.id(txid_hex(each.txid)),
-            amounts.point_in_time(each.created_seconds),
+            Id(txid_hex(each.txid)),
+            amounts.minute(each.created_seconds),
             amounts.sat(each.amount_sat),
             amounts.sat(each.fee_sat) if each.HasField("fee_sat") else "",
             str(each.confirmations),
@@ -132,8 +131,8 @@ def transactions(session: Session) -> None:
         Column("Time"),
         Column("Amount", right=True),
         Column("Fee", right=True),
-        Column("Confirmations", right=True),
-        Column("What for"),
+        Column("Conf.", right=True),
+        Column("What for", fold=True),
     ]
     out.show(answer, lambda: out.table(columns, rows, "There are no transactions."))
 

@@ -100,6 +100,8 @@ Global___GetBalanceRequest: _TypeAlias = GetBalanceRequest  # noqa: Y015
 
 @_typing.final
 class GetBalanceResponse(_message.Message):
+    """The four amounts on chain are disjoint: together they are all that the wallet has there."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONFIRMED_SAT_FIELD_NUMBER: _builtins.int

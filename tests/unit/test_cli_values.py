@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from channeld.cli import amounts, ids
 from channeld.cli.amounts import FormatError
+from channeld.cli.failures import as_sentence
 from channeld.cli.jsonable import enum_name, to_jsonable
 from channeld.cli.output import printable
 from channeld.v1 import channels_pb2, events_pb2, invoices_pb2, node_pb2, payments_pb2, wallet_pb2
@@ -189,6 +190,13 @@ def test_json_has_words_for_enums_also_for_those_of_a_newer_daemon() -> None:
     assert enum_name(payments_pb2.Payment(state=payments_pb2.PAYMENT_STATE_IN_FLIGHT), "state") == "in_flight"
     newer = payments_pb2.Payment.FromString(b"\x10\x63")
     assert enum_name(newer, "state") == "99"
+
+
+def test_the_daemons_words_become_sentences() -> None:
+    assert as_sentence("this invoice has been paid already") == "This invoice has been paid already."
+    assert as_sentence("bcrt1qx is not an address") == "bcrt1qx is not an address."
+    assert as_sentence("Is it there?") == "Is it there?"
+    assert as_sentence("") == "."
 
 
 def test_what_others_wrote_cannot_steer_the_terminal() -> None:
