@@ -168,7 +168,8 @@ class Net:
                 view.set_node(make_node(node, timestamp))
 
     def open_channel(self, first: int, second: int, scid: int, **changes: object) -> bytes:
-        """A channel between members; returns its id."""
+        """A channel between members; returns its id. `real_scid` is what they know of its place in the chain."""
+        changes = {("scid" if name == "real_scid" else name): value for name, value in changes.items()}
         self.funding.outputs[scid] = funding_of(scid)
         channel_id = scid.to_bytes(8, "big").ljust(32, b"\x01")
         keys = [secp.pubkey_of(secret) for secret in funding_secrets(scid)]

@@ -180,3 +180,26 @@ class FakePort:
         found = [message for message in self.sent if not kinds or isinstance(message, kinds)]
         self.sent = [message for message in self.sent if message not in found]
         return found
+
+
+class Sink:
+    """A graph that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+
+    def channel_added(self, scid: int, node_id_1: bytes, node_id_2: bytes, capacity_sat: int, routable: bool) -> None:
+        assert node_id_1 < node_id_2
+        self.events.append(("channel added", scid, capacity_sat, routable))
+
+    def channel_updated(self, update: ChannelUpdate, usable: bool) -> None:
+        self.events.append(("updated", update.short_channel_id, update.channel_flags & 1, usable))
+
+    def channel_removed(self, scid: int) -> None:
+        self.events.append(("channel removed", scid))
+
+    def node_announced(self, announcement: NodeAnnouncement) -> None:
+        self.events.append(("node", announcement.node_id))
+
+    def node_removed(self, node_id: bytes) -> None:
+        self.events.append(("node removed", node_id))
