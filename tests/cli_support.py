@@ -67,11 +67,11 @@ class Daemon:
         self.do(renew)
 
     def when_followed(self, act: Callable[[], Any]) -> None:
-        """Does something as soon as somebody follows the node's events, who does not yet."""
-        before = self.node.listeners
+        """Does something as soon as somebody begins to follow the node's events."""
+        before = self.do(lambda: self.node.followed)
 
         async def wait() -> None:
-            while self.node.listeners <= before:
+            while self.node.followed == before:
                 await self.node.listening.wait()
                 self.node.listening.clear()
             act()

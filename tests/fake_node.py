@@ -77,8 +77,10 @@ class FakeNode:
         self.pay_gate.set()
         self.paying = asyncio.Event()
         """Set when a payment has begun."""
+        self.followed = 0
+        """How often somebody began to follow the events."""
         self.listening = asyncio.Event()
-        """Set when somebody begins to follow the events."""
+        """Set when somebody does."""
         self.bug: Exception | None = None
         """Raised by `info`."""
         self.synced = True
@@ -190,6 +192,7 @@ class FakeNode:
             if event.sequence > (since_sequence or 0):
                 queue.put_nowait(event)
         self._listeners.add(queue)
+        self.followed += 1
         self.listening.set()
         try:
             while True:
