@@ -32,7 +32,7 @@ from channeld.channel.writes import Write
 def close_channel(state: Open, event: CloseChannel, env: Env) -> Transition:
     """Closes together, or pays more for a close under way. Raises CommandRejected."""
     script = _our_script(state, event.script_pubkey, env)
-    feerate_per_kw = max(event.feerate_per_kw, env.policy.min_feerate_per_kw)
+    feerate_per_kw = max(event.feerate_per_kw, env.policy.min_feerate_per_kw) if event.feerate_per_kw else 0
     match state:
         case AwaitingFunding() | Normal():
             following = ShuttingDown(**shared(state), local_script=script, closing_feerate_per_kw=feerate_per_kw)
@@ -81,7 +81,6 @@ def on_shutdown(state: Open, message: Shutdown, env: Env) -> Transition:
                 **shared(state),
                 local_script=state.params.local.upfront_shutdown_script,
                 remote_script=script,
-                closing_feerate_per_kw=env.closing_feerate_per_kw,
             )
             return advance(following, env, need_script(following, env), [], "the peer closes the channel")
         case ShuttingDown():
@@ -147,7 +146,9 @@ def _negotiate(
             **shared(state),
             local_script=state.local_script,
             remote_script=state.remote_script,
-            closing_feerate_per_kw=state.closing_feerate_per_kw or env.closing_feerate_per_kw,
+            # Both sides offer a transaction, each paying for its own. The one who did not ask for the close offers the
+            # least that is relayed, so that the other's counts, unless that one cannot pay.
+            closing_feerate_per_kw=state.closing_feerate_per_kw or env.policy.min_feerate_per_kw,
             closing_txs=closing_txs,
         )
         following, more = close_simple.propose(following, env)

@@ -116,7 +116,8 @@ class Sign(Struct, frozen=True):
 
 
 class CloseChannel(Struct, frozen=True):
-    """Close together. `script_pubkey` is where our share goes; `feerate_per_kw` what we would pay."""
+    """Close together. `script_pubkey` is where our share goes; `feerate_per_kw` what we would pay, 0 to leave it to the
+    peer, who asked for the close."""
 
     script_pubkey: bytes
     feerate_per_kw: int

@@ -103,7 +103,7 @@ class Coins:
 
     async def _give_script(self, driver: Driver, any_segwit: bool) -> None:
         script = await self.new_script(any_segwit)
-        driver.post(ev.CloseChannel(script, self._feerates.closing_per_kw))
+        driver.post(ev.CloseChannel(script, 0))
 
     async def new_script(self, any_segwit: bool) -> bytes:
         """A fresh output script; P2WPKH unless the peer allows any segwit version."""

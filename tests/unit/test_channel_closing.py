@@ -359,6 +359,13 @@ def test_simple_each_pays_its_own_transaction() -> None:
         assert closed_by(peer)
 
 
+def test_simple_who_did_not_ask_for_the_close_offers_the_least() -> None:
+    pair = simple(feerates=(2000, 0))
+    (asked,) = [m for m in pair.alice.sent() if isinstance(m, ClosingComplete)]
+    (answered,) = [m for m in pair.bob.sent() if isinstance(m, ClosingComplete)]
+    assert answered.fee_satoshis * 2000 // 253 == pytest.approx(asked.fee_satoshis, abs=8)
+
+
 def test_simple_variants_by_balance() -> None:
     pair = simple()
     (alices,) = [m for m in pair.alice.sent() if isinstance(m, ClosingComplete)]
