@@ -12,9 +12,9 @@ from channeld.bolt.messages import ErrorMessage
 from channeld.bolt.primitives import short_channel_id
 from channeld.bolt.transactions import build_commitment, commitment_number_of
 from channeld.bolt.transactions.signing import complete
-from channeld.channel import normal
+from channeld.channel import economics, normal
 from channeld.channel import open as opening
-from channeld.channel.commitments import AwaitingRevocation, Commitments, HtlcFulfill, htlc_key
+from channeld.channel.commitments import AwaitingRevocation, htlc_key
 from channeld.channel.effects import (
     Broadcast,
     CloseCompleted,
@@ -93,33 +93,10 @@ def on_new_block(state: AnyFunded, env: Env) -> Transition:
             return _forgotten(state, "the funding transaction did not confirm in 2016 blocks", [])
         return Transition(state)
     if isinstance(state, Normal | ShuttingDown):
-        reason = overdue(state.commitments, env)
+        reason = economics.reason_to_close(state.commitments, state.params, env)
         if reason:
             return fail(state, reason, env)
     return Transition(state)
-
-
-def overdue(c: Commitments, env: Env) -> str:
-    """Why the channel has to go on chain now (a sentence), or nothing."""
-    height, policy = env.block_height, env.policy
-    specs = (c.local.spec, c.remote.spec, c.latest_remote.spec)
-    for spec in specs:
-        for htlc in spec.htlcs.values():
-            # BOLT 2, "if an HTLC which it offered is in either node's current commitment transaction, AND is past this
-            # timeout deadline: ... MUST fail the channel."
-            if htlc.offered and height >= htlc.cltv_expiry + policy.timeout_grace_blocks:
-                return f"HTLC {htlc.id} that we offered expired at block {htlc.cltv_expiry} and was not removed"
-    for removal in c.removals():
-        if not isinstance(removal, HtlcFulfill):
-            continue
-        key = htlc_key(removal.id, False)
-        for spec in specs:
-            received = spec.htlcs.get(key)
-            # BOLT 2, "if an HTLC it has fulfilled is in either node's current commitment transaction, AND is past this
-            # fulfillment deadline: ... MUST fail the channel."
-            if received is not None and height >= received.cltv_expiry - policy.fulfill_deadline_blocks:
-                return f"HTLC {removal.id} that we fulfilled expires at block {received.cltv_expiry}"
-    return ""
 
 
 # --- failing the channel ------------------------------------------------------------------------------------------
