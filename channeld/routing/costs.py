@@ -79,8 +79,11 @@ class Table:
         cost[~ok] = np.inf
         return Quote(fee, nats, cost)
 
-    def floor(self, least_msat: int, most_msat: int, model: CostModel, nat_msat: float, dist: Distribution) -> Floats:
-        """What each edge costs at least for any amount of that range; infinite where none of them can pass."""
+    def floor(
+        self, least_msat: Floats | float, most_msat: int, model: CostModel, nat_msat: float, dist: Distribution
+    ) -> Floats:
+        """What each edge costs at least for any amount of that range (its start may differ by edge); infinite where
+        none of them can pass."""
         edges = self.edges
         cost: Floats = edges.fee_proportional_millionths.astype(np.float64)
         cost *= least_msat / MILLION
@@ -93,13 +96,13 @@ class Table:
             cost += edges.cltv_expiry_delta * (least_msat * model.lock_ppb_per_block / 1e9)
         cost += model.hop_msat
         if nat_msat:
-            nats = dist.nats(self.lower, self.upper, self.used, float(least_msat), self.capacity)
+            nats = dist.nats(self.lower, self.upper, self.used, least_msat, self.capacity)
             nats += self.fixed_nats
             cost += nats * nat_msat
         cost[~self.open_to(least_msat, most_msat)] = np.inf
         return cost
 
-    def open_to(self, least_msat: int, most_msat: int) -> Flags:
+    def open_to(self, least_msat: Floats | float, most_msat: int) -> Flags:
         """Which edges can pass some amount of that range."""
         ok = self.allowed & (self.edges.htlc_minimum_msat <= most_msat)
         ok &= self.edges.htlc_maximum_msat >= least_msat
@@ -161,13 +164,39 @@ class Problem:
         table, index = self.place(edge)
         return Policy(**{name: getattr(table.edges, name)[index].item() for name in Policy.__struct_fields__})
 
-    def floor(self, least_msat: int, most_msat: int, model: CostModel) -> Floats:
-        """`Table.floor` of all edges, the extra ones last."""
+    @property
+    def most_msat(self) -> int:
+        """What a channel of a route within the fee limit carries at most."""
+        return self.request.amount_msat + self.request.fee_limit_msat
+
+    def floor(self, model: CostModel, least_msat: Floats | None = None) -> Floats:
+        """`Table.floor` of all edges, the extra ones last; from the amount on, or from what is given by edge."""
         nat_msat = model.nat_msat(self.whole_msat)
         parts = (
-            table.floor(least_msat, most_msat, model, nat_msat, self.distribution) for table in (self.base, self.extra)
+            table.floor(least, self.most_msat, model, nat_msat, self.distribution)
+            for table, least in self._from(least_msat)
         )
         return np.concatenate(list(parts))
+
+    def open_to(self, least_msat: Floats | None = None) -> Flags:
+        """`Table.open_to` likewise."""
+        return np.concatenate([table.open_to(least, self.most_msat) for table, least in self._from(least_msat)])
+
+    def _from(self, least_msat: Floats | None) -> tuple[tuple[Table, Floats | float], tuple[Table, Floats | float]]:
+        if least_msat is None:
+            amount_msat = float(self.request.amount_msat)
+            return (self.base, amount_msat), (self.extra, amount_msat)
+        return (self.base, least_msat[: self.base_edges]), (self.extra, least_msat[self.base_edges :])
+
+    @property
+    def sources(self) -> Indices:
+        """Where each edge starts."""
+        return np.concatenate([self.base.edges.source, self.extra.edges.source])
+
+    @property
+    def targets(self) -> Indices:
+        """Where each edge ends."""
+        return np.concatenate([self.base.edges.target, self.extra.edges.target])
 
     def distances(self, weights: Floats, *, backward: bool = False) -> Floats:
         """The least sum of weights from the root to every node, or from every node to the destination."""

@@ -39,7 +39,10 @@ _TYPICAL_PARTS = 4
 _DEAREST_MSAT = 10**13
 """No unit costs more: the solver's integers have an end."""
 
-_FEE_WEIGHTS = (1, 10)
+_FRUGAL = 10
+"""How much fees weigh when the first answer exceeds the fee limit."""
+
+_FINER = 4
 _MOST_HALVINGS = 3
 
 
@@ -76,16 +79,20 @@ def find_flow(
 
 
 def _split(problem: Problem, max_parts: int) -> tuple[Route, ...] | NoRoute:
+    """Coarse units first: few parts; finer ones where channels are nearly drained; then with an eye on fees."""
     request = problem.request
     answer: tuple[Route, ...] | NoRoute = NoRoute("no way to split the payment was found")
     before = problem.base.used.copy(), problem.extra.used.copy()
-    for weight in _FEE_WEIGHTS:
+    for weight, fineness in ((1, 1), (_FRUGAL, 1), (1, _FINER), (_FRUGAL, _FINER), (1, _FINER**2)):
         problem.base.used[:], problem.extra.used[:] = before
         model = replace(request.model, fee_weight=request.model.fee_weight * weight)
-        parts = _flow(problem, model, max_parts)
+        parts = _flow(problem, model, max_parts * fineness)
         if isinstance(parts, NoRoute):
-            return parts
-        answer = _settle(problem, parts, max_parts)
+            answer = parts
+        elif len(parts) > max_parts:
+            answer = NoRoute(f"{request.amount_msat} msat would need {len(parts)} parts, {max_parts} are allowed")
+        else:
+            answer = _settle(problem, parts, max_parts)
         if not isinstance(answer, NoRoute):
             return answer
     return answer
@@ -96,9 +103,8 @@ def _flow(problem: Problem, model: CostModel, units: int) -> list[_Part] | NoRou
     amount = problem.request.amount_msat
     unit = -(-amount // units)
     units = -(-amount // unit)
-    cost = problem.floor(unit, unit + problem.request.fee_limit_msat, model)
-    source = np.concatenate([problem.base.edges.source, problem.extra.edges.source])
-    target = np.concatenate([problem.base.edges.target, problem.extra.edges.target])
+    cost = problem.part(unit, problem.request.fee_limit_msat).floor(model)
+    source, target = problem.sources, problem.targets
     detour = problem.distances(cost)[source] + cost + problem.distances(cost, backward=True)[target]
     useful = np.nonzero(np.isfinite(detour))[0]
     if not len(useful):
@@ -111,7 +117,7 @@ def _flow(problem: Problem, model: CostModel, units: int) -> list[_Part] | NoRou
             return _paths(problem, dict(zip(kept.tolist(), flow.tolist(), strict=True)), unit, units)
         if len(kept) == len(useful):
             break
-    return NoRoute(f"all ways together can carry about {best * unit} msat of {amount} msat in {units} parts")
+    return NoRoute(f"all ways together can carry about {best * unit} msat of {amount} msat")
 
 
 def _min_cost(

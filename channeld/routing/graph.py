@@ -30,6 +30,7 @@ Flags = NDArray[np.bool_]
 _NODE_ID_SIZE = 33
 _FIRST_CAPACITY = 64
 _FORMAT = 1
+_MOST = 1 << 62
 _versions = itertools.count(1)
 
 
@@ -175,14 +176,14 @@ class Graph:
         return True
 
     def update_channel(self, short_channel_id: int, direction: int, policy: Policy) -> bool:
-        """What a `channel_update` says; False if the channel is unknown."""
+        """What a `channel_update` says; False if the channel is unknown. Limits above 2^62 msat count as that."""
         slot = self._slots.get(short_channel_id)
         if slot is None:
             return False
         cell = slot, direction
         self._columns["known"][cell] = True
         for name in Policy.__struct_fields__:
-            self._columns[name][cell] = getattr(policy, name)
+            self._columns[name][cell] = min(getattr(policy, name), _MOST)
         return True
 
     def remove_channel(self, short_channel_id: int) -> bool:

@@ -31,8 +31,8 @@ _SLACKS = (1.02, 1.5, math.inf)
 """How much worse than the guide promises a route may be, tried in order: a tight bound keeps the queue short."""
 
 _SLACK_MSAT = 1000
-_QUICK_LABELS = 300
-_PATIENT_LABELS = 3000
+_QUICK_LABELS = 100
+_PATIENT_LABELS = 800
 _SHORTEST = CostModel(fee_weight=0, lock_ppb_per_block=10**9, failure_base_msat=0, failure_ppm=0, hop_msat=1)
 
 
@@ -96,19 +96,16 @@ def solve(problem: Problem, model: CostModel | None = None) -> Route | NoRoute:
     model = model or request.model
     if problem.target_index < 0:
         return NoRoute("the destination is not in the graph, and no hint leads to it")
-    most_msat = request.amount_msat + request.fee_limit_msat
-    guide = problem.distances(problem.floor(request.amount_msat, most_msat, model))
+    guide = problem.distances(problem.floor(model))
     least = float(guide[problem.target_index])
     if math.isinf(least):
-        return NoRoute(_unreachable(problem, most_msat))
+        return NoRoute(_unreachable(problem))
     try:
-        for slack in _SLACKS:
-            bound = least * slack + _SLACK_MSAT
-            if edges := _search(problem, model, guide, bound, _QUICK_LABELS, None):
-                return price(problem, edges)
+        if edges := _search(problem, model, guide, least * _SLACKS[0] + _SLACK_MSAT, _QUICK_LABELS, None):
+            return price(problem, edges)
     except GaveUpError:
         pass
-    return _within_limits(problem, model, guide)
+    return _with_care(problem, model)
 
 
 def price(problem: Problem, edges: Sequence[int], amount_msat: int | None = None) -> Route:
@@ -170,25 +167,35 @@ def edges_of(problem: Problem, route: Route) -> list[int]:
     return edges
 
 
-def guides(problem: Problem) -> Guides:
+def least_amounts(problem: Problem) -> Floats:
+    """What each edge carries at least: the amount and the least fees from its end on; 10^18 if it leads nowhere."""
+    fees = problem.floor(FEES_ONLY) - FEES_ONLY.hop_msat
+    onward: Floats = problem.request.amount_msat + problem.distances(fees, backward=True)
+    return np.minimum(onward, 1e18)[problem.targets]
+
+
+def guides(problem: Problem, least_msat: Floats) -> Guides:
     """What the payer's side of a route adds at least, by node."""
-    request = problem.request
-    most_msat = request.amount_msat + request.fee_limit_msat
-    open_to = np.concatenate([table.open_to(request.amount_msat, most_msat) for table in (problem.base, problem.extra)])
+    open_to = problem.open_to(least_msat)
     blocks = np.concatenate([table.edges.cltv_expiry_delta for table in (problem.base, problem.extra)])
-    fees = problem.floor(request.amount_msat, most_msat, FEES_ONLY) - FEES_ONLY.hop_msat
     return Guides(
-        problem.distances(fees),
+        problem.distances(problem.floor(FEES_ONLY, least_msat) - FEES_ONLY.hop_msat),
         problem.distances(np.where(open_to, blocks, np.inf)),
         problem.distances(np.where(open_to, 1.0, np.inf)),
     )
 
 
-def _within_limits(problem: Problem, model: CostModel, guide: Floats) -> Route | NoRoute:
-    """The search again, with sight of the limits; then others that aim at the limits alone."""
+def _with_care(problem: Problem, model: CostModel) -> Route | NoRoute:
+    """The search with sight of the limits, and of the fees that channels must carry besides the amount; then others
+    that aim at the limits alone."""
     request, target = problem.request, problem.target_index
-    missing = guides(problem)
+    least_msat = least_amounts(problem)
+    missing = guides(problem, least_msat)
     if missing.fee_msat[target] > request.fee_limit_msat:
+        if math.isinf(missing.fee_msat[target]):
+            return NoRoute(
+                f"the channels on every way are too small for {request.amount_msat} msat and the fees on top"
+            )
         least = math.ceil(missing.fee_msat[target])
         return NoRoute(
             f"the cheapest way costs at least {least} msat in fees, the limit is {request.fee_limit_msat} msat"
@@ -198,22 +205,17 @@ def _within_limits(problem: Problem, model: CostModel, guide: Floats) -> Route |
         return NoRoute(f"every way locks funds for at least {blocks} blocks, the limit is {request.max_cltv_blocks}")
     if missing.hops[target] > request.max_hops:
         return NoRoute(f"every way has at least {int(missing.hops[target])} hops, the limit is {request.max_hops}")
-    gave_up = False
-    most_msat = request.amount_msat + request.fee_limit_msat
     for attempt, labels in ((model, _PATIENT_LABELS), (FEES_ONLY, _QUICK_LABELS), (_SHORTEST, _QUICK_LABELS)):
-        if attempt is not model:
-            guide = problem.distances(problem.floor(request.amount_msat, most_msat, attempt))
+        guide = problem.distances(problem.floor(attempt, least_msat))
         try:
-            edges = _search(problem, attempt, guide, math.inf, labels, missing)
+            for slack in _SLACKS:
+                bound = float(guide[target]) * slack + _SLACK_MSAT
+                if edges := _search(problem, attempt, guide, bound, labels, missing):
+                    return price(problem, edges)
         except GaveUpError:
-            gave_up = True
             continue
-        if edges:
-            return price(problem, edges)
-        break
-    if gave_up:
-        return NoRoute("no way within the limits was found in the time that a search may take: raise the fee limit")
-    return NoRoute("no way keeps the limits of fee, lock time and hops at once")
+        return NoRoute("no way keeps the limits of fee, lock time, hops and channels at once")
+    return NoRoute("no way within the limits was found in the time that a search may take: raise the fee limit")
 
 
 def _search(
@@ -231,7 +233,7 @@ def _search(
     start = (0.0, 0, 0.0, request.amount_msat, request.final_cltv_expiry_delta, 0, problem.target_index, -1, -1, -1)
     queue: list[tuple[float, int, float, int, int, int, int, int, int, int]] = [start]
     topology = problem.topology
-    most_msat = request.amount_msat + request.fee_limit_msat
+    most_msat = problem.most_msat
     while queue:
         _, _, cost, amount, blocks, hops, node, parent, edge, last = heapq.heappop(queue)
         # In a circle the first channel must not be the last one: ways with different last channels do not compete.
@@ -274,11 +276,11 @@ def _search(
     return []
 
 
-def _unreachable(problem: Problem, most_msat: int) -> str:
+def _unreachable(problem: Problem) -> str:
     """Why no edge sequence leads to the destination at all."""
     request = problem.request
     amount = request.amount_msat
-    first = problem.extra.open_to(amount, most_msat) & (problem.extra.edges.source == problem.root)
+    first = problem.extra.open_to(amount, problem.most_msat) & (problem.extra.edges.source == problem.root)
     if not first.any():
         starts = problem.extra.edges.source == problem.root
         if not starts.any():
@@ -289,7 +291,7 @@ def _unreachable(problem: Problem, most_msat: int) -> str:
     usable = False
     for table in (problem.base, problem.extra):
         entering = (table.edges.target == problem.target_index) & table.allowed
-        usable |= bool((table.open_to(amount, most_msat) & entering).any())
+        usable |= bool((table.open_to(amount, problem.most_msat) & entering).any())
         able = np.minimum(table.upper, table.edges.htlc_maximum_msat)
         most = max(most, float(able[entering].max(initial=0)))
     if not usable and most:

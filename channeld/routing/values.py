@@ -85,7 +85,7 @@ class CostModel(Struct, frozen=True):
 
     fee_weight: float = 1.0
     lock_ppb_per_block: int = 15
-    failure_base_msat: int = 20_000
+    failure_base_msat: int = 10_000
     failure_ppm: int = 500
     hop_msat: int = 100
     online_probability: float = 0.995

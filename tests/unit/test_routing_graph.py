@@ -110,6 +110,13 @@ def test_channels_that_make_no_sense() -> None:
     assert graph.channel_count == graph.node_count == 0
 
 
+def test_limits_of_64_bits_fit() -> None:
+    graph = build(Link(0, 1, policy(base=2**32 - 1, ppm=2**32 - 1, delta=2**16 - 1, least=2**64 - 1, most=2**64 - 1)))
+    said = graph.policy(EdgeKey(scid(0), 0))
+    assert said == policy(base=2**32 - 1, ppm=2**32 - 1, delta=2**16 - 1, least=1 << 62, most=1 << 62)
+    assert Graph.from_bytes(graph.to_bytes()).policy(EdgeKey(scid(0), 0)) == said
+
+
 def test_node_features() -> None:
     graph = build(Link(0, 1))
     graph.set_node_features(node(1), 1 << 9 | 1 << 14)
