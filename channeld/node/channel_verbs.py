@@ -73,7 +73,7 @@ class ChannelVerbs:
         table = tables.channels
         query = select(table.c.channel_id, table.c.peer_id, table.c.state).where(table.c.closed)
         return await self._store.read(
-            lambda c: [row._tuple() for row in c.execute(query.order_by(table.c.channel_key))]
+            lambda c: [(row[0], row[1], row[2]) for row in c.execute(query.order_by(table.c.channel_key))]
         )
 
     def _closed_view(self, row: tuple[bytes, bytes, bytes]) -> ChannelView:
@@ -243,7 +243,9 @@ class ChannelVerbs:
         state = driver.state
         if not isinstance(state, Funded) or isinstance(state, Closing):
             return True
-        if isinstance(state, NegotiatingLegacy | NegotiatingSimple):
+        if isinstance(state, NegotiatingSimple):
+            return bool(state.closing_txs) and state.sent is None  # ours, not just the peer's
+        if isinstance(state, NegotiatingLegacy):
             return bool(state.closing_txs)
         return state.commitments.has_htlcs or self._peers.link(driver.peer_id) is None
 

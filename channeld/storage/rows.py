@@ -88,4 +88,4 @@ def load_meta(connection: Connection) -> dict[str, bytes]:
 
 def load_onions(connection: Connection) -> Iterable[tuple[bytes, int, int, int]]:
     """(replay_key, channel_key, htlc_id, cltv_expiry) of every onion still remembered."""
-    return [row._tuple() for row in connection.execute(select(tables.onions))]
+    return [(row[0], row[1], row[2], row[3]) for row in connection.execute(select(tables.onions))]
