@@ -132,6 +132,11 @@ class LdkPeer:
         """Whether its process is there."""
         return self._process is not None and self._process.returncode is None
 
+    async def crash(self) -> None:
+        """kill -9, once what LDK has seen is on its disk: with a manager older than its monitors it would close."""
+        await self.call("info")
+        await self.kill()
+
     async def kill(self) -> None:
         """kill -9."""
         if self._process is not None and self.is_running:

@@ -140,7 +140,7 @@ async def test_both_come_back(lab: MixedLab) -> None:
     await ldk_pays(ldk, alice, 5_000_000)
     await balances_agree(alice, ldk, channel.channel_id)
 
-    await ldk.kill()
+    await ldk.crash()
     await ldk.start()
     await alice.wait_channel(channel.channel_id)
     await ldk_pays(ldk, alice, 5_000_000)

@@ -34,11 +34,11 @@ for await (const line of lines) {
   const command = JSON.parse(line);
   try {
     const ok = await node.command(command.cmd, command);
+    node.pump(); // what the command caused is saved before it is answered
     write({ re: command.n, ok: ok ?? null });
   } catch (error) {
     if (error instanceof WebAssembly.RuntimeError) die(error);
     write({ re: command.n, err: String(error.message ?? error) });
   }
-  node.pump();
 }
 process.exit(0);
