@@ -27,25 +27,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(config: Config, commit_hook: CommitHook | None = None) -> int:
     """Everything after the settings; heavy imports wait until here, so that `--help` is quick."""
-    from channeld import logs
     from channeld.api.server import ApiError
     from channeld.config import ConfigError
-    from channeld.daemon import StartError, locked, run
+    from channeld.daemon import StartError, run
     from channeld.storage import StorageError
     from wallet.chain import ChainError
     from wallet.errors import WalletError
     from wallet.keys import SeedError
     from wallet.seedfile import SeedFileError
+    from watchtower.rpc import logs
+    from watchtower.rpc.lock import LockError, locked
 
     gc.enable()
     gc.freeze()
     try:
-        with locked(config.paths.lock):
+        with locked(config.paths.lock, "channeld"):
             logs.set_up(config.paths.log, config.log_level)
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 runner.run(run(config, commit_hook))
     except (
         ConfigError,
+        LockError,
         StartError,
         ApiError,
         StorageError,

@@ -13,14 +13,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from channeld.bolt.messages import Address, AddressType
 from channeld.bolt.messages import parse_address as parse_announced
 from channeld.paths import DEFAULT_ROOT, DataPaths, data_paths
+from watchtower.rpc.settings import ConfigError, explain, parse_address
 
 CONFIG_NAME = "channeld.toml"
 _BITCOIND_PORTS = {"mainnet": 8332, "testnet": 18332, "signet": 38332, "regtest": 18443}
 _BITCOIND_FOLDERS = {"mainnet": "", "testnet": "testnet3", "signet": "signet", "regtest": "regtest"}
-
-
-class ConfigError(Exception):
-    """A setting that cannot be; the text is a sentence for the operator."""
 
 
 class Config(BaseSettings):
@@ -168,32 +165,12 @@ def load_config(arguments: Sequence[str]) -> Config:
     try:
         config = located(**flags)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(explain(error, "channeld")) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{toml} cannot be read: {error}") from error
     assert isinstance(config, Config)
     return config
 
 
-def _explain(error: ValidationError) -> str:
-    sentences = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            sentences.append(f"there is no setting {name!r}; see channeld --help")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            sentences.append(f"{name} cannot be {item.get('input')!r}: {message[:1].lower()}{message[1:]}")
-    return "; ".join(sentences)
-
-
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def parse_address(text: str, name: str) -> tuple[str, int]:
-    """`HOST:PORT`, with [brackets] around an IPv6 address. Raises ConfigError."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65_535 or not host:
-        raise ConfigError(f"{name} must be HOST:PORT, such as 127.0.0.1:9735; {text!r} is not")
-    return host.removeprefix("[").removesuffix("]"), int(port)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -34,30 +31,6 @@ SAY_WAITING_SECONDS = 1.0
 
 class StartError(Exception):
     """The daemon cannot start; the text is a sentence for the operator."""
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the data directory. Raises StartError if another daemon does."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise StartError(f"the data directory {path.parent} cannot be used: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip()
-            who = f"another channeld (process {owner})" if owner else "another channeld"
-            raise StartError(
-                f"the data directory {path.parent} is in use by {who}: stop that one, or choose another --datadir"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
 
 
 def load_or_make_seed(config: Config) -> tuple[Seed, int | None]:

@@ -1,0 +1,103 @@
+"""Publishing justice: what `breach.plan` says, stored before it is sent, sent after every block until it is mined."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+from msgspec import structs
+
+from wallet.bitcoin import OutPoint, Tx
+from wallet.chain import BroadcastResult, ChainError, ChainSource
+from wallet.db import Store
+from wallet.rpc import RpcError
+from watchtower.tower.alerts import Alert, Alerts
+from watchtower.tower.breach import Attempt, Breach, Planned, live_attempts, plan, targets
+
+RACE_TARGET_BLOCKS = 2
+MAX_ROUNDS = 6
+RETRY_SECONDS = 5.0
+
+_log = structlog.get_logger(__name__)
+Save = Callable[[Breach, list[Alert]], Awaitable[None]]
+
+
+class Publisher:
+    """`save` commits a breach and what to tell of it."""
+
+    def __init__(
+        self, store: Store, source: ChainSource, alerts: Alerts, save: Save, clock: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._alerts = alerts
+        self._save = save
+        self._clock = clock
+        self.sent = 0
+        self.refused = 0
+
+    async def act(self, breach: Breach, height: int) -> None:
+        """Everything that can be done for one breach now. Layer 1's absence is not an error: it will be back."""
+        try:
+            rate = await self._source.fee_rate_sat_per_kw(RACE_TARGET_BLOCKS)
+            breach = await self._resend(breach)
+            tried: set[tuple[OutPoint, ...]] = set()
+            for _ in range(MAX_ROUNDS):
+                planned = [made for made in plan(breach, height, rate) if made.outpoints not in tried]
+                if not planned:
+                    return
+                for made in planned:
+                    tried.add(made.outpoints)
+                    breach = await self._send(breach, made, height)
+        except (ChainError, RpcError) as error:
+            _log.warning("justice waits for layer 1", reason=str(error), txid=breach.txid[::-1].hex())
+
+    async def _resend(self, breach: Breach) -> Breach:
+        """Live attempts once more: a mempool may have dropped them. A refusal is noted, so that there is another."""
+        if breach.height is None:
+            return breach
+        for attempt in live_attempts(breach, targets(breach)):
+            result = await self._source.broadcast(Tx.parse(attempt.raw))
+            if not result.ok:
+                breach = await self._refused(breach, attempt, result)
+        return breach
+
+    async def _send(self, breach: Breach, made: Planned, height: int) -> Breach:
+        txid = made.tx.txid()
+        attempt = Attempt(txid, made.tx.serialize(), made.outpoints, made.feerate_per_kw, made.fee_sat, height)
+        rest = tuple(known for known in breach.attempts if known.txid != txid)
+        is_new = len(rest) == len(breach.attempts)
+        breach = structs.replace(breach, attempts=(*rest, attempt))
+        await self._save(breach, [])
+        result = await self._source.broadcast(made.tx)
+        if not result.ok:
+            return await self._refused(breach, attempt, result)
+        self.sent += 1
+        if is_new:
+            amount_sat = _amount_sat(breach, made.outpoints)
+            sentence = f"Justice for {amount_sat} sat was sent at {made.feerate_per_kw / 250:.1f} sat/vB."
+            facts = {"breach_txid": breach.txid[::-1].hex(), "txid": txid[::-1].hex()}
+            alert = self._alerts.make("justice.sent", sentence, amount_sat=amount_sat, fee_sat=made.fee_sat, **facts)
+            await self._save(breach, [alert])
+        return breach
+
+    async def _refused(self, breach: Breach, attempt: Attempt, result: BroadcastResult) -> Breach:
+        self.refused += 1
+        known = next((known for known in breach.attempts if known.txid == attempt.txid), attempt)
+        noted = structs.replace(attempt, problem=result.reason or "refused")
+        others = tuple(other for other in breach.attempts if other.txid != attempt.txid)
+        breach = structs.replace(breach, attempts=(*others, noted))
+        alerts = []
+        if known.problem != noted.problem:
+            txid = attempt.txid[::-1].hex()
+            sentence = f"Layer 1 refuses justice transaction {txid}: {noted.problem}."
+            alerts.append(
+                self._alerts.make("justice.refused", sentence, txid=txid, breach_txid=breach.txid[::-1].hex())
+            )
+        await self._save(breach, alerts)
+        return breach
+
+
+def _amount_sat(breach: Breach, outpoints: Sequence[OutPoint]) -> int:
+    wanted = set(outpoints)
+    return sum(target.penalty.amount_sat for target in targets(breach) if target.outpoint in wanted)
