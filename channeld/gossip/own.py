@@ -203,6 +203,15 @@ class OwnGossip:
         own = self._channels.get(channel_id)
         return own.remote_update if own is not None else None
 
+    def public_update_of_peer(self, scid: int) -> tuple[bytes, ChannelUpdate] | None:
+        """The peer's public update of our channel `scid`, which came before the channel was public here; and the
+        peer."""
+        for own in self._channels.values():
+            update = own.remote_update
+            if own.channel.scid == scid and update is not None and update.short_channel_id == scid:
+                return None if update.message_flags & DONT_FORWARD else (own.channel.peer_id, update)
+        return None
+
     def tick(self, now: float) -> list[Action]:
         """Time passes: channels to disable, dampened updates, keep-alives, our node's announcement."""
         actions = [action for own in self._channels.values() for action in self._act(own, now)]

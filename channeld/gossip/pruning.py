@@ -26,10 +26,8 @@ def buried_channels(view: NetworkView, height: int, forget_spent_blocks: int) ->
     """Channels whose spend has had its 72 blocks."""
     # BOLT 7, "once its funding output has been spent OR reorganized out: SHOULD forget a channel after a 72-block
     # delay."
-    spent = view.topology.spent_height
-    return [
-        scid for scid, row in view.topology.rows.items() if spent[row] and height >= spent[row] + forget_spent_blocks
-    ]
+    topology = view.topology
+    return [scid for scid in view.spent if height >= topology.spent_height[topology.rows[scid]] + forget_spent_blocks]
 
 
 def prune(view: NetworkView, now: float, height: int, config: GossipConfig, own: Iterable[int] = ()) -> list[int]:
@@ -68,8 +66,8 @@ def block_connected(view: NetworkView, block: Block, height: int) -> list[int]:
 def block_disconnected(view: NetworkView, height: int) -> None:
     """The block at `height` is no more: what it spent is unspent, what it funded is gone until it comes again."""
     topology = view.topology
-    for scid, row in topology.rows.items():
-        if topology.spent_height[row] == height:
+    for scid in list(view.spent):
+        if topology.spent_height[topology.rows[scid]] == height:
             view.set_spent(scid, 0)
     for scid in list(topology.funded_at(height)):
         if not topology.spent_height[topology.rows[scid]]:

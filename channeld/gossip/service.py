@@ -13,6 +13,7 @@ import structlog
 
 from channeld.bolt.messages import (
     AnnouncementSignatures,
+    ChannelAnnouncement,
     ChannelUpdate,
     DecodeError,
     GossipTimestampFilter,
@@ -218,6 +219,8 @@ class Gossip:
     def accepted(self, message: SignedGossip, origins: set[bytes]) -> None:
         """It is in the view: pass it on."""
         self.relay.publish(message, origins)
+        if isinstance(message, ChannelAnnouncement):
+            self._now_public(message.short_channel_id)
 
     def refused(self, message: SignedGossip, origins: set[bytes], refusal: Refusal) -> None:
         """It was not taken."""
@@ -264,6 +267,14 @@ class Gossip:
             log.error("own gossip not published", reason=str(error))
             return
         self.relay.publish(message, set(), is_own=True)
+        if isinstance(message, ChannelAnnouncement):
+            self._now_public(message.short_channel_id)
+
+    def _now_public(self, scid: int) -> None:
+        """If it is ours, and the peer was quicker to tell its policy than we to finish the announcement."""
+        kept = self.own.public_update_of_peer(scid)
+        if kept is not None:
+            self.intake.offer(kept[1], kept[0])
 
     # --- time and blocks
 
@@ -298,6 +309,8 @@ class Gossip:
         spent = pruning.block_connected(self.view, block, height)
         if spent:
             log.debug("channels spent", height=height, channels=len(spent))
+        for scid in pruning.buried_channels(self.view, height, self.config.forget_spent_blocks):
+            self.view.forget(scid)
 
     def block_disconnected(self, height: int) -> None:
         """The block at `height` is no more."""

@@ -62,6 +62,10 @@ class NetworkView:
         self.store = store
         self.topology = Topology()
         self.sinks = list(sinks)
+        self.spent: set[int] = set()
+        """Channels whose funding output is spent, or gone."""
+        self.changes = 0
+        """Grows with every change."""
         self._unroutable: set[int] = set()
 
     # --- at the start
@@ -79,9 +83,8 @@ class NetworkView:
                     self._drop(scid)
             elif kind == SPENT:
                 scid, height = SPENT_BODY.unpack(payload)
-                row = self.topology.rows.get(scid)
-                if row is not None:
-                    self.topology.spent_height[row] = height
+                if scid in self.topology.rows:
+                    self._place_spent(scid, height)
 
     def _load_channel(self, offset: int, payload: bytes) -> None:
         txid, capacity_sat, seen_seconds = CHANNEL_HEAD.unpack_from(payload)
@@ -127,6 +130,7 @@ class NetworkView:
         routable = not announcement.features or _is_routable(announcement.features)
         if not routable:
             self._unroutable.add(scid)
+        self.changes += 1
         for sink in self.sinks:
             sink.channel_added(scid, *node_ids, funding.amount_sat, routable)
 
@@ -136,6 +140,7 @@ class NetworkView:
         row = self.topology.rows[update.short_channel_id]
         location = self.store.append(UPDATE, raw) << 16 | len(raw)
         self._place_update(row, update.channel_flags, update.timestamp, location)
+        self.changes += 1
         if self.sinks:
             usable = is_usable(update, self.topology.capacity_sat[row])
             for sink in self.sinks:
@@ -151,6 +156,7 @@ class NetworkView:
         raw = announcement.raw
         location = self.store.append(NODE, raw) << 16 | len(raw)
         self._place_node(announcement.node_id, announcement.timestamp, location)
+        self.changes += 1
         for sink in self.sinks:
             sink.node_announced(announcement)
 
@@ -166,6 +172,7 @@ class NetworkView:
         """A channel is no more; so are nodes without any other."""
         self.store.append(FORGET, _SCID.pack(scid))
         gone = self._drop(scid)
+        self.changes += 1
         for sink in self.sinks:
             sink.channel_removed(scid)
             for node_id in gone:
@@ -175,6 +182,7 @@ class NetworkView:
         topology = self.topology
         row = topology.rows[scid]
         self._unroutable.discard(scid)
+        self.spent.discard(scid)
         for column in (topology.announcement, *topology.update):
             self._bury(column[row])
         for column in topology.nodes:
@@ -189,8 +197,15 @@ class NetworkView:
 
     def set_spent(self, scid: int, height: int) -> None:
         """The funding output was spent at `height`; 0: it was not, after all."""
-        self.topology.spent_height[self.topology.rows[scid]] = height
+        self._place_spent(scid, height)
         self.store.append(SPENT, SPENT_BODY.pack(scid, height))
+
+    def _place_spent(self, scid: int, height: int) -> None:
+        self.topology.spent_height[self.topology.rows[scid]] = height
+        if height:
+            self.spent.add(scid)
+        else:
+            self.spent.discard(scid)
 
     # --- what is known
 

@@ -24,6 +24,7 @@ from channeld.gossip.own import ForwardingPolicy, NodeProfile, OwnChannel
 from channeld.gossip.service import Gossip
 from channeld.gossip.store import GossipStore
 from channeld.gossip.view import NetworkView
+from channeld.node.bus import EventBus
 from channeld.node.channels import Channels, Driver
 from channeld.node.features import LOCAL_FEATURES
 from channeld.node.identity import Identity
@@ -163,6 +164,7 @@ class NodeGossip:
         identity: Identity,
         channels: Channels,
         source: ChainSource,
+        bus: EventBus,
         chain_hash: bytes,
         height: Callable[[], int],
         alias: str,
@@ -175,6 +177,7 @@ class NodeGossip:
         """What we ask for forwarding over a channel; whoever forwards sets this."""
         self._identity = identity
         self._channels = channels
+        self._bus = bus
         self._temporary = tempfile.TemporaryDirectory(prefix="channeld-gossip-") if settings.file is None else None
         path = settings.file or Path(self._temporary.name, "gossip")  # type: ignore[union-attr]
         self._config = settings.config or (REGTEST if is_regtest else GossipConfig())
@@ -196,6 +199,7 @@ class NodeGossip:
             NodeProfile(alias or identity.node_id.hex()[:20], bytes.fromhex(color), settings.addresses, features)
         )
         self._touched: set[Driver] = set()
+        self._closed = False
 
     def load(self) -> None:
         """Read what is kept."""
@@ -237,6 +241,8 @@ class NodeGossip:
 
     def _shielded(self, call: Callable[..., None], *args: Any) -> None:
         """The same for what the rest of the node calls."""
+        if self._closed:
+            return
         try:
             call(*args)
         except Exception:
@@ -257,9 +263,24 @@ class NodeGossip:
                     await asyncio.sleep(self._config.flush_seconds)
 
     async def _flush_for_ever(self) -> None:
+        told = 0
         while True:
             await asyncio.sleep(self._config.flush_seconds)
             self.core.flush()
+            if self.core.view.changes != told:
+                told = self.core.view.changes
+                self._publish_status()
+
+    def _publish_status(self) -> None:
+        self.core.view.store.flush()
+        status = self.core.status()
+        self._bus.publish(
+            "graph.changed",
+            f"the public network has {status.channels} channels between {status.nodes} nodes",
+            channels=status.channels,
+            nodes=status.nodes,
+            synced=status.is_synced,
+        )
 
     async def _pump_for_ever(self) -> None:
         while True:
@@ -268,6 +289,7 @@ class NodeGossip:
 
     def close(self) -> None:
         """After the tasks ended."""
+        self._closed = True
         self.core.close()
         if self._temporary is not None:
             self._temporary.cleanup()

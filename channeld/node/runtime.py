@@ -99,6 +99,7 @@ class Runtime:
             self.identity,
             self.channels,
             source,
+            bus,
             chain_hash,
             lambda: self.wallet.height,
             self.settings.alias,

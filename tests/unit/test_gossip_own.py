@@ -223,6 +223,26 @@ async def test_after_a_restart_a_public_channel_is_still_public(tmp_path: Path) 
         assert port.take(ChannelUpdate) == [before]
 
 
+async def test_an_update_that_comes_before_our_announcement_is_not_lost(tmp_path: Path) -> None:
+    async with network(tmp_path, 1, 2) as net:
+        net.connect(1, 2)
+        channel_id = net.open_channel(1, 2, SCID, depth=5)
+        net.members[1].change(channel_id, depth=6)
+        await net.settle()
+        net.under_way.clear()
+        port, announced_by_2 = FakePort(2), net.members[2]
+        gossip = net.members[1].gossip
+        gossip.peer_connected(port)
+        announced_by_2.change(channel_id, depth=6)
+        theirs = net.sent(2, 1, AnnouncementSignatures)[0]
+        update = next(m for m in net.sent(2, 1, ChannelUpdate) if m.short_channel_id == SCID)  # type: ignore[attr-defined]
+        assert not gossip.own.is_announced(channel_id)
+        gossip.peer_message(port, update)
+        gossip.peer_message(port, theirs)
+        await gossip.intake.idle()
+        assert latest(net, 1, 2, 1) == update
+
+
 async def test_wrong_signatures_get_a_warning_and_no_announcement(tmp_path: Path) -> None:
     async with network(tmp_path, 1, 2) as net:
         _, back = net.connect(1, 2)
