@@ -1,0 +1,265 @@
+"""Random closes on a fake chain: either side's commitment, current, next or revoked, HTLCs both ways, second-stage
+races, reorganisations, restarts, blocks missed, fee spikes. An honest side never ends below what it owned, less the
+fees that its report names.
+
+`ONCHAIN_RUNS=5000` plays more than the usual number; a failure prints its seed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from hashlib import sha256
+
+import pytest
+
+from channeld.channel import effects as fx
+from channeld.channel import events as ev
+from channeld.channel.env import ChannelPolicy
+from channeld.channel.state import Closing, Funded, Normal
+from channeld.onchain.outputs import Close, Output
+from channeld.onchain.plans import is_hopeless
+from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_of
+from tests.sim.onchain_world import Chain, Side, decode_again
+from wallet.bitcoin import TxOut
+
+RUNS = int(os.environ.get("ONCHAIN_RUNS", "60"))
+FIRST = int(os.environ.get("ONCHAIN_FIRST_SEED", "1"))
+DELAY = 40
+RELAY_PER_KW = 250
+"""1 sat/vB: what a transaction has to pay at least to be mined when blocks are not full."""
+POLICY = ChannelPolicy(to_self_delay_blocks=DELAY, max_dust_exposure_msat=500_000_000)
+
+
+class Run:
+    """One seed's life of a channel."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        self.anchors = rng.random() < 0.7
+        self.pair: Pair = open_pair(
+            anchors=self.anchors,
+            push_msat=rng.choice((0, 400_000_000, 900_000_000)),
+            policy=POLICY,
+            feerate_per_kw=rng.choice((253, 1000, 2500)),
+            number=seed,
+        )
+        self.numbers: list[tuple[Peer, int, int]] = []
+        self.old: dict[str, list[Funded]] = {"alice": [], "bob": []}
+        self.next_number = 0
+        self.honest: Side
+        self.other: Side
+        self.cheats = False
+
+    # --- a life before the end
+
+    def live(self) -> None:
+        for _ in range(self.rng.randrange(1, 12)):
+            for peer in (self.pair.alice, self.pair.bob):
+                self.old[peer.name].append(peer.funded)
+            self._do_something()
+            self.pair.settle()
+        if self.rng.random() < 0.4:
+            self._leave_something_half_done()
+
+    def _do_something(self) -> None:
+        sender = self.rng.choice((self.pair.alice, self.pair.bob))
+        if self.numbers and self.rng.random() < 0.3:
+            sender, id, number = self.numbers.pop(self.rng.randrange(len(self.numbers)))
+            receiver = self.pair.other(sender)
+            try:
+                if self.rng.random() < 0.6:
+                    receiver.step(ev.FulfillHtlc(id, preimage_of(number)))
+                else:
+                    receiver.step(ev.FailHtlc(id, b"reason"))
+            except ev.CommandRejected:
+                self.numbers.append((sender, id, number))  # not yet irrevocable
+            return
+        self._add(sender)
+
+    def _add(self, sender: Peer) -> None:
+        amount = self.rng.choice((1_000, 300_000, 700_000, 5_000_000, 20_000_000, 50_000_000))
+        number = self.next_number if self.rng.random() < 0.85 else max(0, self.next_number - 1)
+        id = sender.commitments.local_next_htlc_id
+        try:
+            add(sender, amount, number, HEIGHT + self.rng.randrange(40, 90))
+        except ev.CommandRejected:
+            return
+        self.numbers.append((sender, id, number))
+        self.next_number += 1
+
+    def _leave_something_half_done(self) -> None:
+        """Messages stay on the wire: a side may have two valid commitments."""
+        for _ in range(self.rng.randrange(1, 4)):
+            self._do_something()
+        for _ in range(self.rng.randrange(0, 6)):
+            peer = self.rng.choice((self.pair.alice, self.pair.bob))
+            peer.sign()
+            if peer.outbox:
+                self.pair.deliver(peer)
+        for peer in (self.pair.alice, self.pair.bob):
+            peer.outbox.clear()
+
+    # --- the end
+
+    def end(self) -> None:
+        chain = Chain(HEIGHT, self.rng)
+        honest, other = self.rng.sample((self.pair.alice, self.pair.bob), 2)
+        params = honest.funded.params
+        chain.grant(params.funding_outpoint, TxOut(params.capacity_sat, params.funding_script_pubkey))
+        for peer in (honest, other):
+            peer.step(ev.Disconnected())
+        self._decide_preimages(honest, other)
+        old = [s for s in self.old[other.name] if s.commitments.local.index < other.commitments.local.index]
+        self.cheats = bool(old) and self.rng.random() < 0.5
+        if self.cheats:
+            state = self.rng.choice(old)
+            assert isinstance(state, Normal)
+            other.state = state
+            other.step(ev.Disconnected())
+            for htlc in [h for h in other.commitments.remote.spec.htlcs.values() if not h.offered]:
+                self._try_fulfil(other, htlc.id)
+        self.honest, self.other = Side(honest, chain), Side(other, chain)
+        self.chain = chain
+        closer = other if self.cheats or self.rng.random() < 0.5 else honest
+        closer.step(ev.ForceClose("the end"))
+        if not self.cheats and self.rng.random() < 0.15:
+            self.pair.other(closer).step(ev.ForceClose("both at once"))
+        self._play()
+
+    def _decide_preimages(self, honest: Peer, other: Peer) -> None:
+        self.late: list[tuple[Peer, int]] = []
+        for peer in (honest, other):
+            for htlc in [h for h in peer.commitments.remote.spec.htlcs.values() if not h.offered]:
+                luck = self.rng.random()
+                if luck < 0.4:
+                    self._try_fulfil(peer, htlc.id)
+                elif luck < 0.6:
+                    self.late.append((peer, htlc.id))
+
+    def _try_fulfil(self, peer: Peer, id: int) -> None:
+        htlc = peer.commitments.remote.spec.htlcs.get(id << 1)
+        for number in range(self.next_number + 1):
+            if htlc is not None and sha256(preimage_of(number)).digest() == htlc.payment_hash:
+                try:
+                    peer.step(ev.FulfillHtlc(id, preimage_of(number)))
+                except ev.CommandRejected:
+                    return
+                return
+
+    def _play(self) -> None:
+        away = 0
+        spike = 0
+        for turn in range(400):
+            if self.rng.random() < 0.03 and spike == 0:
+                spike = self.rng.randrange(2, 10)
+            self.chain.level = RELAY_PER_KW * (self.rng.choice((4, 8, 20)) if spike else self.rng.choice((1, 1, 1, 2)))
+            spike = max(0, spike - 1)
+            if turn < 130:
+                self._disturb()
+            if away:
+                away -= 1
+            elif self.rng.random() < 0.04 and turn < 130:
+                away = self.rng.randrange(1, 6)
+            for side in self.rng.sample((self.honest, self.other), 2):
+                if side is self.honest and away:
+                    continue
+                if self.rng.random() < 0.1:
+                    side.crash()
+                side.catch_up()
+            if self.rng.random() < 0.05 and self.late:
+                peer, id = self.late.pop()
+                htlc = peer.commitments.remote.spec.htlcs.get(id << 1)
+                in_time = htlc is not None and htlc.cltv_expiry - self.chain.height > POLICY.fulfill_deadline_blocks
+                if in_time and not (self.cheats and peer is self.other.peer):
+                    self._try_fulfil(peer, id)
+            self.chain.mine()
+            if self.honest.over and turn > 150:
+                return
+
+    def _disturb(self) -> None:
+        if self.rng.random() < 0.04 and self.chain.height > HEIGHT + 6:
+            txs = []
+            for _ in range(self.rng.randrange(1, 5)):
+                height = self.chain.height
+                txs += self.chain.undo()
+                for side in (self.honest, self.other):
+                    side.undone(height)
+            self.chain.pool.clear()
+            for tx in txs:
+                if self.rng.random() < 0.7:
+                    for side in (self.honest,):
+                        side._offer(tx)
+
+    # --- the reckoning
+
+    def check(self) -> None:
+        honest = self.honest
+        decode_again(honest.peer)
+        state = honest.peer.state
+        assert isinstance(state, Closing)
+        close = honest.close()
+        assert close is not None, "nothing was ever mined"
+        assert close.kind != "unknown"
+        if self.cheats and close.kind != "local":
+            assert close.kind == "revoked" or close.commitment_number is not None
+        for output in close.outputs:
+            self._check_output(close, output)
+        self._check_outcomes(close)
+        self._check_money(close)
+        assert not any(kind == "onchain.lost" for kind in honest.alarms), honest.alarms
+        assert honest.over
+
+    def _check_output(self, close: Close, output: Output) -> None:
+        if output.owner != "local" or output.kind in ("trimmed_htlc", "anchor"):
+            return
+        if output.taker == "local":
+            return
+        if output.taker == "remote":
+            if close.kind == "revoked":
+                assert output.kind == "htlc", output
+                return  # taken again one stage later
+            assert output.htlc is not None
+            if output.htlc.offered:
+                assert output.htlc.payment_hash in close.preimages
+            return
+        assert is_hopeless(output), output
+
+    def _check_outcomes(self, close: Close) -> None:
+        """Every HTLC that we offered has exactly one outcome, the right one."""
+        log = self.honest.peer.log
+        settled = [e.id for e in log if isinstance(e, fx.HtlcSettled)]
+        failed = [e.id for e in log if isinstance(e, fx.HtlcFailed)]
+        assert len(settled) == len(set(settled))
+        assert len(failed) == len(set(failed))
+        assert not set(settled) & set(failed)
+        c = self.honest.peer.commitments
+        left = set(c.origins) - c.learnt
+        assert not left, left
+        for output in close.outputs:
+            htlc = output.htlc
+            if output.kind == "htlc" and htlc is not None and htlc.offered and htlc.id >= 0 and htlc.id in failed:
+                assert output.taker == "local" or is_hopeless(output)
+
+    def _check_money(self, close: Close) -> None:
+        """What came home is what we took less the fees that we can name."""
+        resolution = self.honest.resolution()
+        taken = sum(o.amount_sat for o in close.outputs if o.taker == "local")
+        # An output that only passed through our own HTLC transaction is taken twice.
+        taken -= sum(o.amount_sat for o in close.outputs if o.kind == "htlc_tx" and close.kind == "local")
+        mined = {tx.txid() for txs in self.chain.blocks.values() for tx in txs}
+        fees = sum(fee for txid, fee in resolution.fees.items() if txid in mined)
+        assert self.honest.brought_home_sat() == taken - fees
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_an_honest_side_never_loses(chunk: int) -> None:
+    for seed in range(FIRST + chunk, FIRST + RUNS, 4):
+        run = Run(seed)
+        try:
+            run.live()
+            run.end()
+            run.check()
+        except BaseException:
+            print(f"seed {seed}")
+            raise
