@@ -148,13 +148,14 @@ class Session:
             keyed.idempotency_key = secrets.token_hex(16)
         again = f"Run the same command with --idempotency-key {keyed.idempotency_key}: that moves the money once."
         try:
-            for pause in RETRY_AFTER_SECONDS:
+            for attempt, pause in enumerate(RETRY_AFTER_SECONDS):
                 try:
                     return self._call(pick(self), request, timeout_seconds)
                 except grpc.RpcError as error:
                     if not connection_was_lost(error):
                         raise
-                self.out.note("The connection to the daemon broke; asking again (the money moves once at most).")
+                if attempt == 0:
+                    self.out.note("The connection to the daemon broke; asking again (the money moves once at most).")
                 self._reconnect_after(pause)
             return self._call(pick(self), request, timeout_seconds)
         except KeyboardInterrupt:
