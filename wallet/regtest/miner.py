@@ -19,6 +19,8 @@ from wallet.regtest.pool import Entry
 
 BLOCK_VERSION = 0x2000_0000
 HALVING_INTERVAL = 150
+LAST_SUBSIDY_HEIGHT = 33 * HALVING_INTERVAL
+"""Before this height the last satoshi is mined."""
 _COIN_SAT = 100_000_000
 _RESERVED_WEIGHT = 8000
 _RESERVED_SIGOPS = 400

@@ -17,13 +17,13 @@ from wallet.regtest.faucet import Faucet
 from wallet.regtest.node import BlockRefused, Node
 from wallet.regtest.notify import ZmqPublisher
 from wallet.regtest.policy import Policy
-from wallet.regtest.rpc import blockchain, control, mempool, psbt, rawtx, wallet, wallets
+from wallet.regtest.rpc import blockchain, control, mempool, psbt, rawtx, spending, wallet, wallets
 from wallet.regtest.rpc.http import Credentials, RpcServer
 from wallet.regtest.rpc.registry import METHODS, Call, Control
 
 log = logging.getLogger(__name__)
 
-METHOD_MODULES = (blockchain, control, mempool, psbt, rawtx, wallet, wallets)
+METHOD_MODULES = (blockchain, control, mempool, psbt, rawtx, spending, wallet, wallets)
 """Importing them fills the table of methods."""
 
 

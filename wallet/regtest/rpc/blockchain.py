@@ -13,7 +13,7 @@ from wallet.regtest.chain import BlockNode, Chain
 from wallet.regtest.errors import INVALID_ADDRESS_OR_KEY, INVALID_PARAMETER, MISC_ERROR, RpcError
 from wallet.regtest.forms import amount, hex_of
 from wallet.regtest.miner import subsidy
-from wallet.regtest.rpc.registry import Call, Json, Param, method, read_hash
+from wallet.regtest.rpc.registry import Call, Json, Param, method, read_hash, read_strings
 
 _HASH = Param("blockhash", "hash")
 _MAX_WAIT_MS = 2**31 - 1
@@ -50,7 +50,7 @@ def getblockcount(call: Call) -> Json:
     return call.node.chain.height
 
 
-@method("blockchain", Param("height", "number"))
+@method("blockchain", Param("height", "int"))
 def getblockhash(call: Call, height: int) -> Json:
     """Returns hash of block in best-block-chain at height provided."""
     chain = call.node.chain
@@ -83,7 +83,7 @@ def getblockchaininfo(call: Call) -> Json:
     }
 
 
-@method("blockchain", _HASH, Param("verbosity|verbose", "number or bool", 1))
+@method("blockchain", _HASH, Param("verbosity|verbose", "int or bool", 1))
 def getblock(call: Call, blockhash: bytes, verbosity: int) -> Json:
     """Returns a block: as hex (0), with txids (1), with transactions (2), with what they spend (3)."""
     chain = call.node.chain
@@ -157,7 +157,7 @@ def getdeploymentinfo(call: Call, blockhash: bytes | None) -> Json:
     return {"hash": hex_of(node.hash), "height": node.height, "deployments": deployments}
 
 
-@method("blockchain", Param("nblocks", "number", None), Param("blockhash", "hash", None))
+@method("blockchain", Param("nblocks", "int", None), Param("blockhash", "hash", None))
 def getchaintxstats(call: Call, nblocks: int | None, blockhash: bytes | None) -> Json:
     """Computes statistics about the total number and rate of transactions in the chain."""
     chain = call.node.chain
@@ -185,7 +185,7 @@ def getchaintxstats(call: Call, nblocks: int | None, blockhash: bytes | None) ->
     return form
 
 
-@method("blockchain", Param("hash_or_height", "number or string"), Param("stats", "array", None))
+@method("blockchain", Param("hash_or_height", "int or string"), Param("stats", "array", None))
 def getblockstats(call: Call, hash_or_height: Json, stats: list[str] | None) -> Json:
     """Compute per block statistics for a given block. Amounts are in satoshi."""
     chain = call.node.chain
@@ -195,7 +195,7 @@ def getblockstats(call: Call, hash_or_height: Json, stats: list[str] | None) -> 
     computed = _block_stats(chain, node)
     if not stats:
         return computed
-    unknown = [name for name in stats if name not in computed]
+    unknown = [name for name in read_strings(stats, "stats") if name not in computed]
     if unknown:
         raise RpcError(INVALID_PARAMETER, f"Invalid selected statistic '{unknown[0]}'")
     return {name: computed[name] for name in stats}
@@ -250,11 +250,11 @@ def _block_stats(chain: Chain, node: BlockNode) -> dict[str, Json]:
 # Coins.
 
 
-@method("blockchain", Param("txid", "hash"), Param("n", "number"), Param("include_mempool", "bool", True))
+@method("blockchain", Param("txid", "hash"), Param("n", "int"), Param("include_mempool", "bool", True))
 def gettxout(call: Call, txid: bytes, n: int, include_mempool: bool) -> Json:
     """Returns details about an unspent transaction output, or null."""
     chain, pool = call.node.chain, call.node.mempool.pool
-    outpoint = OutPoint(txid, int(n))
+    outpoint = OutPoint(txid, n)
     output = pool.output(outpoint) if include_mempool else None
     coin = None if output is not None else chain.store.coin(outpoint)
     if include_mempool and outpoint in pool.spenders:
@@ -310,7 +310,8 @@ def scantxoutset(call: Call, action: str, scanobjects: list[Json] | None) -> Jso
         return None if action == "status" else False
     if action != "start" or scanobjects is None:
         raise RpcError(INVALID_PARAMETER, f"Invalid action '{action}'")
-    wanted = {script_of_descriptor(item["desc"] if isinstance(item, dict) else item) for item in scanobjects}
+    described = [item.get("desc") if isinstance(item, dict) else item for item in scanobjects]
+    wanted = {script_of_descriptor(text) for text in read_strings(described, "scanobjects")}
     chain = call.node.chain
     unspents, total, count = [], 0, 0
     for outpoint, coin in chain.store.all_coins():
@@ -396,20 +397,20 @@ async def _wait(call: Call, timeout: Json, done: Any) -> Json:
     return _tip(call)
 
 
-@method("blockchain", Param("timeout", "number", 0), Param("current_tip", "hash", None))
+@method("blockchain", Param("timeout", "int", 0), Param("current_tip", "hash", None))
 async def waitfornewblock(call: Call, timeout: Json, current_tip: bytes | None) -> Json:
     """Waits for any new block and returns useful info about it. The timeout is in milliseconds; 0: none."""
     before = current_tip or call.node.chain.tip.hash
     return await _wait(call, timeout, lambda: call.node.chain.tip.hash != before)
 
 
-@method("blockchain", _HASH, Param("timeout", "number", 0))
+@method("blockchain", _HASH, Param("timeout", "int", 0))
 async def waitforblock(call: Call, blockhash: bytes, timeout: Json) -> Json:
     """Waits for a specific new block to be the tip. The timeout is in milliseconds; 0: none."""
     return await _wait(call, timeout, lambda: call.node.chain.tip.hash == blockhash)
 
 
-@method("blockchain", Param("height", "number"), Param("timeout", "number", 0))
+@method("blockchain", Param("height", "int"), Param("timeout", "int", 0))
 async def waitforblockheight(call: Call, height: int, timeout: Json) -> Json:
     """Waits for (at least) block height. The timeout is in milliseconds; 0: none."""
     return await _wait(call, timeout, lambda: call.node.chain.height >= height)

@@ -71,7 +71,7 @@ def echo(call: Call, *arguments: Any) -> Json:
     return given
 
 
-@method("hidden", Param("timestamp", "number"))
+@method("hidden", Param("timestamp", "int"))
 def setmocktime(call: Call, timestamp: int) -> Json:
     """Set the local time to given timestamp (UNIX epoch time, 0 to go back to the system time)."""
     if timestamp < 0:
@@ -79,7 +79,7 @@ def setmocktime(call: Call, timestamp: int) -> Json:
     call.node.clock.mock(int(timestamp))
 
 
-@method("hidden", Param("seconds", "number"))
+@method("hidden", Param("seconds", "int"))
 def mockscheduler(call: Call, delta: int) -> Json:
     """Bump the scheduler into the future; nothing is scheduled here."""
 

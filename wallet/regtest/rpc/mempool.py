@@ -149,7 +149,7 @@ def savemempool(call: Call) -> Json:
 # Fees.
 
 
-@method("util", Param("conf_target", "number"), Param("estimate_mode", "string", "economical"))
+@method("util", Param("conf_target", "int"), Param("estimate_mode", "string", "economical"))
 def estimatesmartfee(call: Call, conf_target: int, estimate_mode: str) -> Json:
     """Estimates the fee rate (BTC/kvB) for confirmation within conf_target blocks, from what was mined lately."""
     if not 1 <= conf_target <= MAX_TARGET_BLOCKS:
@@ -188,7 +188,7 @@ async def _mine(call: Call, script: bytes, count: int) -> list[str]:
     return hashes
 
 
-@method("mining", Param("nblocks", "number"), Param("address", "string"), Param("maxtries", "number", _DEFAULT_TRIES))
+@method("mining", Param("nblocks", "int"), Param("address", "string"), Param("maxtries", "int", _DEFAULT_TRIES))
 async def generatetoaddress(call: Call, nblocks: int, address: str, maxtries: int) -> Json:
     """Mine to a specified address and return the block hashes."""
     try:
@@ -200,9 +200,9 @@ async def generatetoaddress(call: Call, nblocks: int, address: str, maxtries: in
 
 @method(
     "hidden",
-    Param("num_blocks", "number"),
+    Param("num_blocks", "int"),
     Param("descriptor", "string"),
-    Param("maxtries", "number", _DEFAULT_TRIES),
+    Param("maxtries", "int", _DEFAULT_TRIES),
 )
 async def generatetodescriptor(call: Call, num_blocks: int, descriptor: str, maxtries: int) -> Json:
     """Mine to an addr() or raw() descriptor and return the block hashes."""
@@ -256,7 +256,7 @@ async def submitblock(call: Call, hexdata: str, dummy: str) -> Json:
     return await call.node.submit_block(block, raw)
 
 
-@method("mining", Param("txid", "hash"), Param("dummy", "number", 0), Param("fee_delta", "number", 0))
+@method("mining", Param("txid", "hash"), Param("dummy", "int", 0), Param("fee_delta", "int", 0))
 def prioritisetransaction(call: Call, txid: bytes, dummy: Json, fee_delta: Json) -> Json:
     """Accepts the transaction into mined blocks at a higher (or lower) priority: fee_delta in satoshi."""
     if dummy:
@@ -305,12 +305,12 @@ def getmininginfo(call: Call) -> Json:
 
 def _hashes_per_second(call: Call, nblocks: int) -> float:
     chain = call.node.chain
-    first = chain.active[max(0, chain.height - nblocks)]
+    first = chain.active[max(0, chain.height - max(1, nblocks))]
     seconds = chain.tip.header.time - first.header.time
     return (chain.tip.chainwork - first.chainwork) / seconds if seconds > 0 else 0
 
 
-@method("mining", Param("nblocks", "number", 120), Param("height", "number", -1))
+@method("mining", Param("nblocks", "int", 120), Param("height", "int", -1))
 def getnetworkhashps(call: Call, nblocks: int, height: int) -> Json:
     """Returns the estimated network hashes per second."""
     return _hashes_per_second(call, int(nblocks))
@@ -319,7 +319,8 @@ def getnetworkhashps(call: Call, nblocks: int, height: int) -> Json:
 @method("mining", Param("template_request", "object", None))
 def getblocktemplate(call: Call, template_request: dict[str, Json] | None) -> Json:
     """Returns data needed to construct a block to work on (BIP 22, 23, 145)."""
-    if template_request is None or "segwit" not in template_request.get("rules", []):
+    rules = expect((template_request or {}).get("rules", []), "array", "rules")
+    if "segwit" not in rules:
         raise RpcError(
             INVALID_PARAMETER,
             'getblocktemplate must be called with the segwit rule set (call with {"rules": ["segwit"]})',

@@ -9,7 +9,8 @@ from wallet.regtest.errors import DESERIALIZATION_ERROR, INVALID_PARAMETER, RpcE
 from wallet.regtest.forms import amount
 from wallet.regtest.rpc.rawtx import build_tx, decode_tx
 from wallet.regtest.rpc.registry import Call, Json, Param, expect, method
-from wallet.regtest.rpc.wallet import fund_with_options, wallet_of
+from wallet.regtest.rpc.spending import fund_with_options
+from wallet.regtest.rpc.wallet import wallet_of
 
 _DEFAULT_SIGHASH = "DEFAULT for Taproot, ALL otherwise"
 
@@ -24,9 +25,9 @@ def _found(call: Call, decoded: Decoded) -> list[TxOut | None]:
     "rawtransactions",
     Param("inputs", "array"),
     Param("outputs", "array or object"),
-    Param("locktime", "number", 0),
+    Param("locktime", "int", 0),
     Param("replaceable", "bool", True),
-    Param("version", "number", 2),
+    Param("version", "int", 2),
 )
 def createpsbt(call: Call, inputs: list[Json], outputs: Json, locktime: int, replaceable: bool, version: int) -> Json:
     """Creates a transaction in the Partially Signed Transaction format."""
@@ -99,10 +100,10 @@ def walletprocesspsbt(call: Call, text: str, sign: bool, sighashtype: str, bip32
     "wallet",
     Param("inputs", "array", None),
     Param("outputs", "array or object"),
-    Param("locktime", "number", 0),
+    Param("locktime", "int", 0),
     Param("options", "object", None),
     Param("bip32derivs", "bool", True),
-    Param("version", "number", 2),
+    Param("version", "int", 2),
 )
 async def walletcreatefundedpsbt(
     call: Call,

@@ -46,7 +46,7 @@ def decode_tx(hexstring: str, *, try_no_witness: bool = True) -> Tx:
 @method(
     "rawtransactions",
     Param("txid", "hash"),
-    Param("verbosity|verbose", "number or bool", 0),
+    Param("verbosity|verbose", "int or bool", 0),
     Param("blockhash", "hash", None),
 )
 def getrawtransaction(call: Call, txid: bytes, verbosity: int, blockhash: bytes | None) -> Json:
@@ -150,9 +150,9 @@ def _wrapped(script: bytes, kind: str) -> bytes:
     "rawtransactions",
     Param("inputs", "array"),
     Param("outputs", "array or object"),
-    Param("locktime", "number", 0),
+    Param("locktime", "int", 0),
     Param("replaceable", "bool", True),
-    Param("version", "number", 2),
+    Param("version", "int", 2),
 )
 def createrawtransaction(
     call: Call, inputs: list[Json], outputs: Json, locktime: int, replaceable: bool, version: int
@@ -199,7 +199,7 @@ def read_outputs(outputs: Json) -> list[TxOut]:
     read, seen = [], set()
     for key, value in pairs:
         if key == "data":
-            data = _read_hex(value, "Data")
+            data = read_hex(value, "Data")
             read.append(TxOut(0, bytes((scripts.OP_RETURN,)) + scripts.push(data)))
             continue
         script = read_address(key)
@@ -218,7 +218,8 @@ def read_address(text: str) -> bytes:
         raise RpcError(INVALID_ADDRESS_OR_KEY, f"Invalid Bitcoin address: {text}") from None
 
 
-def _read_hex(value: Json, name: str) -> bytes:
+def read_hex(value: Json, name: str) -> bytes:
+    """Bytes from hex. Raises RpcError(-8)."""
     text = expect(value, "string", name)
     try:
         return bytes.fromhex(text)

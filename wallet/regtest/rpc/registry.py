@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,13 +24,14 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "array": (list,),
     "object": (dict,),
 }
-_KINDS = {"hash": "string", "hex": "string", "amount": "number or string"}
+_KINDS = {"hash": ("string",), "amount": ("number", "string"), "int": ("number",)}
+_INT64 = range(-(2**63), 2**63)
 
 
 class Param(NamedTuple):
     """A parameter: `name` with aliases behind `|`, `kind` one or several JSON types behind ` or `.
 
-    The kinds `hash` (32 bytes as hex), `hex` and `amount` (BTC, to be read with `read_amount`) say more.
+    The kinds `hash` (32 bytes as hex), `int` and `amount` (BTC, to be read with `read_amount`) say more.
     """
 
     name: str
@@ -50,7 +51,15 @@ class Param(NamedTuple):
     @property
     def types(self) -> list[str]:
         """The JSON types that it may have."""
-        return _KINDS.get(self.kind, self.kind).split(" or ")
+        return [name for kind in self.kind.split(" or ") for name in _KINDS.get(kind, (kind,))]
+
+    def read(self, value: Json) -> Any:
+        """The handler's argument, of a value that has the right JSON type. Raises RpcError."""
+        if self.kind == "hash":
+            return read_hash(value, self.names[0])
+        if self.kind.startswith("int") and not isinstance(value, (bool, str)):
+            return read_int(value, self.names[0])
+        return value
 
 
 @dataclass
@@ -131,7 +140,7 @@ class Method:
             if value is None:
                 arguments.append(None if param.required else param.default)
             else:
-                arguments.append(read_hash(value, param.names[0]) if param.kind == "hash" else value)
+                arguments.append(param.read(value))
         return arguments
 
     def _named(self, given: dict[str, Json]) -> list[Json]:
@@ -219,12 +228,27 @@ def read_hash(value: Json, name: str) -> bytes:
         raise RpcError(INVALID_PARAMETER, f"{name} must be hexadecimal string (not '{text}')") from None
 
 
-def read_amount(value: Json) -> int:
-    """BTC, as a number or text, to satoshi. Raises RpcError(-3)."""
+def read_options(given: Json, known: Sequence[Param]) -> dict[str, Any]:
+    """All `known` options by their first name, from an object of named ones. Raises RpcError."""
+    rest = dict(given or {})
+    options: dict[str, Any] = {}
+    for param in known:
+        value = next((rest.pop(name) for name in param.names if name in rest), None)
+        problem = None if value is None else _type_problem(param, value)
+        if problem is not None:
+            raise RpcError(TYPE_ERROR, problem)
+        options[param.names[0]] = param.default if value is None else param.read(value)
+    if rest:
+        raise RpcError(TYPE_ERROR, f"Unexpected key {next(iter(rest))}")
+    return options
+
+
+def read_amount(value: Json, *, decimals: int = 8) -> int:
+    """A number or text in units of 10^-decimals: BTC to satoshi, unless told otherwise. Raises RpcError(-3)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)):
         raise RpcError(TYPE_ERROR, "Amount is not a number or string")
     try:
-        scaled = Decimal(str(value)).scaleb(8)
+        scaled = Decimal(str(value)).scaleb(decimals)
         sat = int(scaled)
     except (ArithmeticError, ValueError):
         raise RpcError(TYPE_ERROR, "Invalid amount") from None
@@ -236,9 +260,16 @@ def read_amount(value: Json) -> int:
 
 
 def read_int(value: Json, name: str) -> int:
-    """A whole number. Raises RpcError(-1), as bitcoind does for others."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        if isinstance(value, Decimal) and value == value.to_integral_value():
-            return int(value)
-        raise RpcError(MISC_ERROR, f"JSON integer out of range ({name})")
-    return value
+    """A whole number of 64 bits. Raises RpcError(-3) for what is no number, -1 for other numbers."""
+    if json_type(value) != "number":
+        raise RpcError(
+            TYPE_ERROR, f"JSON value of type {json_type(value)} for field {name} is not of expected type number"
+        )
+    if value != int(value) or int(value) not in _INT64:
+        raise RpcError(MISC_ERROR, "JSON integer out of range")
+    return int(value)
+
+
+def read_strings(values: list[Json], name: str) -> list[str]:
+    """An array of strings. Raises RpcError(-3)."""
+    return [expect(value, "string", name) for value in values]
