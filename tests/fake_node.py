@@ -149,6 +149,11 @@ class FakeNode:
         for channel in list(self.channels.values()):
             self._set(channel, connected=False, active=False)
 
+    def come_back(self) -> None:
+        """And are there again."""
+        for channel in list(self.channels.values()):
+            self._set(channel, connected=True, active=channel.phase == "normal")
+
     async def settled(self) -> None:
         """Waits until no payment is under way."""
         outcomes = self.events()

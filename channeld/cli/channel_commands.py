@@ -358,7 +358,8 @@ def _matcher(reference: str) -> Callable[[Channel], bool]:
 def _state(channel: Channel) -> str:
     if channel.active:
         return "active"
-    return channel.phase.replace("_", " ") + ("" if channel.connected or channel.phase in OVER else ", peer away")
+    needs_peer = not channel.connected and channel.phase not in OVER | {"closing"}
+    return channel.phase.replace("_", " ") + (", peer away" if needs_peer else "")
 
 
 def _funding(channel: Channel) -> str:

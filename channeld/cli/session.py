@@ -80,7 +80,7 @@ class Session:
 
     @cached_property
     def paths(self) -> DataPaths:
-        """The daemon's files. Without --network: those of the one network whose daemon runs, mainnet if none does."""
+        """The daemon's files. Without --network: of the one network whose daemon runs, or has run; else mainnet."""
         root = data_paths(DEFAULT_NETWORK, self.settings.datadir).root
         if self.settings.network is not None:
             return DataPaths(root, self.settings.network)
@@ -91,7 +91,8 @@ class Session:
                 f"Choose one with --network {running[0]} or CHANNELD_NETWORK.",
                 USAGE,
             )
-        return DataPaths(root, running[0] if running else DEFAULT_NETWORK)
+        used = running or [path.parent.name for path in root.glob("*/token")]
+        return DataPaths(root, used[0] if len(used) == 1 else DEFAULT_NETWORK)
 
     def place(self) -> Place:
         """Where the daemon is looked for, as of now. Raises `CliError` if there is no telling."""

@@ -130,6 +130,9 @@ def test_a_channel_from_open_to_close(channelctl: Channelctl, daemon: Daemon) ->
     for reference in (channel["channel_id"], channel["channel_id"][:6], "123x1x0", funding):
         assert channelctl.json("channel", "show", reference)["channel"]["channel_id"] == channel["channel_id"]
     assert funding in channelctl("channel", "show", "123x1x0").out
+    daemon.do(lambda: daemon.node.cut_off())
+    assert "normal, peer away" in channelctl("channel", "list").out
+    daemon.do(lambda: daemon.node.come_back())
     closed = channelctl("channel", "close", "123x1x0", "--yes")
     assert "together with the peer; 49,998.500 sat of it are ours" in closed.err
     assert "waiting for 1 block" in closed.out

@@ -146,6 +146,13 @@ def test_a_daemon_that_was_killed(channelctl: Channelctl, daemon: Daemon) -> Non
     assert "`channeld --network regtest" in ran.err
 
 
+def test_a_daemon_that_was_stopped(channelctl: Channelctl, daemon: Daemon) -> None:
+    daemon.stop()
+    ran = channelctl("info")
+    assert ran.status == failures.UNAVAILABLE
+    assert "`channeld --network regtest --datadir" in ran.err
+
+
 def test_several_networks(channelctl: Channelctl, daemon: Daemon) -> None:
     other = data_paths("signet", daemon.paths.root)
     other.directory.mkdir()
