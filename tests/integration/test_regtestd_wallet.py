@@ -28,6 +28,10 @@ async def test_the_faucet_mines_its_first_coins_when_it_needs_them(rpc: Client) 
     assert (await rpc.gettransaction(txid))["amount"] == -3
     await rpc.sendtoaddress(BURN, 1000)
     assert 115 < await rpc.getblockcount() < 125
+    height = await rpc.getblockcount()
+    with pytest.raises(Refused, match="Insufficient funds"):
+        await rpc.sendtoaddress(BURN, 20_000_000)
+    assert await rpc.getblockcount() == height
     assert (await rpc.gettransaction(txid))["confirmations"] > 0
 
 

@@ -108,8 +108,8 @@ class RegtestServer:
             call = Call(self._node, faucet, control)
             assert METHODS, "the modules of methods are imported"
             self._rpc = RpcServer(call, credentials)
-            await self._rpc.start(settings.rpc_host, settings.rpc_port)
             credentials.write_cookie()
+            await self._rpc.start(settings.rpc_host, settings.rpc_port)
             _write_atomically(self.port_file, f"{self._rpc.port}\n")
             if settings.block_interval_seconds:
                 script = rawtx.read_address(settings.block_address) if settings.block_address else None
