@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from msgspec.structs import replace
+from ortools.graph.python.max_flow import SimpleMaxFlow
 from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
 from channeld.routing.costs import Problem, Table, lay_out
-from channeld.routing.graph import Graph, Indices, Ints
+from channeld.routing.graph import Floats, Graph, Indices, Ints
 from channeld.routing.scoring import Scorer
 from channeld.routing.search import edges_of, price, solve
 from channeld.routing.values import CostModel, NoRoute, Route, RouteRequest
@@ -33,6 +34,7 @@ _RELIABLE = 0.9
 
 _CORRIDORS = (4_000, 20_000, 10**9)
 _PIECES = np.array([0.0, 0.25, 0.5, 0.75, 0.9, 1.0])
+_FEW_UNITS = 16
 _TYPICAL_PARTS = 4
 """What a hop costs once, whatever the amount (base fees, being online), is spread over parts of this share."""
 
@@ -43,6 +45,9 @@ _FRUGAL = 10
 """How much fees weigh when the first answer exceeds the fee limit."""
 
 _FINER = 4
+_HEADROOM = 1.005
+"""Fees make what a channel carries exceed the units; without room for them the exact routes would not fit."""
+
 _MOST_HALVINGS = 3
 
 
@@ -83,18 +88,20 @@ def _split(problem: Problem, max_parts: int) -> tuple[Route, ...] | NoRoute:
     request = problem.request
     answer: tuple[Route, ...] | NoRoute = NoRoute("no way to split the payment was found")
     before = problem.base.used.copy(), problem.extra.used.copy()
-    for weight, fineness in ((1, 1), (_FRUGAL, 1), (1, _FINER), (_FRUGAL, _FINER), (1, _FINER**2)):
-        problem.base.used[:], problem.extra.used[:] = before
-        model = replace(request.model, fee_weight=request.model.fee_weight * weight)
-        parts = _flow(problem, model, max_parts * fineness)
-        if isinstance(parts, NoRoute):
-            answer = parts
-        elif len(parts) > max_parts:
-            answer = NoRoute(f"{request.amount_msat} msat would need {len(parts)} parts, {max_parts} are allowed")
-        else:
+    for fineness in (1, _FINER, _FINER**2):
+        for weight in (1, _FRUGAL):
+            problem.base.used[:], problem.extra.used[:] = before
+            model = replace(request.model, fee_weight=request.model.fee_weight * weight)
+            parts = _flow(problem, model, max_parts * fineness)
+            if isinstance(parts, NoRoute):
+                answer = parts
+                break  # whether it flows at all does not depend on what fees weigh
+            if len(parts) > max_parts:
+                answer = NoRoute(f"{request.amount_msat} msat would need {len(parts)} parts, {max_parts} are allowed")
+                break
             answer = _settle(problem, parts, max_parts)
-        if not isinstance(answer, NoRoute):
-            return answer
+            if not isinstance(answer, NoRoute):
+                return answer
     return answer
 
 
@@ -109,26 +116,44 @@ def _flow(problem: Problem, model: CostModel, units: int) -> list[_Part] | NoRou
     useful = np.nonzero(np.isfinite(detour))[0]
     if not len(useful):
         return NoRoute(f"no way for parts of {unit} msat connects the source with the destination")
-    best = 0
     for width in _CORRIDORS:
         kept = useful if len(useful) <= width else useful[np.argpartition(detour[useful], width)[:width]]
-        flow, best = _min_cost(problem, model, kept, source[kept], target[kept], unit, units)
-        if best == units:
+        flow = _min_cost(problem, model, kept, source[kept], target[kept], unit, units)
+        if flow is not None:
             return _paths(problem, dict(zip(kept.tolist(), flow.tolist(), strict=True)), unit, units)
-        if len(kept) == len(useful):
-            break
-    return NoRoute(f"all ways together can carry about {best * unit} msat of {amount} msat")
+        if width == _CORRIDORS[0]:
+            most = _most(problem, useful, source[useful], target[useful], unit, units)
+            if most < units:
+                return NoRoute(f"all ways together can carry about {most * unit} msat of {amount} msat")
+    raise AssertionError("the widest corridor has all edges")
+
+
+def _room(table: Table, index: Ints, unit: int, units: int) -> Floats:
+    """Whole units that some edges can carry, with something left for fees on top."""
+    return np.clip(np.floor((table.upper[index] - table.used[index]) / (unit * _HEADROOM)), 0, units)
+
+
+def _most(problem: Problem, kept: Ints, source: Indices, target: Indices, unit: int, units: int) -> int:
+    """How many units can flow at all."""
+    solver = SimpleMaxFlow()
+    base = kept < problem.base_edges
+    room = np.zeros(len(kept), np.int64)
+    room[base] = _room(problem.base, kept[base], unit, units)
+    room[~base] = _room(problem.extra, kept[~base] - problem.base_edges, unit, units)
+    solver.add_arcs_with_capacity(source.astype(np.int32), target.astype(np.int32), room)
+    if solver.solve(problem.root, problem.target_index) != solver.OPTIMAL:
+        raise AssertionError("maximal flow found no answer")
+    return int(min(units, solver.optimal_flow()))
 
 
 def _min_cost(
     problem: Problem, model: CostModel, kept: Ints, source: Indices, target: Indices, unit: int, units: int
-) -> tuple[Ints, int]:
-    """Units on each kept edge, and how many arrive in all."""
+) -> Ints | None:
+    """Units on each kept edge; None if these edges cannot carry all."""
     room, slopes = _pieces(problem, model, kept, unit, units)
     arc_edge, arc_piece = np.nonzero(room)
-    nodes, places = np.unique(
-        np.concatenate([source, target, [problem.root, problem.target_index]]), return_inverse=True
-    )
+    ends = np.concatenate([source, target, [problem.root, problem.target_index]])
+    nodes, places = np.unique(ends, return_inverse=True)
     solver = SimpleMinCostFlow()
     count = len(kept)
     arcs = solver.add_arcs_with_capacity_and_unit_cost(
@@ -142,26 +167,26 @@ def _min_cost(
     solver.set_nodes_supplies(np.arange(len(nodes), dtype=np.int32), supplies)
     status = solver.solve()
     if status == solver.INFEASIBLE:
-        status = solver.solve_max_flow_with_min_cost()
+        return None
     if status != solver.OPTIMAL:
         raise AssertionError(f"min-cost flow ended with {status}")
-    flow = np.bincount(arc_edge, weights=solver.flows(arcs), minlength=count).astype(np.int64)
-    return flow, int(flow[target == problem.target_index].sum() - flow[source == problem.target_index].sum())
+    return np.bincount(arc_edge, weights=solver.flows(arcs), minlength=count).astype(np.int64)
 
 
 def _pieces(problem: Problem, model: CostModel, kept: Ints, unit: int, units: int) -> tuple[Ints, Ints]:
-    """For each edge and piece: how many units, and what each costs (msat)."""
+    """For each edge and piece: how many units, and what each costs (msat). Each unit is a piece if there are few."""
     base = kept < problem.base_edges
+    exact = len(kept) <= _CORRIDORS[0] and units <= _FEW_UNITS
     places = (problem.base, kept[base]), (problem.extra, kept[~base] - problem.base_edges)
-    pairs = [_pieces_of(problem, model, table, index, unit, units) for table, index in places]
-    room, slopes = (np.zeros((len(kept), len(_PIECES) - 1), np.int64) for _ in range(2))
+    pairs = [_pieces_of(problem, model, table, index, unit, units, exact) for table, index in places]
+    room, slopes = (np.zeros((len(kept), pairs[0][0].shape[1]), np.int64) for _ in range(2))
     for where, (some_room, some_slopes) in zip((base, ~base), pairs, strict=True):
         room[where], slopes[where] = some_room, some_slopes
     return room, slopes
 
 
 def _pieces_of(
-    problem: Problem, model: CostModel, table: Table, index: Ints, unit: int, units: int
+    problem: Problem, model: CostModel, table: Table, index: Ints, unit: int, units: int, exact: bool
 ) -> tuple[Ints, Ints]:
     edges = table.edges
     once = _TYPICAL_PARTS / max(units, _TYPICAL_PARTS)
@@ -171,8 +196,8 @@ def _pieces_of(
     straight += edges.cltv_expiry_delta[index] * (unit * model.lock_ppb_per_block / 1e9)
     straight += (model.hop_msat + table.fixed_nats[index] * nat_msat) * once
     lower, upper, used = table.lower[index], table.upper[index], table.used[index]
-    most = np.clip(np.floor((upper - used) / unit), 0, units)
-    ends = np.floor(most[:, None] * _PIECES)
+    room = _room(table, index, unit, units)[:, None]
+    ends = np.minimum(room, np.arange(units + 1.0)) if exact else np.floor(room * _PIECES)
     nats = np.stack([
         problem.distribution.nats(lower, upper, used, end * unit, table.capacity[index]) for end in ends.T
     ]).T  # fmt: skip

@@ -32,7 +32,7 @@ _SLACKS = (1.02, 1.5, math.inf)
 
 _SLACK_MSAT = 1000
 _QUICK_LABELS = 100
-_PATIENT_LABELS = 800
+_PATIENT_LABELS = 400
 _SHORTEST = CostModel(fee_weight=0, lock_ppb_per_block=10**9, failure_base_msat=0, failure_ppm=0, hop_msat=1)
 
 
