@@ -344,7 +344,7 @@ class Channels:
         state = driver.state
         if state is before:
             return ()
-        if isinstance(state, Closing):
+        if isinstance(state, Closing | Closed):
             self.on_closing(driver)
         phase = phase_name(state)
         blob = machine.encode_state(state)

@@ -127,6 +127,50 @@ class ChannelView(Struct, frozen=True):
     """A sentence for the operator, e.g. "waiting for 2 more confirmations of the funding transaction"."""
 
 
+class OutputView(Struct, frozen=True):
+    """One output of what ended a channel, or an HTLC without one. Heights are None where there is nothing to say."""
+
+    kind: str
+    """to_local, to_remote (the commitment owner's view), anchor, htlc, htlc_tx (of an HTLC transaction), trimmed_htlc
+    (no output), closing (of a mutual close), unknown."""
+    owner: Literal["local", "remote"]
+    """Whose it is by right."""
+    amount_sat: int
+    status: str
+    """waiting, needs_preimage, pending (our transaction is on its way), uneconomic, taken (by us), lost, theirs, ours
+    (in the wallet as it is), none (no output)."""
+    status_text: str
+    """A sentence."""
+    txid: bytes | None
+    vout: int
+    taken_by: Literal["local", "remote", "anyone", ""]
+    spending_txid: bytes | None
+    spent_height: int | None
+    fee_sat: int | None
+    """Its part of the fee of our transaction that took it."""
+    free_height: int | None
+    """From this block on we may take it."""
+    deadline_height: int | None
+    """From this block on the other side may."""
+    htlc: HtlcView | None
+
+
+class ClosedChannelView(Struct, frozen=True):
+    """How a channel ended, or is ending, and what became of every satoshi in it."""
+
+    channel: ChannelView
+    kind: str
+    """mutual, local, remote_current, remote_next, revoked, unknown."""
+    closing_txid: bytes
+    height: int
+    commitment_number: int | None
+    commitment_fee_sat: int
+    irrevocable_height: int
+    """At this height the closing transaction is 100 blocks deep."""
+    over: bool
+    outputs: tuple[OutputView, ...]
+
+
 class InvoiceView(Struct, frozen=True):
     payment_hash: bytes
     bolt11: str
@@ -239,6 +283,10 @@ class NodeService(Protocol):
 
     async def list_channels(self, include_closed: bool = False) -> list[ChannelView]: ...
     async def get_channel(self, channel_id: bytes) -> ChannelView: ...
+    async def closed_channel(self, channel_id: bytes) -> ClosedChannelView:
+        """A channel whose funding output is spent: each output, who took it, at what fee, when it comes free."""
+        ...
+
     async def close_channel(
         self,
         channel_id: bytes,

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import Connection
 
 from channeld.channel import events as ev
-from channeld.channel.state import AnyFunded, Closing, Funded
+from channeld.channel.state import AnyFunded, Closed, Closing, Funded
 from channeld.node import monitor_store as rows
 from channeld.node.bus import EventBus
 from channeld.node.channels import Channels, Driver
@@ -112,14 +112,19 @@ class Monitor:
         for driver in self._channels.all():
             if isinstance(driver.state, Closing) or driver.channel_key in concerned:
                 self.touched(driver)
-        for channel_key in self._cases:
-            self._now_due(channel_key)
+        for channel_key in concerned:
+            if channel_key in self._cases:
+                self._now_due(channel_key)
+            elif self._channels.by_key(channel_key) is None:
+                await self._store.commit(self._facts.forget(channel_key))  # we stopped right after it was over
 
     def touched(self, driver: Driver) -> None:
         """A channel that ends has changed; its rows are on their way to the database."""
+        case = self._cases.get(driver.channel_key)
+        if isinstance(driver.state, Closed) and case is not None:
+            self._now_due(driver.channel_key)
         if not isinstance(driver.state, Funded):
             return
-        case = self._cases.get(driver.channel_key)
         if case is None:
             stored = self._stored.get(driver.channel_key) or StoredClose(on.Resolution(), None, False)
             case = self._cases[driver.channel_key] = _Case(driver, driver.state, stored)
@@ -133,6 +138,10 @@ class Monitor:
             log.debug("no fee estimates", reason=str(error))
             return
         self._rates = Rates(tuple(found))
+
+    async def explain(self, channel_id: bytes) -> CloseReport | None:
+        """What there is to tell of a channel's end, also long after it is over."""
+        return await self._store.read(lambda connection: rows.load_report(connection, channel_id))
 
     # --- the task
 
@@ -174,8 +183,12 @@ class Monitor:
     async def _attend(self, case: _Case) -> None:
         """One look at one channel."""
         driver, state = case.driver, case.state
-        if not isinstance(state, Closing) and driver.failure is None:
+        ended = isinstance(driver.state, Closed)
+        if not isinstance(state, Closing) and driver.failure is None and not ended:
             return  # it will be, as soon as it has heard of the spend, and then comes back here
+        if ended and case.stored.over:
+            await self._forget(driver.channel_key)
+            return
         facts = self._facts.of(driver.channel_key)
         known = await self._know(driver, state, facts)
         env = on.Env(known, facts, self._height, self._rates)
@@ -183,12 +196,15 @@ class Monitor:
         # Also what this look was based on (a preimage, say) is durable after this: commits come in order.
         await self._keep(case, case.stored._replace(resolution=step.state))
         await self._act(case, step, env)
-        over = on.Over() in step.actions
+        over = ended or on.Over() in step.actions
         if step.close is not None:
             told = self._tell(case, step.close, known, over)
             await self._keep(case, StoredClose(case.stored.resolution, told, over))
-        if over:
-            self._over(case)
+        if ended:
+            await self._forget(driver.channel_key)
+        elif over:
+            # If we crash before the channel has heard of it, this comes again.
+            driver.post(ev.OutputsResolved())
 
     async def _know(self, driver: Driver, state: AnyFunded, facts: tuple[Fact, ...]) -> Known:
         point = driver.secrets.per_commitment_point(state.commitments.local.index)
@@ -280,18 +296,8 @@ class Monitor:
             channel_id = case.driver.channel_id.hex()
             self._bus.publish(kind, f"channel {channel_id}: {sentence}", channel_id=channel_id)
 
-    def _over(self, case: _Case) -> None:
-        """Everything is irrevocable: the channel may be forgotten. If we crash before it is, this comes again."""
-        key = case.driver.channel_key
-
-        def done(error: Exception | None) -> None:
-            if error is None:
-                self._cases.pop(key, None)
-                self._stored.pop(key, None)
-                self._store.submit(self._facts.forget(key), _ignore)
-
-        case.driver.post(ev.OutputsResolved(), (), done)
-
-
-def _ignore(error: BaseException | None) -> None:
-    """The store tells the node itself when it fails."""
+    async def _forget(self, channel_key: int) -> None:
+        """The channel is over: only the report stays."""
+        del self._cases[channel_key]
+        self._stored.pop(channel_key, None)
+        await self._store.commit(self._facts.forget(channel_key))

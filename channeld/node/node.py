@@ -16,15 +16,18 @@ from channeld.node.idempotency import Mark
 from channeld.node.interface import (
     BalanceView,
     ChannelView,
+    ClosedChannelView,
     CoinView,
     DecodedInvoice,
     InvoiceView,
+    NodeError,
     NodeEvent,
     NodeInfo,
     PaymentView,
     PeerView,
     TransactionView,
 )
+from channeld.node.monitor_views import closed_channel_view
 from channeld.node.runtime import Runtime
 
 
@@ -158,6 +161,16 @@ class Node:
     async def get_channel(self, channel_id: bytes) -> ChannelView:
         """See ChannelVerbs."""
         return await self.runtime.verbs.get(channel_id)
+
+    async def closed_channel(self, channel_id: bytes) -> ClosedChannelView:
+        """How a channel ended, or is ending on chain."""
+        channel = await self.runtime.verbs.get(channel_id)
+        told = await self.runtime.monitor.explain(channel_id)
+        if told is None:
+            raise NodeError(
+                "failed_precondition", f"channel {channel_id.hex()} is not closed on chain: {channel.status}"
+            )
+        return closed_channel_view(channel, told)
 
     async def close_channel(
         self,

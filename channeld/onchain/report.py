@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from channeld.bolt.transactions import Side
+from channeld.bolt.transactions import Htlc, Side
 from channeld.channel.state import CloseKind
 from channeld.onchain.outcomes import IRREVOCABLE_DEPTH_BLOCKS
 from channeld.onchain.outputs import Close, HtlcTx, NeedsPreimage, Ours, Output, OutputKind, Sweep, Theirs
@@ -45,10 +45,8 @@ class OutputReport(Struct, frozen=True, kw_only=True):
     fee_sat: int | None = None
     free_height: int | None = None
     deadline_height: int | None = None
-    htlc_id: int | None = None
-    htlc_incoming: bool | None = None
-    payment_hash: bytes | None = None
-    cltv_expiry: int | None = None
+    htlc: Htlc | None = None
+    """`id` is negative where it was not kept: an HTLC of a revoked commitment."""
 
 
 class CloseReport(Struct, frozen=True, kw_only=True):
@@ -107,7 +105,7 @@ def _output(
     rates: Rates,
 ) -> OutputReport:
     status, text = _status(output, pending.get(output.outpoint), rates)
-    by, htlc = output.spent, output.htlc
+    by = output.spent
     return OutputReport(
         kind=output.kind,
         owner=output.owner,
@@ -121,10 +119,7 @@ def _output(
         fee_sat=_fee_share(output, by_txid, fees),
         free_height=output.mature_height if isinstance(output.claim, Sweep | HtlcTx) else None,
         deadline_height=output.deadline_height,
-        htlc_id=None if htlc is None or htlc.id < 0 else htlc.id,
-        htlc_incoming=None if htlc is None else not htlc.offered,
-        payment_hash=None if htlc is None else htlc.payment_hash,
-        cltv_expiry=None if htlc is None else htlc.cltv_expiry,
+        htlc=output.htlc,
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from channeld.channel import events as ev
 from channeld.channel.state import Closing
+from channeld.node.interface import NodeError
 from tests.onchain_net import Net, TestNode, preimage, second_stages
 
 
@@ -135,10 +136,18 @@ async def test_restarts_and_blocks_missed(net: Net) -> None:
     assert 400_000 + 50_000 - 52_000 - 3_000 < gained(net, net.bob, before) <= 398_500
     assert net.alice.held.settled_ids == {ids["alice claimed"]: preimage(1)}
     assert set(net.bob.held.failed_ids) == {ids["bob timeout"]}
+    before_the_end = [node.report().outputs for node in net.nodes]
     await net.mine(100)
-    for node in net.nodes:
+    for node, outputs in zip(net.nodes, before_the_end, strict=True):
         assert node.report().over
+        assert node.report().outputs == outputs
         assert not list(node.runtime.channels.all())
+        view = await node.node.closed_channel(node.channel_id)
+        assert view.over
+        assert view.channel.phase == "closed"
+        assert sum(output.amount_sat for output in view.outputs if output.txid == view.closing_txid) == (
+            1_000_000 - view.commitment_fee_sat
+        )
 
 
 async def test_reorganisations(net: Net) -> None:
@@ -197,3 +206,27 @@ async def test_commitment_that_pays_too_little_is_lifted_as_a_package(net: Net) 
     assert net.alice.report().kind == "local"
     await net.mine(22)
     assert 590_000 < gained(net, net.alice, before) < 600_000
+
+
+async def test_mutual_close_is_explained(net: Net) -> None:
+    """BOLT 5, "Mutual Close Handling": "a node need not do anything else, as it has already agreed to the output"."""
+    await net.alice.node.close_channel(net.alice.channel_id)
+    await net.mine(1)
+    with pytest.raises(NodeError, match="there is no channel"):
+        await net.alice.node.closed_channel(bytes(32))
+    for node, ours in ((net.alice, 600_000), (net.bob, 400_000)):
+        view = await node.node.closed_channel(node.channel_id)
+        assert view.kind == "mutual"
+        shares = {output.status: output.amount_sat for output in view.outputs}
+        assert ours - 1_000 < shares["ours"] <= ours
+        assert set(shares) == {"ours", "theirs"}
+    await net.mine(6)
+    for node in net.nodes:
+        view = await node.node.closed_channel(node.channel_id)
+        assert view.over
+        assert view.channel.phase == "closed"
+
+
+async def test_open_channel_has_nothing_to_explain(net: Net) -> None:
+    with pytest.raises(NodeError, match="is not closed on chain"):
+        await net.alice.node.closed_channel(net.alice.channel_id)
