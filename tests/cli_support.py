@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from channeld.api.server import ApiServer
 from channeld.cli.main import run
 from channeld.paths import DataPaths
-from tests.fake_node import PEER_ID, FakeNode, make_bolt11
+from tests.fake_invoices import PEER_ID, make_bolt11
+from tests.fake_node import FakeNode
 
 T = TypeVar("T")
 

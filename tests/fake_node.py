@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Literal, TypeVar
@@ -15,6 +13,7 @@ from msgspec import structs
 from channeld.node.interface import (
     BalanceView,
     ChannelView,
+    ClosedChannelView,
     CoinView,
     DecodedInvoice,
     HtlcView,
@@ -22,41 +21,18 @@ from channeld.node.interface import (
     NodeError,
     NodeEvent,
     NodeInfo,
+    OutputView,
     PaymentView,
     PeerView,
     TransactionView,
 )
+from tests.fake_invoices import decode_bolt11, make_bolt11
 
 T = TypeVar("T")
 
 NODE_ID = bytes.fromhex("02" + "11" * 32)
-PEER_ID = bytes.fromhex("03" + "22" * 32)
 FUNDING_FEE_SAT = 154
 RESERVE_SAT = 1_000
-_PREFIX = "lnbcrt1fake"
-
-
-def make_bolt11(
-    amount_msat: int | None,
-    description: str,
-    payment_hash: bytes,
-    *,
-    payee: bytes = PEER_ID,
-    network: str = "regtest",
-    expiry_seconds: int = 3600,
-    created_seconds: int | None = None,
-) -> str:
-    """What this fake takes for an invoice."""
-    fields = {
-        "amount_msat": amount_msat,
-        "description": description,
-        "payment_hash": payment_hash.hex(),
-        "payee": payee.hex(),
-        "network": network,
-        "expiry_seconds": expiry_seconds,
-        "created_seconds": int(time.time()) if created_seconds is None else created_seconds,
-    }
-    return _PREFIX + base64.b32encode(json.dumps(fields).encode()).decode().rstrip("=").lower()
 
 
 class FakeNode:
@@ -337,6 +313,52 @@ class FakeNode:
             raise NodeError("not_found", f"There is no channel {channel_id.hex()}.")
         return channel
 
+    async def closed_channel(self, channel_id: bytes) -> ClosedChannelView:
+        channel = await self.get_channel(channel_id)
+        if channel.closing_txid is None:
+            raise NodeError("failed_precondition", "The channel's funding output is not spent.")
+        ours = OutputView(
+            kind="to_local",
+            owner="local",
+            amount_sat=channel.local_msat // 1000,
+            status="waiting",
+            status_text="free in 143 blocks",
+            txid=channel.closing_txid,
+            vout=1,
+            taken_by="",
+            spending_txid=None,
+            spent_height=None,
+            fee_sat=None,
+            free_height=self.height + 143,
+            deadline_height=None,
+            htlc=None,
+        )
+        htlc = structs.replace(
+            ours,
+            kind="htlc",
+            owner="remote",
+            amount_sat=7,
+            status="theirs",
+            status_text="the peer took it",
+            vout=2,
+            taken_by="remote",
+            spending_txid=bytes(range(32)),
+            spent_height=self.height,
+            free_height=None,
+            htlc=HtlcView(3, False, 7_500, b"\x09" * 32, 500),
+        )
+        return ClosedChannelView(
+            channel=channel,
+            kind="local",
+            closing_txid=channel.closing_txid,
+            height=self.height,
+            commitment_number=12,
+            commitment_fee_sat=2_810,
+            irrevocable_height=self.height + 99,
+            over=False,
+            outputs=(ours, htlc),
+        )
+
     async def close_channel(
         self,
         channel_id: bytes,
@@ -410,37 +432,7 @@ class FakeNode:
         return self.invoices[payment_hash]
 
     async def decode(self, text: str) -> DecodedInvoice:
-        try:
-            encoded = text.lower().removeprefix(_PREFIX).upper()
-            fields = json.loads(base64.b32decode(encoded + "=" * (-len(encoded) % 8)))
-        except ValueError:
-            raise NodeError("invalid_argument", "This is no invoice: the checksum is wrong.") from None
-        return DecodedInvoice(
-            network=fields["network"],
-            amount_msat=fields["amount_msat"],
-            payment_hash=bytes.fromhex(fields["payment_hash"]),
-            payee=bytes.fromhex(fields["payee"]),
-            description=fields["description"],
-            description_hash=None,
-            created_seconds=fields["created_seconds"],
-            expiry_seconds=fields["expiry_seconds"],
-            expired=fields["created_seconds"] + fields["expiry_seconds"] < time.time(),
-            min_final_cltv_expiry_delta=18,
-            fallback_addresses=(),
-            route_hints=(
-                (
-                    {
-                        "node_id": PEER_ID,
-                        "short_channel_id": 103 << 40 | 1 << 16,
-                        "fee_base_msat": 1000,
-                        "fee_proportional_millionths": 100,
-                        "cltv_expiry_delta": 80,
-                    },
-                ),
-            ),
-            features=("payment_secret", "basic_mpp"),
-            payment_metadata=None,
-        )
+        return decode_bolt11(text)
 
     async def pay(
         self,

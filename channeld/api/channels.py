@@ -62,3 +62,9 @@ class ChannelsServicer(channels_pb2_grpc.ChannelsServicer):
             )
         )
         return channels_pb2.CloseChannelResponse(channel=convert.channel(view))
+
+    async def GetClosing(
+        self, request: channels_pb2.GetClosingRequest, context: Any
+    ) -> channels_pb2.GetClosingResponse:
+        view = await self._node.closed_channel(convert.hash32(request.channel_id, "a channel id"))
+        return convert.closing(view)

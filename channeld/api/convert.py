@@ -249,6 +249,39 @@ def channel(view: interface.ChannelView) -> channels_pb2.Channel:
     )
 
 
+def _closing_output(view: interface.OutputView) -> channels_pb2.ClosingOutput:
+    return channels_pb2.ClosingOutput(
+        kind=view.kind,
+        owner=_SIDES[view.owner],
+        amount_sat=view.amount_sat,
+        status=view.status,
+        status_text=view.status_text,
+        txid=view.txid,
+        vout=view.vout,
+        taken_by=view.taken_by,
+        spending_txid=view.spending_txid,
+        spent_height=view.spent_height,
+        fee_sat=view.fee_sat,
+        free_height=view.free_height,
+        deadline_height=view.deadline_height,
+        htlc=None if view.htlc is None else _htlc(view.htlc),
+    )
+
+
+def closing(view: interface.ClosedChannelView) -> channels_pb2.GetClosingResponse:
+    return channels_pb2.GetClosingResponse(
+        channel=channel(view.channel),
+        kind=view.kind,
+        closing_txid=view.closing_txid,
+        height=view.height,
+        commitment_number=view.commitment_number,
+        commitment_fee_sat=view.commitment_fee_sat,
+        irrevocable_height=view.irrevocable_height,
+        over=view.over,
+        outputs=[_closing_output(output) for output in view.outputs],
+    )
+
+
 def invoice(view: interface.InvoiceView) -> invoices_pb2.Invoice:
     return invoices_pb2.Invoice(
         payment_hash=view.payment_hash,

@@ -27,12 +27,20 @@ from channeld.cli.peer_commands import NodeArgument, connect_quietly
 from channeld.cli.session import Session
 
 if TYPE_CHECKING:
-    from channeld.v1.channels_pb2 import Channel
+    from channeld.v1.channels_pb2 import Channel, GetClosingResponse
 
 CHANNEL_HELP = "Its id or the first few characters of it, its short id (123x4x5), or its funding output (txid:0)."
 ChannelArgument = Annotated[str, typer.Argument(metavar="CHANNEL", help=CHANNEL_HELP, show_default=False)]
 WaitFlag = Annotated[bool, typer.Option("--wait", help="Wait until it is done, and show what goes on.")]
 OVER = frozenset({"closed", "forgotten", "failed", "canceled"})
+_CLOSED_HOW = {
+    "mutual": "by both",
+    "local": "by us alone",
+    "remote_current": "by the peer alone",
+    "remote_next": "by the peer alone",
+    "revoked": "by the peer, with a state that it had revoked",
+    "unknown": "by a transaction that is not known here",
+}
 _LOOK_AGAIN_SECONDS = 10.0
 
 
@@ -292,6 +300,48 @@ def _show_closing(session: Session, channel: Channel) -> None:
         session.out.line(f"Transaction {txid_hex(channel.closing_txid)}")
 
 
+def closing(session: Session, channel: ChannelArgument) -> None:
+    """How a channel ended, or is ending on chain, and what became of every satoshi in it."""
+    from channeld.v1 import channels_pb2
+
+    request = channels_pb2.GetClosingRequest(channel_id=resolve(session, channel))
+    answer = session.call(session.channels.GetClosing, request)
+    session.out.show(answer, lambda: _show_closed(session, answer))
+
+
+def _show_closed(session: Session, closed: GetClosingResponse) -> None:
+    session.out.fields(
+        [
+            ("Channel", closed.channel.channel_id.hex()),
+            ("Closed", f"{_CLOSED_HOW.get(closed.kind, closed.kind)}, in block {closed.height:,}"),
+            ("Transaction", txid_hex(closed.closing_txid)),
+            ("Commitment", f"number {closed.commitment_number:,}" if closed.HasField("commitment_number") else ""),
+            ("Fee", amounts.sat(closed.commitment_fee_sat)),
+            ("Final", "yes" if closed.over else f"not before block {closed.irrevocable_height:,}"),
+        ]
+    )
+    columns = [
+        Column("Output"),
+        Column("Kind"),
+        Column("Whose"),
+        Column("Amount", right=True),
+        Column("Fee", right=True),
+        Column("Status", fold=True),
+    ]
+    rows = (
+        (
+            Id(txid_hex(output.txid), f":{output.vout}") if output.HasField("txid") else "none",
+            output.kind.replace("_", " "),
+            "ours" if output.owner == 1 else "theirs",
+            amounts.sat(output.amount_sat),
+            amounts.sat(output.fee_sat) if output.HasField("fee_sat") else "",
+            output.status_text or output.status.replace("_", " "),
+        )
+        for output in closed.outputs
+    )
+    session.out.table(columns, list(rows), "It has no outputs.")
+
+
 def _wait(session: Session, channel: Channel, what: str, done: Callable[[Channel], bool]) -> Channel:
     """Looks at the channel whenever something happens, until it is `done` or over."""
     from channeld.v1 import channels_pb2, events_pb2
@@ -368,9 +418,10 @@ def _funding(channel: Channel) -> str:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `app`."""
-    channel = typer.Typer(help="Channels: open, list, show, close.", no_args_is_help=True)
+    channel = typer.Typer(help="Channels: open, list, show, close, closing.", no_args_is_help=True)
     command(channel, "open")(open_)
     command(channel, "list")(list_)
     command(channel, "show")(show)
     command(channel, "close")(close)
+    command(channel, "closing")(closing)
     app.add_typer(channel, name="channel")

@@ -447,3 +447,188 @@ class CloseChannelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseChannelResponse: _TypeAlias = CloseChannelResponse  # noqa: Y015
+
+@_typing.final
+class ClosingOutput(_message.Message):
+    """One output of the transaction that ended a channel, or an HTLC that has none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    AMOUNT_SAT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    STATUS_TEXT_FIELD_NUMBER: _builtins.int
+    TXID_FIELD_NUMBER: _builtins.int
+    VOUT_FIELD_NUMBER: _builtins.int
+    TAKEN_BY_FIELD_NUMBER: _builtins.int
+    SPENDING_TXID_FIELD_NUMBER: _builtins.int
+    SPENT_HEIGHT_FIELD_NUMBER: _builtins.int
+    FEE_SAT_FIELD_NUMBER: _builtins.int
+    FREE_HEIGHT_FIELD_NUMBER: _builtins.int
+    DEADLINE_HEIGHT_FIELD_NUMBER: _builtins.int
+    HTLC_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """to_local, to_remote (both as the commitment's owner sees them), anchor, htlc, htlc_tx (of an HTLC transaction),
+    trimmed_htlc (too small for an output), closing (of a cooperative close), unknown.
+    """
+    owner: Global___Side.ValueType
+    """Whose it is by right."""
+    amount_sat: _builtins.int
+    """Its value."""
+    status: _builtins.str
+    """waiting, needs_preimage, pending (our transaction is on its way), uneconomic, taken (by us), lost, theirs,
+    ours (in the wallet as it is), none (there is no output).
+    """
+    status_text: _builtins.str
+    """A sentence on that."""
+    txid: _builtins.bytes
+    """The transaction that it is in, 32 bytes, internal byte order; absent when there is no output."""
+    vout: _builtins.int
+    """Which of its outputs."""
+    taken_by: _builtins.str
+    """Who took it: local, remote, anyone; empty while nobody has."""
+    spending_txid: _builtins.bytes
+    """The transaction that took it, 32 bytes, internal byte order; absent before."""
+    spent_height: _builtins.int
+    """The block that has that transaction; absent before."""
+    fee_sat: _builtins.int
+    """Its part of the fee of our transaction that took it; absent otherwise."""
+    free_height: _builtins.int
+    """From this block on we may take it; absent when there is no such block."""
+    deadline_height: _builtins.int
+    """From this block on the other side may; absent when there is no such block."""
+    @_builtins.property
+    def htlc(self) -> Global___Htlc:
+        """The payment that it belongs to; absent when it is not an HTLC's."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        owner: Global___Side.ValueType = ...,
+        amount_sat: _builtins.int = ...,
+        status: _builtins.str = ...,
+        status_text: _builtins.str = ...,
+        txid: _builtins.bytes | None = ...,
+        vout: _builtins.int = ...,
+        taken_by: _builtins.str = ...,
+        spending_txid: _builtins.bytes | None = ...,
+        spent_height: _builtins.int | None = ...,
+        fee_sat: _builtins.int | None = ...,
+        free_height: _builtins.int | None = ...,
+        deadline_height: _builtins.int | None = ...,
+        htlc: Global___Htlc | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_height", b"_deadline_height", "_fee_sat", b"_fee_sat", "_free_height", b"_free_height", "_htlc", b"_htlc", "_spending_txid", b"_spending_txid", "_spent_height", b"_spent_height", "_txid", b"_txid", "deadline_height", b"deadline_height", "fee_sat", b"fee_sat", "free_height", b"free_height", "htlc", b"htlc", "spending_txid", b"spending_txid", "spent_height", b"spent_height", "txid", b"txid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_height", b"_deadline_height", "_fee_sat", b"_fee_sat", "_free_height", b"_free_height", "_htlc", b"_htlc", "_spending_txid", b"_spending_txid", "_spent_height", b"_spent_height", "_txid", b"_txid", "amount_sat", b"amount_sat", "deadline_height", b"deadline_height", "fee_sat", b"fee_sat", "free_height", b"free_height", "htlc", b"htlc", "kind", b"kind", "owner", b"owner", "spending_txid", b"spending_txid", "spent_height", b"spent_height", "status", b"status", "status_text", b"status_text", "taken_by", b"taken_by", "txid", b"txid", "vout", b"vout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline_height: _TypeAlias = _typing.Literal["deadline_height"]  # noqa: Y015
+    _WhichOneofArgType__deadline_height: _TypeAlias = _typing.Literal["_deadline_height", b"_deadline_height"]  # noqa: Y015
+    _WhichOneofReturnType__fee_sat: _TypeAlias = _typing.Literal["fee_sat"]  # noqa: Y015
+    _WhichOneofArgType__fee_sat: _TypeAlias = _typing.Literal["_fee_sat", b"_fee_sat"]  # noqa: Y015
+    _WhichOneofReturnType__free_height: _TypeAlias = _typing.Literal["free_height"]  # noqa: Y015
+    _WhichOneofArgType__free_height: _TypeAlias = _typing.Literal["_free_height", b"_free_height"]  # noqa: Y015
+    _WhichOneofReturnType__htlc: _TypeAlias = _typing.Literal["htlc"]  # noqa: Y015
+    _WhichOneofArgType__htlc: _TypeAlias = _typing.Literal["_htlc", b"_htlc"]  # noqa: Y015
+    _WhichOneofReturnType__spending_txid: _TypeAlias = _typing.Literal["spending_txid"]  # noqa: Y015
+    _WhichOneofArgType__spending_txid: _TypeAlias = _typing.Literal["_spending_txid", b"_spending_txid"]  # noqa: Y015
+    _WhichOneofReturnType__spent_height: _TypeAlias = _typing.Literal["spent_height"]  # noqa: Y015
+    _WhichOneofArgType__spent_height: _TypeAlias = _typing.Literal["_spent_height", b"_spent_height"]  # noqa: Y015
+    _WhichOneofReturnType__txid: _TypeAlias = _typing.Literal["txid"]  # noqa: Y015
+    _WhichOneofArgType__txid: _TypeAlias = _typing.Literal["_txid", b"_txid"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_height) -> _WhichOneofReturnType__deadline_height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fee_sat) -> _WhichOneofReturnType__fee_sat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_height) -> _WhichOneofReturnType__free_height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__htlc) -> _WhichOneofReturnType__htlc | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spending_txid) -> _WhichOneofReturnType__spending_txid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spent_height) -> _WhichOneofReturnType__spent_height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__txid) -> _WhichOneofReturnType__txid | None: ...
+
+Global___ClosingOutput: _TypeAlias = ClosingOutput  # noqa: Y015
+
+@_typing.final
+class GetClosingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.bytes
+    """32 bytes."""
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetClosingRequest: _TypeAlias = GetClosingRequest  # noqa: Y015
+
+@_typing.final
+class GetClosingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CLOSING_TXID_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    COMMITMENT_NUMBER_FIELD_NUMBER: _builtins.int
+    COMMITMENT_FEE_SAT_FIELD_NUMBER: _builtins.int
+    IRREVOCABLE_HEIGHT_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """mutual, local (we closed alone), remote_current or remote_next (the peer did), revoked (the peer cheated), unknown."""
+    closing_txid: _builtins.bytes
+    """The transaction that spends the funding, 32 bytes, internal byte order."""
+    height: _builtins.int
+    """The block that has it."""
+    commitment_number: _builtins.int
+    """Which commitment it is; absent for a cooperative close."""
+    commitment_fee_sat: _builtins.int
+    """What its fee was."""
+    irrevocable_height: _builtins.int
+    """At this height it is 100 blocks deep."""
+    over: _builtins.bool
+    """Whether nothing can change any more."""
+    @_builtins.property
+    def channel(self) -> Global___Channel:
+        """The channel."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClosingOutput]:
+        """Every output, and every HTLC without one."""
+
+    def __init__(
+        self,
+        *,
+        channel: Global___Channel | None = ...,
+        kind: _builtins.str = ...,
+        closing_txid: _builtins.bytes = ...,
+        height: _builtins.int = ...,
+        commitment_number: _builtins.int | None = ...,
+        commitment_fee_sat: _builtins.int = ...,
+        irrevocable_height: _builtins.int = ...,
+        over: _builtins.bool = ...,
+        outputs: _abc.Iterable[Global___ClosingOutput] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_commitment_number", b"_commitment_number", "channel", b"channel", "commitment_number", b"commitment_number"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_commitment_number", b"_commitment_number", "channel", b"channel", "closing_txid", b"closing_txid", "commitment_fee_sat", b"commitment_fee_sat", "commitment_number", b"commitment_number", "height", b"height", "irrevocable_height", b"irrevocable_height", "kind", b"kind", "outputs", b"outputs", "over", b"over"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__commitment_number: _TypeAlias = _typing.Literal["commitment_number"]  # noqa: Y015
+    _WhichOneofArgType__commitment_number: _TypeAlias = _typing.Literal["_commitment_number", b"_commitment_number"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__commitment_number) -> _WhichOneofReturnType__commitment_number | None: ...
+
+Global___GetClosingResponse: _TypeAlias = GetClosingResponse  # noqa: Y015

@@ -55,6 +55,11 @@ class ChannelsStub:
                 request_serializer=channeld_dot_v1_dot_channels__pb2.CloseChannelRequest.SerializeToString,
                 response_deserializer=channeld_dot_v1_dot_channels__pb2.CloseChannelResponse.FromString,
                 _registered_method=True)
+        self.GetClosing = channel.unary_unary(
+                '/channeld.v1.Channels/GetClosing',
+                request_serializer=channeld_dot_v1_dot_channels__pb2.GetClosingRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_channels__pb2.GetClosingResponse.FromString,
+                _registered_method=True)
 
 
 class ChannelsServicer:
@@ -92,6 +97,14 @@ class ChannelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetClosing(self, request, context):
+        """How a channel ended, or is ending on chain, and what became of every satoshi in it (BOLT 5).
+        FAILED_PRECONDITION while its funding output is not spent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChannelsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -114,6 +127,11 @@ def add_ChannelsServicer_to_server(servicer, server):
                     servicer.Close,
                     request_deserializer=channeld_dot_v1_dot_channels__pb2.CloseChannelRequest.FromString,
                     response_serializer=channeld_dot_v1_dot_channels__pb2.CloseChannelResponse.SerializeToString,
+            ),
+            'GetClosing': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetClosing,
+                    request_deserializer=channeld_dot_v1_dot_channels__pb2.GetClosingRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_channels__pb2.GetClosingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +243,33 @@ class Channels:
             '/channeld.v1.Channels/Close',
             channeld_dot_v1_dot_channels__pb2.CloseChannelRequest.SerializeToString,
             channeld_dot_v1_dot_channels__pb2.CloseChannelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetClosing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/channeld.v1.Channels/GetClosing',
+            channeld_dot_v1_dot_channels__pb2.GetClosingRequest.SerializeToString,
+            channeld_dot_v1_dot_channels__pb2.GetClosingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class ChannelsStub:
     transaction is broadcast, or when it is the peer's turn (see the channel's `status`).
     Moves money: give an idempotency key.
     """
+    GetClosing: _grpc.UnaryUnaryMultiCallable[_channels_pb2.GetClosingRequest, _channels_pb2.GetClosingResponse]
+    """How a channel ended, or is ending on chain, and what became of every satoshi in it (BOLT 5).
+    FAILED_PRECONDITION while its funding output is not spent.
+    """
 
 @_typing.type_check_only
 class ChannelsAsyncStub(ChannelsStub):
@@ -64,6 +68,10 @@ class ChannelsAsyncStub(ChannelsStub):
     """Closes a channel: with the peer if it can be, alone if `force` is set. Answers when the closing
     transaction is broadcast, or when it is the peer's turn (see the channel's `status`).
     Moves money: give an idempotency key.
+    """
+    GetClosing: _aio.UnaryUnaryMultiCallable[_channels_pb2.GetClosingRequest, _channels_pb2.GetClosingResponse]  # type: ignore[assignment]
+    """How a channel ended, or is ending on chain, and what became of every satoshi in it (BOLT 5).
+    FAILED_PRECONDITION while its funding output is not spent.
     """
 
 class ChannelsServicer(metaclass=_abc_1.ABCMeta):
@@ -104,6 +112,16 @@ class ChannelsServicer(metaclass=_abc_1.ABCMeta):
         """Closes a channel: with the peer if it can be, alone if `force` is set. Answers when the closing
         transaction is broadcast, or when it is the peer's turn (see the channel's `status`).
         Moves money: give an idempotency key.
+        """
+
+    @_abc_1.abstractmethod
+    def GetClosing(
+        self,
+        request: _channels_pb2.GetClosingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_channels_pb2.GetClosingResponse, _abc.Awaitable[_channels_pb2.GetClosingResponse]]:
+        """How a channel ended, or is ending on chain, and what became of every satoshi in it (BOLT 5).
+        FAILED_PRECONDITION while its funding output is not spent.
         """
 
 def add_ChannelsServicer_to_server(servicer: ChannelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -33,7 +33,8 @@ from channeld.v1 import (
     wallet_pb2_grpc,
 )
 from tests.api_support import bearer, connected, serving
-from tests.fake_node import NODE_ID, PEER_ID, FakeNode, make_bolt11
+from tests.fake_invoices import PEER_ID, make_bolt11
+from tests.fake_node import NODE_ID, FakeNode
 
 
 class Client:

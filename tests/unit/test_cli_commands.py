@@ -12,7 +12,8 @@ from channeld.cli import output
 from channeld.cli.main import run
 from channeld.paths import data_paths
 from tests.cli_support import Channelctl, Daemon
-from tests.fake_node import NODE_ID, PEER_ID
+from tests.fake_invoices import PEER_ID
+from tests.fake_node import NODE_ID
 
 PEER = PEER_ID.hex()
 OTHER = "02" + "33" * 32
@@ -126,6 +127,7 @@ def test_a_channel_from_open_to_close(channelctl: Channelctl, daemon: Daemon) ->
     listed = channelctl("channel", "list").out
     assert "123x1x0" in listed
     assert "48,998.500 sat" in listed
+    assert channelctl("channel", "closing", "123x1x0").status == 7
     funding = f"{channel['funding_txid']}:0"
     for reference in (channel["channel_id"], channel["channel_id"][:6], "123x1x0", funding):
         assert channelctl.json("channel", "show", reference)["channel"]["channel_id"] == channel["channel_id"]
@@ -136,6 +138,12 @@ def test_a_channel_from_open_to_close(channelctl: Channelctl, daemon: Daemon) ->
     closed = channelctl("channel", "close", "123x1x0", "--yes")
     assert "together with the peer; 49,998.500 sat of it are ours" in closed.err
     assert "waiting for 1 block" in closed.out
+    outputs = channelctl("channel", "closing", channel["channel_id"]).out
+    for text in ("by us alone, in block 123", "2,810 sat", "49,998 sat", "free in 143 blocks", "the peer took it"):
+        assert text in outputs
+    taken = channelctl.json("channel", "closing", channel["channel_id"])["outputs"][1]
+    assert (taken["owner"], taken["htlc"]["amount_msat"], taken["free_height"]) == ("remote", 7_500, None)
+    assert taken["spending_txid"] == bytes(range(32))[::-1].hex()
     daemon.do(lambda: daemon.node.mine(1))
     assert channelctl.json("channel", "list")["channels"] == []
     assert channelctl.json("channel", "list", "--all")["channels"][0]["phase"] == "closed"

@@ -16,7 +16,7 @@ from channeld.cli import failures, session
 from channeld.cli.main import run
 from channeld.paths import data_paths
 from tests.cli_support import Channelctl, Daemon
-from tests.fake_node import PEER_ID
+from tests.fake_invoices import PEER_ID
 from watchtower.rpc.tls import Certificate
 
 PEER = PEER_ID.hex()
