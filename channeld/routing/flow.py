@@ -7,7 +7,8 @@ few straight pieces. A min-cost flow of units from payer to destination is then 
 Paths are taken out of the flow, priced to the msat with the search's own arithmetic, each knowing what the parts
 before it have reserved; what does not fit exactly (a fee too much for a channel) is routed again by `solve`.
 
-Only a corridor of edges is looked at: those on the cheapest ways for one unit.
+Only a corridor of edges is looked at: those on the cheapest ways for one unit. If they are too few, the edges of some
+flow that is large enough are added to them.
 
 Amounts in msat.
 """
@@ -32,7 +33,7 @@ MAX_PARTS = 16
 _RELIABLE = 0.9
 """A single path at least so probable is taken without looking for a split."""
 
-_CORRIDORS = (4_000, 20_000, 10**9)
+_CORRIDOR = 4_000
 _PIECES = np.array([0.0, 0.25, 0.5, 0.75, 0.9, 1.0])
 _FEW_UNITS = 16
 _TYPICAL_PARTS = 4
@@ -106,7 +107,7 @@ def _split(problem: Problem, max_parts: int) -> tuple[Route, ...] | NoRoute:
 
 
 def _flow(problem: Problem, model: CostModel, units: int) -> list[_Part] | NoRoute:
-    """Paths of the min-cost flow in a corridor, wider ones if it is too narrow."""
+    """Paths of the min-cost flow in the corridor."""
     amount = problem.request.amount_msat
     unit = -(-amount // units)
     units = -(-amount // unit)
@@ -116,16 +117,17 @@ def _flow(problem: Problem, model: CostModel, units: int) -> list[_Part] | NoRou
     useful = np.nonzero(np.isfinite(detour))[0]
     if not len(useful):
         return NoRoute(f"no way for parts of {unit} msat connects the source with the destination")
-    for width in _CORRIDORS:
-        kept = useful if len(useful) <= width else useful[np.argpartition(detour[useful], width)[:width]]
+    kept = useful if len(useful) <= _CORRIDOR else useful[np.argpartition(detour[useful], _CORRIDOR)[:_CORRIDOR]]
+    flow = _min_cost(problem, model, kept, source[kept], target[kept], unit, units)
+    if flow is None:
+        most, needed = _any_flow(problem, useful, source[useful], target[useful], unit, units)
+        if most < units:
+            return NoRoute(f"all ways together can carry about {most * unit} msat of {amount} msat")
+        kept = np.union1d(kept, needed)
         flow = _min_cost(problem, model, kept, source[kept], target[kept], unit, units)
-        if flow is not None:
-            return _paths(problem, dict(zip(kept.tolist(), flow.tolist(), strict=True)), unit, units)
-        if width == _CORRIDORS[0]:
-            most = _most(problem, useful, source[useful], target[useful], unit, units)
-            if most < units:
-                return NoRoute(f"all ways together can carry about {most * unit} msat of {amount} msat")
-    raise AssertionError("the widest corridor has all edges")
+    if flow is None:
+        raise AssertionError("edges that can carry a flow have one of least cost")
+    return _paths(problem, dict(zip(kept.tolist(), flow.tolist(), strict=True)), unit, units)
 
 
 def _room(table: Table, index: Ints, unit: int, units: int) -> Floats:
@@ -133,17 +135,21 @@ def _room(table: Table, index: Ints, unit: int, units: int) -> Floats:
     return np.clip(np.floor((table.upper[index] - table.used[index]) / (unit * _HEADROOM)), 0, units)
 
 
-def _most(problem: Problem, kept: Ints, source: Indices, target: Indices, unit: int, units: int) -> int:
-    """How many units can flow at all."""
+def _any_flow(
+    problem: Problem, kept: Ints, source: Indices, target: Indices, unit: int, units: int
+) -> tuple[int, Ints]:
+    """How many of the units can flow at all, and the edges of such a flow."""
     solver = SimpleMaxFlow()
     base = kept < problem.base_edges
     room = np.zeros(len(kept), np.int64)
     room[base] = _room(problem.base, kept[base], unit, units)
     room[~base] = _room(problem.extra, kept[~base] - problem.base_edges, unit, units)
-    solver.add_arcs_with_capacity(source.astype(np.int32), target.astype(np.int32), room)
-    if solver.solve(problem.root, problem.target_index) != solver.OPTIMAL:
+    arcs = solver.add_arcs_with_capacity(source.astype(np.int32), target.astype(np.int32), room)
+    gate = problem.nodes
+    solver.add_arc_with_capacity(gate, problem.root, units)
+    if solver.solve(gate, problem.target_index) != solver.OPTIMAL:
         raise AssertionError("maximal flow found no answer")
-    return int(min(units, solver.optimal_flow()))
+    return int(solver.optimal_flow()), kept[solver.flows(arcs) > 0]
 
 
 def _min_cost(
@@ -176,7 +182,7 @@ def _min_cost(
 def _pieces(problem: Problem, model: CostModel, kept: Ints, unit: int, units: int) -> tuple[Ints, Ints]:
     """For each edge and piece: how many units, and what each costs (msat). Each unit is a piece if there are few."""
     base = kept < problem.base_edges
-    exact = len(kept) <= _CORRIDORS[0] and units <= _FEW_UNITS
+    exact = units <= _FEW_UNITS
     places = (problem.base, kept[base]), (problem.extra, kept[~base] - problem.base_edges)
     pairs = [_pieces_of(problem, model, table, index, unit, units, exact) for table, index in places]
     room, slopes = (np.zeros((len(kept), pairs[0][0].shape[1]), np.int64) for _ in range(2))
