@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status: 0, or 1 with a sentence on stderr (2 for wrong flags)."""
     gc.disable()  # until everything is imported: collecting meanwhile would cost a sixth of the start
-    from channeld.config import ConfigError, load_config
+    from channeld.config import load_config
+    from watchtower.rpc.settings import ConfigError
 
     try:
         config = load_config(sys.argv[1:] if arguments is None else arguments)
@@ -28,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: Config, commit_hook: CommitHook | None = None) -> int:
     """Everything after the settings; heavy imports wait until here, so that `--help` is quick."""
     from channeld.api.server import ApiError
-    from channeld.config import ConfigError
     from channeld.daemon import StartError, run
     from channeld.storage import StorageError
     from wallet.chain import ChainError
@@ -37,6 +37,7 @@ def _run(config: Config, commit_hook: CommitHook | None = None) -> int:
     from wallet.seedfile import SeedFileError
     from watchtower.rpc import logs
     from watchtower.rpc.lock import LockError, locked
+    from watchtower.rpc.settings import ConfigError
 
     gc.enable()
     gc.freeze()

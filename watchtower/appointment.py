@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from wallet.bitcoin.tx import OutPoint
 from watchtower.blob import locator_of, seal
@@ -70,6 +70,19 @@ def make_appointment(kit: JusticeKit, terms: Terms) -> Appointment:
     and `to_remote` and one for each HTLC.
     """
     return Appointment(locator_of(kit.txid), seal(kit.txid, encode(make_justice(kit, terms))))
+
+
+def fit_appointment(kit: JusticeKit, terms: Terms, max_blob_bytes: int) -> Appointment:
+    """Like `make_appointment`, with fewer fee rates where the blob would be too large: first every other one, at last
+    the highest alone. Raises ValueError if that does not help."""
+    ladder = terms.ladder_per_kw
+    while True:
+        made = make_appointment(kit, structs.replace(terms, ladder_per_kw=ladder))
+        if len(made.blob) <= max_blob_bytes:
+            return made
+        if len(ladder) < 2 or terms.mode == "own":
+            raise ValueError(f"a blob of {len(made.blob)} bytes is more than the {max_blob_bytes} that the tower takes")
+        ladder = ladder[1 - len(ladder) % 2 :: 2] if len(ladder) > 2 else ladder[1:]
 
 
 def make_justice(kit: JusticeKit, terms: Terms) -> Justice:

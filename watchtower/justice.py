@@ -14,7 +14,7 @@ import msgspec
 
 from wallet.bitcoin.encoding import compact_size, hash160
 from wallet.bitcoin.script import p2wpkh, p2wpkh_script_code, p2wsh
-from wallet.bitcoin.secp import compact_to_der, is_valid_secret, sign, verify_once
+from wallet.bitcoin.secp import compact_to_der, is_valid_secret, sign
 from wallet.bitcoin.sighash import SIGHASH_ALL, SighashCache, segwit_v0_sighash
 from wallet.bitcoin.tx import SEQUENCE_RBF, OutPoint, Tx, TxIn, TxOut
 from wallet.fees import dust_threshold_sat, fee_for_tx
@@ -159,11 +159,6 @@ def _check_bundle(justice: Justice, bundle: Bundle) -> None:
             raise InvalidJustice("a transaction of the blob lacks signatures")
         if rung.client_sat <= 0 or rung.reward_sat < 0 or rung.client_sat + rung.reward_sat > total_sat:
             raise InvalidJustice("a transaction of the blob pays more than it takes, or nothing")
-
-
-def pubkey_signs(penalty: Penalty, tx: Tx, index: int, signature: bytes, pubkey: bytes) -> bool:
-    """Whether the signature of input `index` is `pubkey`'s."""
-    return verify_once(pubkey, penalty.sighash(tx, index, SighashCache(tx)), signature)
 
 
 # --- transactions -------------------------------------------------------------------------------------------------

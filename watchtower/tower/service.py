@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ MODE_NUMBERS: dict[Mode, Any] = {"blind": tower_pb2.MODE_BLIND, "own": tower_pb2
 
 class TowerServicer(tower_pb2_grpc.TowerServicer):
     """See proto/watchtower/v1/tower.proto. `identity` is (secret, tower id); `certificate_hash` gives that of the
-    certificate that is served."""
+    certificate that is served; `check_new_session` raises Refusal for a network address that asks for too many."""
 
     def __init__(
         self,
@@ -33,7 +32,7 @@ class TowerServicer(tower_pb2_grpc.TowerServicer):
         intake: Intake,
         watcher: Watcher,
         certificate_hash: Callable[[], bytes],
-        clock: Callable[[], float] = time.time,
+        check_new_session: Callable[[str], None],
     ) -> None:
         self._secret, self._tower_id = identity
         self._network = network
@@ -42,7 +41,7 @@ class TowerServicer(tower_pb2_grpc.TowerServicer):
         self._intake = intake
         self._watcher = watcher
         self._certificate_hash = certificate_hash
-        self._clock = clock
+        self._check_new_session = check_new_session
 
     async def GetInfo(self, request: tower_pb2.GetInfoRequest, context: Any) -> tower_pb2.GetInfoResponse:
         if len(request.nonce) != NONCE_BYTES:
@@ -73,6 +72,7 @@ class TowerServicer(tower_pb2_grpc.TowerServicer):
             raise Refusal("invalid_argument", "The mode must be blind or own.")
         if self._watcher.tip is None:
             raise Refusal("unavailable", "The tower waits for layer 1; try again.")
+        self._check_new_session(context.peer())
         terms = await self._sessions.create(
             request.session_id,
             MODES[request.mode],

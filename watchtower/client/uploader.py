@@ -1,0 +1,321 @@
+"""Bringing one tower up to date, for ever: one task, in the background, that no payment waits for.
+
+What the tower needs is the difference between the daemon's revoked commitments and the count that the tower has
+confirmed. So nothing can be lost in a queue, a tower that was away is brought up to date when it is back, and a new one
+gets everything from the beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import structlog
+
+from wallet.db import Write
+from watchtower.appointment import DEFAULT_LADDER_PER_KW, Appointment, JusticeKit, fit_appointment
+from watchtower.client import tables
+from watchtower.client.connection import Connection, TowerAway, TowerLies, TowerRefuses
+from watchtower.client.values import (
+    Backups,
+    ChannelBackup,
+    Check,
+    KnownSession,
+    KnownTower,
+    Storage,
+    TowerStatus,
+    session_secret,
+)
+from watchtower.messages import Receipt
+
+BATCH = 64
+BATCH_BYTES = 1 << 20
+CHANNELS_AT_ONCE = 4
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 300.0
+RENEW_BLOCKS = 1_008
+"""A session that ends so soon gets more time."""
+STALE_BLOCKS = 3
+"""A tower whose last block is so much older than ours is not up to date."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Behind:
+    """How far a tower is with one channel. `since` is when it fell behind."""
+
+    __slots__ = ("acknowledged_seconds", "count", "since")
+
+    def __init__(self, count: int = 0, acknowledged_seconds: float = 0.0) -> None:
+        self.count = count
+        self.acknowledged_seconds = acknowledged_seconds
+        self.since: float | None = None
+
+
+class Uploader:
+    """One tower's. `progress` and `sessions` (by channel, the latest) are what the database knows."""
+
+    def __init__(
+        self,
+        tower: KnownTower,
+        master: bytes,
+        storage: Storage,
+        backups: Backups,
+        progress: dict[bytes, Behind],
+        sessions: dict[bytes, KnownSession],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.tower = tower
+        self._master = master
+        self._storage = storage
+        self._backups = backups
+        self.progress = progress
+        self._sessions = sessions
+        self._clock = clock
+        self._connection = Connection(tower.uri, tower.token, clock)
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._failures = 0
+        self.retry_seconds = FIRST_RETRY_SECONDS
+        self._problem = ""
+        self._problem_since = 0.0
+        self.sent = 0
+
+    # --- what the daemon does
+
+    def notify(self) -> None:
+        """Something was revoked."""
+        self._wake.set()
+        self._idle.clear()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            self._wake.clear()
+            try:
+                busy = await self._round()
+                self._well()
+            except (TowerAway, TowerRefuses, TowerLies) as error:
+                self._trouble(error)
+                await self._pause()
+                continue
+            if not busy:
+                self._idle.set()
+                await self._wake.wait()
+
+    async def wait_idle(self) -> None:
+        """Until the tower has everything."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Close the connection; `run` must have been cancelled."""
+        await self._connection.close()
+
+    def _well(self) -> None:
+        if self._problem:
+            _log.info("the tower works again", tower=str(self.tower.uri))
+        self._failures, self._problem, self._problem_since = 0, "", 0.0
+
+    def _trouble(self, error: Exception) -> None:
+        self._failures += 1
+        if not self._problem:
+            self._problem_since = self._clock()
+            _log.warning("the tower does not take backups", tower=str(self.tower.uri), reason=str(error))
+        self._problem = str(error)
+
+    async def _pause(self) -> None:
+        """Longer after each failure; new backups do not shorten it, or a busy node would hammer a tower that is down."""
+        longest = min(LAST_RETRY_SECONDS, self.retry_seconds * 2.0 ** min(self._failures - 1, 20))
+        await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+
+    # --- the work
+
+    def _behind(self) -> list[tuple[bytes, int, int]]:
+        """(channel, what the tower has, what there is), where they differ."""
+        now = self._clock()
+        found = []
+        for channel, newest in self._backups.counts().items():
+            behind = self.progress.get(channel)
+            if behind is None:
+                behind = self.progress[channel] = Behind()
+            if behind.count < newest:
+                behind.since = behind.since or now
+                found.append((channel, behind.count, newest))
+        return found
+
+    async def _round(self) -> bool:
+        """A batch for each of some channels; whether there was anything to do."""
+        work = self._behind()
+        if not work:
+            return False
+        for start in range(0, len(work), CHANNELS_AT_ONCE):
+            some = work[start : start + CHANNELS_AT_ONCE]
+            results = await asyncio.gather(*(self._upload(*each) for each in some), return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+        return True
+
+    async def _upload(self, channel: bytes, first: int, newest: int) -> None:
+        kits = await self._backups.kits(channel, first, min(BATCH, newest - first))
+        if not kits:
+            self.progress.pop(channel, None)
+            return
+        session = await self._session(channel)
+        secret = session_secret(self._master, self.tower.uri.tower_id, channel, session.number)
+        made = await asyncio.to_thread(_make, kits, session)
+        batch = [(first + place, each) for place, each in enumerate(made) if each is not None]
+        receipts: list[Receipt] = []
+        if batch:
+            try:
+                receipts = await self._connection.add(secret, [each for _, each in batch])
+            except TowerRefuses as error:
+                await self._refused(channel, session, error)
+                return
+        await self._acknowledged(channel, first + len(made), session, [n for n, _ in batch], receipts)
+
+    async def _acknowledged(
+        self, channel: bytes, count: int, session: KnownSession, numbers: Sequence[int], receipts: Sequence[Receipt]
+    ) -> None:
+        now = self._clock()
+        key = self.tower.key
+        writes: list[Write] = [tables.SAVE_BACKUP(key, channel, count, int(now * 1000))]
+        writes += [
+            tables.SAVE_RECEIPT(
+                key, channel, number, session.number, r.locator, r.blob_hash, r.accepted_height, r.signature
+            )
+            for number, r in zip(numbers, receipts, strict=True)
+        ]
+        await self._storage.commit(writes)
+        behind = self.progress.setdefault(channel, Behind())
+        behind.count, behind.acknowledged_seconds = count, now
+        behind.since = None if count >= self._backups.counts().get(channel, 0) else now
+        self.sent += len(receipts)
+
+    async def _session(self, channel: bytes) -> KnownSession:
+        session = self._sessions.get(channel)
+        if session is None:
+            return await self._new_session(channel, 0)
+        info = self._connection.info
+        if info is not None and session.terms.expires_height - info.block_height < RENEW_BLOCKS:
+            return await self._new_session(channel, session.number)
+        return session
+
+    async def _new_session(self, channel: bytes, number: int) -> KnownSession:
+        """Created, or given more time."""
+        secret = session_secret(self._master, self.tower.uri.tower_id, channel, number)
+        terms = await self._connection.create_session(secret, self.tower.mode, self.tower.max_reward_permille)
+        session = KnownSession(number, terms, DEFAULT_LADDER_PER_KW)
+        encoded = msgspec.msgpack.encode(session)
+        await self._storage.commit([tables.SAVE_SESSION(self.tower.key, channel, number, encoded)])
+        self._sessions[channel] = session
+        return session
+
+    async def _refused(self, channel: bytes, session: KnownSession, error: TowerRefuses) -> None:
+        """A session that is full, over or forgotten: the next one. Raises TowerRefuses where that does not help."""
+        if error.kind == "not_found":
+            # What the tower confirmed is gone: it gets everything again.
+            _log.error("the tower has forgotten a session", tower=str(self.tower.uri), channel=channel.hex())
+            await self._new_session(channel, session.number + 1)
+            await self._storage.commit([tables.SAVE_BACKUP(self.tower.key, channel, 0, 0)])
+            self.progress[channel] = Behind()
+            return
+        if error.kind in ("failed_precondition", "already_exists"):
+            await self._new_session(channel, session.number + 1)
+            return
+        raise error
+
+    async def forget(self, channel: bytes) -> None:
+        """The channel is over for good: the tower need not keep anything of it. It does so when it is reachable; if not,
+        the session ends by itself."""
+        session = self._sessions.pop(channel, None)
+        self.progress.pop(channel, None)
+        await self._storage.commit([statement(self.tower.key, channel) for statement in tables.DELETE_OF_CHANNEL])
+        if session is not None:
+            await self.end_session(channel, session.number)
+
+    async def end_session(self, channel: bytes, number: int) -> None:
+        """Best effort."""
+        secret = session_secret(self._master, self.tower.uri.tower_id, channel, number)
+        try:
+            await self._connection.delete_session(secret)
+        except (TowerAway, TowerRefuses, TowerLies) as error:
+            _log.info("a session at the tower could not be ended", tower=str(self.tower.uri), reason=str(error))
+
+    @property
+    def channels(self) -> dict[bytes, KnownSession]:
+        """The latest session of each channel."""
+        return dict(self._sessions)
+
+    # --- what there is to see
+
+    def status(self) -> TowerStatus:
+        """Now."""
+        now = self._clock()
+        counts = self._backups.counts()
+        self._behind()
+        channels = tuple(
+            ChannelBackup(
+                channel,
+                newest,
+                behind.count,
+                now - behind.since if behind.since is not None else 0.0,
+                behind.acknowledged_seconds,
+            )
+            for channel, newest in counts.items()
+            if (behind := self.progress.get(channel)) is not None
+        )
+        return TowerStatus(
+            self.tower, not self._problem, self._problem, self._problem_since, channels, self.sent, len(self._sessions)
+        )
+
+    async def check(self, height: int) -> Check:
+        """Asks the tower itself: it must be there, in step with the chain at `height`, and really have the last
+        appointment of every channel that it confirmed."""
+        reasons = []
+        if self.tower.state == "paused":
+            reasons.append("it is paused")
+        try:
+            info = await self._connection.get_info()
+            if not info.synced_to_chain or info.block_height + STALE_BLOCKS < height:
+                reasons.append(f"it has searched blocks to height {info.block_height} only, we are at {height}")
+            reasons += [reason for channel in list(self.progress) if (reason := await self._audit(channel))]
+        except (TowerAway, TowerRefuses, TowerLies) as error:
+            reasons.append(str(error))
+        behind = [channel for channel in self.status().channels if channel.backlog]
+        if behind:
+            backlog = sum(channel.backlog for channel in behind)
+            reasons.append(f"it lacks {backlog} commitments of {len(behind)} channels")
+        return Check(self.tower, tuple(reasons))
+
+    async def _audit(self, channel: bytes) -> str:
+        """What is wrong with what the tower has of a channel."""
+        count = self.progress[channel].count
+        rows = self._storage.lookup(tables.FIND_RECEIPT, self.tower.key, channel, count - 1) if count else []
+        if not rows:
+            return ""
+        number, locator, blob_hash, *_ = rows[0]
+        secret = session_secret(self._master, self.tower.uri.tower_id, channel, number)
+        try:
+            found = await self._connection.get_appointment(secret, locator)
+        except TowerRefuses as error:
+            return f"it does not have commitment {count - 1} of channel {channel.hex()}, which it confirmed: {error}"
+        if found.receipt.blob_hash != blob_hash:
+            return f"it has something else under the locator of commitment {count - 1} of channel {channel.hex()}"
+        return ""
+
+
+def _make(kits: Sequence[JusticeKit | None], session: KnownSession) -> list[Appointment | None]:
+    """As many as one call may carry."""
+    made: list[Appointment | None] = []
+    size = 0
+    for kit in kits:
+        appointment = None if kit is None else fit_appointment(kit, session.blob_terms, session.terms.max_blob_bytes)
+        size += len(appointment.blob) if appointment else 0
+        if made and size > BATCH_BYTES:
+            break
+        made.append(appointment)
+    return made
