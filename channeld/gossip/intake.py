@@ -137,7 +137,7 @@ class Intake:
             return
         now = self._clock()
         item = Item(message, raw, origin, now)
-        refusal = self._check(item, now)
+        refusal = validate.check_length(message, raw) or self._check(item, now)
         if refusal is not None:
             self._listener.refused(message, item.origins, refusal)
             return
@@ -257,7 +257,7 @@ class Intake:
                 node_id in self._view.topology.node_index or node_id in self._pending_nodes or node_id in new_nodes
             ):
                 return _UNKNOWN_NODE
-        jobs.extend(validate.signature_jobs(message, signer))
+        jobs.extend(validate.signature_jobs(message, item.raw, signer))
         return None
 
     def _signer(self, update: ChannelUpdate, announced: dict[int, ChannelAnnouncement]) -> bytes | None:

@@ -23,7 +23,7 @@ from channeld.bolt.messages import (
 )
 from channeld.bolt.transactions.funding import funding_script_pubkey
 from channeld.gossip.interface import Funding, GossipConfig, scid_text
-from channeld.gossip.validate import DISABLE, DONT_FORWARD, MUST_BE_ONE, announcement_jobs, update_job
+from channeld.gossip.validate import DISABLE, DONT_FORWARD, MUST_BE_ONE, signature_jobs
 from channeld.gossip.verify import check
 from channeld.gossip.view import NetworkView
 
@@ -253,7 +253,9 @@ class OwnGossip:
             is_theirs = message.channel_flags & 1 == int(peer_id > self._node_id)
             if not is_theirs or message.chain_hash != self._chain_hash:
                 return None
-            if (known is None or message.timestamp > known.timestamp) and all(check([update_job(message, peer_id)])):
+            if (known is None or message.timestamp > known.timestamp) and all(
+                check(signature_jobs(message, message.raw, peer_id))
+            ):
                 own.remote_update = message
             return channel.channel_id
         return None
@@ -297,7 +299,7 @@ class OwnGossip:
         announcement = self._announcement(own, theirs)
         # BOLT 7, "If the `node_signature` OR the `bitcoin_signature` is NOT correct: MAY send a `warning` and close the
         # connection, or send an `error` and fail the channel."
-        if not all(check(announcement_jobs(announcement))):
+        if not all(check(signature_jobs(announcement, announcement.raw))):
             own.refused_signatures = True
             return [*actions, Warn(channel.peer_id, channel.channel_id, "announcement_signatures are not valid")]
         script = funding_script_pubkey(channel.local_funding_pubkey, channel.remote_funding_pubkey)

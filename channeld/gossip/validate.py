@@ -24,9 +24,8 @@ from channeld.gossip.verify import SignatureJob
 from channeld.gossip.view import NetworkView
 from wallet.bitcoin.secp import is_valid_pubkey
 
-MAX_ANNOUNCEMENT_BYTES = 2048
-MAX_UPDATE_BYTES = 512
-MAX_NODE_BYTES = 4096
+MAX_BYTES: dict[type[SignedGossip], int] = {ChannelAnnouncement: 2048, ChannelUpdate: 512, NodeAnnouncement: 4096}
+"""Of a message that is kept and passed on."""
 MUST_BE_ONE = 1
 DONT_FORWARD = 2
 DISABLE = 2
@@ -35,6 +34,12 @@ _OTHER_CHAIN = Refusal("it is about another chain")
 _KNOWN = Refusal("it is known already")
 _BLACKLISTED = Refusal("its node is blacklisted")
 _TOO_LONG = Refusal("it is longer than what is passed on here")
+
+
+def check_length(message: SignedGossip, raw: bytes) -> Refusal | None:
+    """`raw` is the message's wire form."""
+    # BOLT 7, "MAY choose NOT to for messages longer than the minimum expected length."
+    return _TOO_LONG if len(raw) > MAX_BYTES[type(message)] else None
 
 
 def check_announcement(
@@ -56,8 +61,7 @@ def check_announcement(
     # output is close to 6 confirmations, in case the receiving node hasn't received the latest block(s) yet."
     if block_of(message.short_channel_id) > height:
         return Refusal(f"{scid_text(message.short_channel_id)} is in a block that is not there yet")
-    # BOLT 7, "MAY choose NOT to for messages longer than the minimum expected length."
-    return _TOO_LONG if len(message.raw) > MAX_ANNOUNCEMENT_BYTES else None
+    return None
 
 
 def is_known(message: ChannelAnnouncement, topology: Topology) -> bool:
@@ -66,14 +70,10 @@ def is_known(message: ChannelAnnouncement, topology: Topology) -> bool:
     return row is not None and topology.node_ids_of(row) == (message.node_id_1, message.node_id_2)
 
 
-def _digest(message: SignedGossip, signed_from: int) -> bytes:
-    return sha256(sha256(message.raw[signed_from:]).digest()).digest()
-
-
-def announcement_jobs(message: ChannelAnnouncement) -> list[SignatureJob]:
+def announcement_jobs(message: ChannelAnnouncement, raw: bytes) -> list[SignatureJob]:
     """The four signatures."""
     # BOLT 7, "MUST verify the integrity AND authenticity of the message by verifying the signatures."
-    digest = _digest(message, ChannelAnnouncement.SIGNED_FROM)
+    digest = sha256(sha256(raw[ChannelAnnouncement.SIGNED_FROM :]).digest()).digest()
     return [
         SignatureJob(message.node_id_1, digest, message.node_signature_1, True),
         SignatureJob(message.node_id_2, digest, message.node_signature_2, True),
@@ -114,8 +114,6 @@ def check_update(
     # MAY ignore the channel."
     if message.timestamp < now - config.stale_seconds:
         return Refusal("it is too old")
-    if len(message.raw) > MAX_UPDATE_BYTES:
-        return _TOO_LONG
     row = view.topology.rows.get(message.short_channel_id)
     return check_newer(message, view, row, config) if row is not None else None
 
@@ -150,11 +148,6 @@ def _policy_part(raw: bytes) -> bytes:
     return raw[110:]
 
 
-def update_job(message: ChannelUpdate, node_id: bytes) -> SignatureJob:
-    """Its signature, by the node that `direction` names."""
-    return SignatureJob(node_id, _digest(message, ChannelUpdate.SIGNED_FROM), message.signature, True)
-
-
 def check_node(
     message: NodeAnnouncement, view: NetworkView, config: GossipConfig, blacklist: Container[bytes], now: float
 ) -> Refusal | None:
@@ -181,20 +174,17 @@ def check_node(
     # BOLT 7, "if more than one `type 5` address is announced: [...] MUST not forward the `node_announcement`."
     if sum(address.type is AddressType.DNS for address in addresses) > 1:
         return Refusal("it has more than one DNS hostname")
-    return _TOO_LONG if len(message.raw) > MAX_NODE_BYTES else None
+    return None
 
 
-def node_job(message: NodeAnnouncement) -> SignatureJob:
-    """Its signature."""
-    return SignatureJob(message.node_id, _digest(message, NodeAnnouncement.SIGNED_FROM), message.signature, True)
-
-
-def signature_jobs(message: SignedGossip, node_id: bytes | None = None) -> list[SignatureJob]:
-    """All signatures of a message; `node_id` is who should have signed a `channel_update`."""
+def signature_jobs(message: SignedGossip, raw: bytes, node_id: bytes | None = None) -> list[SignatureJob]:
+    """All signatures of a message, whose wire form is `raw`; `node_id` is who should have signed a `channel_update`."""
+    if isinstance(message, ChannelUpdate):
+        assert node_id is not None
+        digest = sha256(sha256(raw[ChannelUpdate.SIGNED_FROM :]).digest()).digest()
+        return [SignatureJob(node_id, digest, message.signature, True)]
     if isinstance(message, ChannelAnnouncement):
-        return announcement_jobs(message)
-    if isinstance(message, NodeAnnouncement):
-        return [node_job(message)]
-    assert isinstance(message, ChannelUpdate)
-    assert node_id is not None
-    return [update_job(message, node_id)]
+        return announcement_jobs(message, raw)
+    assert isinstance(message, NodeAnnouncement)
+    digest = sha256(sha256(raw[NodeAnnouncement.SIGNED_FROM :]).digest()).digest()
+    return [SignatureJob(message.node_id, digest, message.signature, True)]
