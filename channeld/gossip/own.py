@@ -167,6 +167,8 @@ class OwnGossip:
         if own is None:
             own = self._channels[channel.channel_id] = _Own(channel, now)
             self._by_peer.setdefault(channel.peer_id, set()).add(channel.channel_id)
+        elif own.channel == channel:
+            return []  # time's part is done by `tick`
         was = own.channel
         own.channel = channel
         if not channel.is_connected:

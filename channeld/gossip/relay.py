@@ -18,7 +18,7 @@ from channeld.bolt.messages import (
 from channeld.gossip.interface import PeerPort
 from channeld.gossip.view import NetworkView
 
-MAX_PUMPED = 500
+MAX_PUMPED = 100
 """Messages of backlog and answers that a peer gets in one go, so that no peer holds up the others."""
 
 _CHANNEL, _UPDATE, _NODE = range(3)

@@ -44,6 +44,8 @@ from wallet.bitcoin import Block
 log = structlog.get_logger(__name__)
 
 FUNDING_WORKERS = 4
+MAX_QUEUED_FOR_SYNC = 4_000
+"""From this many messages under way on, peers are asked for no more."""
 QUERY_BURST = 50
 QUERY_REFILL_SECONDS = 2.0
 BLAME_MARKS = 20.0
@@ -93,7 +95,7 @@ class Gossip:
         self.config = config
         self.own = OwnGossip(node_id, chain_hash, config, signer, view)
         self.relay = Relay(view, chain_hash)
-        self.sync = SyncManager(view, chain_hash, config, rng, height, self._send)
+        self.sync = SyncManager(view, chain_hash, config, rng, height, self._send, self._has_room)
         self.checker = SignatureChecker()
         self.intake = Intake(view, funding, self.checker, self, chain_hash, config, clock, height)
         self._node_id = node_id
@@ -210,6 +212,10 @@ class Gossip:
         if conduct.may_warn(now):
             log.info("gossip of a peer refused", peer=node_id.hex(), reason=reason)
             port.send(encode(WarningMessage(NO_CHANNEL, reason.encode()[:400])))
+
+    def _has_room(self) -> bool:
+        """Answers to queries come by the thousand, and layer 1 may be slower than the peer."""
+        return self.intake.queued < MAX_QUEUED_FOR_SYNC
 
     def _send(self, port: PeerPort, message: Message) -> None:
         port.send(encode(message))

@@ -50,17 +50,21 @@ class _Entry(NamedTuple):
 class PeerSync:
     """What was asked of one peer, and what is still to ask."""
 
-    def __init__(self, port: PeerPort, chain_hash: bytes) -> None:
+    def __init__(self, port: PeerPort, chain_hash: bytes, may_ask: Callable[[], bool] = lambda: True) -> None:
+        """`may_ask`: whether there is room for the answers; if not, the next query waits for `ask_more`."""
         self.port = port
         self.is_active = False
         """It sends us what is new."""
         self.completed_at: float | None = None
-        """When it last told us all it knows."""
+        """When it last told us all it knows, or was given up."""
+        self.has_told_all = False
         self.last_heard = 0.0
         self._chain_hash = chain_hash
         self._range_end: int | None = None
         self._next_first = 0
-        self._entries: list[_Entry] = []
+        self._listed = 0
+        self._may_ask = may_ask
+        self._is_held = False
         self._to_query: list[tuple[int, int]] = []
         self._unknown: dict[int, None] = {}
         self._awaits_end = False
@@ -73,8 +77,8 @@ class PeerSync:
 
     @property
     def is_busy(self) -> bool:
-        """Whether an answer is awaited."""
-        return self._range_end is not None or self._awaits_end
+        """Whether an answer is awaited, or a query waits."""
+        return self._range_end is not None or self._awaits_end or self._is_held
 
     @property
     def in_full_sync(self) -> bool:
@@ -85,7 +89,7 @@ class PeerSync:
         """Ask for all channels. Nothing may be under way."""
         assert not self.is_busy
         self._in_full_sync = True
-        self._entries = []
+        self._listed = 0
         self._next_first = 0
         self._range_end = tip_height + 1
         self.last_heard = now
@@ -103,11 +107,13 @@ class PeerSync:
         if first < self._next_first:
             raise SyncViolation("reply_channel_range goes backwards (BOLT 7)")
         try:
-            self._entries += _entries(reply)
+            entries = _entries(reply)
         except DecodeError as error:
             raise SyncViolation(f"reply_channel_range cannot be read: {error}") from error
-        if len(self._entries) > MAX_SCIDS:
+        self._listed += len(entries)
+        if self._listed > MAX_SCIDS:
             raise SyncViolation("more channels than the network can have")
+        self._to_query += wanted(entries, view)
         self._next_first = first
         self.last_heard = now
         # BOLT 7, "check if `first_blocknum` plus `number_of_blocks` equals or exceeds [...] it asked for"; a block that
@@ -115,8 +121,6 @@ class PeerSync:
         if end < self._range_end or not reply.sync_complete:
             return []
         self._range_end = None
-        self._to_query = wanted(self._entries, view)
-        self._entries = []
         return self._query_next(now)
 
     def on_end(self, now: float) -> list[Message]:
@@ -140,6 +144,13 @@ class PeerSync:
         self._to_query = [(scid, _everything(None)) for scid in scids]
         return self._query_next(now)
 
+    def ask_more(self, now: float) -> list[Message]:
+        """The query that had to wait, if there is one and room for its answer."""
+        if not self._is_held:
+            return []
+        self._is_held = False
+        return self._query_next(now)
+
     def _query_next(self, now: float) -> list[Message]:
         # BOLT 7, "MUST NOT send `query_short_channel_ids` if it has sent a previous `query_short_channel_ids` to this
         # peer and not received `reply_short_channel_ids_end`."
@@ -148,6 +159,10 @@ class PeerSync:
             if self._in_full_sync:
                 self._in_full_sync = False
                 self.completed_at = now
+                self.has_told_all = True
+            return []
+        if not self._may_ask():
+            self._is_held = True
             return []
         batch, self._to_query = self._to_query[:QUERY_SCIDS], self._to_query[QUERY_SCIDS:]
         scids = q.encode_short_ids(scid for scid, _ in batch)
@@ -162,7 +177,8 @@ class PeerSync:
         self._range_end = None
         self._awaits_end = False
         self._in_full_sync = False
-        self._entries, self._to_query = [], []
+        self._is_held = False
+        self._to_query = []
 
 
 def _entries(reply: ReplyChannelRange) -> list[_Entry]:
@@ -234,23 +250,29 @@ class SyncManager:
         rng: random.Random,
         height: Callable[[], int],
         send: Callable[[PeerPort, Message], None],
+        may_ask: Callable[[], bool],
     ) -> None:
         self.peers: dict[bytes, PeerSync] = {}
-        self.is_synced = False
-        """Some peer has told us all it knows since the start."""
         self._view = view
         self._chain_hash = chain_hash
         self._config = config
         self._rng = rng
         self._height = height
         self._send = send
-        self._full_syncs = 0
+        self._may_ask = may_ask
+        self._was_synced = False
         self._rotated_at: float | None = None
         self._historical_at: float | None = None
 
+    @property
+    def is_synced(self) -> bool:
+        """Some peer has told us all it knows since the start."""
+        self._was_synced = self._was_synced or any(peer.has_told_all for peer in self.peers.values())
+        return self._was_synced
+
     def connected(self, port: PeerPort, now: float) -> None:
         """A peer came. Nothing is sent to it before this."""
-        peer = PeerSync(port, self._chain_hash)
+        peer = PeerSync(port, self._chain_hash, self._may_ask)
         self.peers[port.node_id] = peer
         active = sum(other.is_active for other in self.peers.values())
         self._set_active(peer, peer.serves and active < self._config.active_syncers, now)
@@ -261,6 +283,7 @@ class SyncManager:
         peer = self.peers.get(port.node_id)
         if peer is None or peer.port is not port:
             return
+        self._was_synced = self.is_synced
         del self.peers[port.node_id]
         if peer.is_active:
             self._activate_another(now)
@@ -282,7 +305,8 @@ class SyncManager:
 
     def _fill(self, now: float) -> None:
         """The first syncs: all from one peer, then what others know beyond that, one after the other."""
-        if self._full_syncs >= self._config.active_syncers or any(peer.in_full_sync for peer in self.peers.values()):
+        completed = sum(peer.completed_at is not None for peer in self.peers.values())
+        if completed >= self._config.active_syncers or any(peer.in_full_sync for peer in self.peers.values()):
             return
         fresh = [peer for peer in self.peers.values() if peer.serves and peer.completed_at is None and not peer.is_busy]
         if fresh:
@@ -297,7 +321,6 @@ class SyncManager:
         peer = self.peers.get(node_id)
         if peer is None:
             return
-        was_syncing = peer.in_full_sync
         try:
             if isinstance(message, ReplyChannelRange):
                 answers = peer.on_range(message, self._view, now)
@@ -308,10 +331,7 @@ class SyncManager:
             raise
         for answer in answers:
             self._send(peer.port, answer)
-        if was_syncing and not peer.in_full_sync:
-            self.is_synced = True
-            self._full_syncs += 1
-            self._fill(now)
+        self._fill(now)
 
     def heard(self, node_id: bytes, now: float) -> None:
         """The peer sends gossip: it is not stuck."""
@@ -330,6 +350,8 @@ class SyncManager:
     def tick(self, now: float) -> None:
         """Time passes: give up on who is silent, rotate, and once in a while compare all with one peer."""
         for peer in self.peers.values():
+            for message in peer.ask_more(now):
+                self._send(peer.port, message)
             if peer.is_busy and now - peer.last_heard > self._config.query_timeout_seconds:
                 peer.give_up()
                 peer.completed_at = now

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import Connection
 
 from channeld.bolt.invoice import RoutingHop
-from channeld.bolt.messages import ChannelReestablish, ErrorMessage, Message, OpenChannel
+from channeld.bolt.messages import ChannelReestablish, ChannelUpdate, ErrorMessage, Message, OpenChannel
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
@@ -120,6 +120,8 @@ class Channels:
         self._links: dict[bytes, PeerLink] = {}
         self.on_touched: Callable[[Driver], None] = lambda driver: None
         """Hears of every channel about which something may have changed, after it is durable."""
+        self.update_of_peer: Callable[[bytes], ChannelUpdate | None] = lambda channel_id: None
+        """The peer's policy towards us, by `channel_id`."""
 
         self.on_closing: Callable[[Driver], None] = _nobody
         """Who must hear of every change of a channel that ends on chain."""
@@ -532,9 +534,16 @@ class Channels:
                 continue
             scid = state.remote_alias if state.remote_alias is not None else state.scid
             if scid is not None and len(hints) < MAX_ROUTE_HINTS:
-                delta = self.policy.cltv_expiry_delta_blocks
-                hints.append((RoutingHop(driver.peer_id, scid, 0, 0, delta),))
+                hints.append((self._hop_to_us(driver, scid),))
         return hints
+
+    def _hop_to_us(self, driver: Driver, scid: int) -> RoutingHop:
+        """By the terms of the peer's last `channel_update`; before one came, what most would ask."""
+        update = self.update_of_peer(driver.channel_id)
+        if update is None:
+            return RoutingHop(driver.peer_id, scid, 0, 0, self.policy.cltv_expiry_delta_blocks)
+        fees = (update.fee_base_msat, update.fee_proportional_millionths)
+        return RoutingHop(driver.peer_id, scid, *fees, update.cltv_expiry_delta)
 
     def why_unreachable(self, node_id: bytes) -> str:
         """Why `usable_with` is empty, as a sentence."""

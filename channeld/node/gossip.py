@@ -50,6 +50,7 @@ REGTEST = GossipConfig(
 BLOCKS_KEPT = 16
 PUMP_SECONDS = 0.1
 TICK_SECONDS = 1.0
+TELL_SECONDS = 0.02
 
 
 class GossipSettings(NamedTuple):
@@ -313,7 +314,7 @@ class NodeGossip:
     def touched(self, driver: Driver) -> None:
         """Something may have changed about a channel; it is looked at soon, once however much changes."""
         if not self._touched:
-            asyncio.get_running_loop().call_later(0.01, self._tell_touched)
+            asyncio.get_running_loop().call_later(TELL_SECONDS, self._tell_touched)
         self._touched.add(driver)
 
     def _tell_touched(self) -> None:

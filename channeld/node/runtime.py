@@ -108,6 +108,7 @@ class Runtime:
             network.name == "regtest",
         )
         self.channels.on_touched = self.gossip.touched
+        self.channels.update_of_peer = self.gossip.core.own.remote_update
         self.coins = Coins(self.wallet, store, source, self.feerates, bus)
         self.invoices = InvoiceBook(store, self.identity, network, bus, time.time, self._route_hints)
         self._receiver = Receiver(self.invoices, bus, lambda: self.wallet.height, time.time)

@@ -297,7 +297,6 @@ async def test_a_synced_node_asks_for_nothing_again(tmp_path: Path) -> None:
         await net.settle()
         net.disconnect(wire)
         net.log.clear()
-        net.members[2].gossip.sync._full_syncs = 0
         net.connect(1, 2)
         await net.settle()
         assert len(net.sent(2, 1, QueryChannelRange)) == 1
@@ -558,3 +557,23 @@ async def test_updates_of_unknown_channels_are_asked_about(tmp_path: Path) -> No
         net.members[2].gossip.relay.publish(make_update(scid_of(5), 20, 21), set(), is_own=True)
         await net.round(times=2)
         assert scid_of(5) in net.members[1].gossip.view.topology.rows
+
+
+async def test_no_more_is_asked_for_than_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("channeld.gossip.sync.QUERY_SCIDS", 5)
+    async with network(tmp_path, 1, 2) as net:
+        spread(net, 1, channels=20)
+        net.funding.away = True
+        gossip = net.members[2].gossip
+        with monkeypatch.context() as patch:
+            patch.setattr("channeld.gossip.service.MAX_QUEUED_FOR_SYNC", 0)
+            net.connect(1, 2)
+            await net.settle()
+            await net.round(61)  # who was not asked is not given up
+            assert net.sent(2, 1, QueryShortChannelIds) == []
+            assert not gossip.sync.is_synced
+        net.funding.away = False
+        await net.round(1)
+        assert len(net.sent(2, 1, QueryShortChannelIds)) == 4
+        assert gossip.sync.is_synced
+        assert set(gossip.view.topology.rows) == set(net.members[1].gossip.view.topology.rows)
