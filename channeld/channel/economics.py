@@ -108,6 +108,8 @@ def close_cost_sat(c: Commitments, params: ChannelParams, env: Env) -> int:
 def reason_to_close(c: Commitments, params: ChannelParams, env: Env) -> str:
     """Why the channel has to go on chain now (a sentence), or nothing. All HTLCs that are due count together."""
     due = [due for due in dues(c, params, env) if env.block_height >= due.height]
+    if not due:
+        return ""
     if sum(d.gain_sat for d in due) <= close_cost_sat(c, params, env):
         return ""
     return max(due, key=lambda d: d.gain_sat).reason
@@ -119,6 +121,8 @@ def warnings(c: Commitments, params: ChannelParams, env: Env) -> list[Warned]:
         (due for due in dues(c, params, env) if due.height - env.block_height <= WARN_BLOCKS),
         key=lambda due: (due.height, due.htlc.offered, due.htlc.id),
     )
+    if not near:
+        return []
     cost = close_cost_sat(c, params, env)
     closes = sum(due.gain_sat for due in near) > cost
     return [_warned(due, cost, closes, env.block_height) for due in near]

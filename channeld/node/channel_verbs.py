@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from msgspec.structs import replace
 from sqlalchemy import select
 
 from channeld.bolt.features import Feature
@@ -17,6 +18,7 @@ from channeld.node.coins import Coins
 from channeld.node.feerates import FeeRates
 from channeld.node.idempotency import Idempotency, Mark
 from channeld.node.interface import ChannelView, NodeError
+from channeld.node.monitor_warnings import htlc_warnings
 from channeld.node.peer import PeerLink
 from channeld.node.peers import Peers
 from channeld.storage import Store, tables
@@ -53,7 +55,7 @@ class ChannelVerbs:
 
     def view(self, driver: Driver) -> ChannelView:
         """A channel that is not over."""
-        return views.channel_view(
+        view = views.channel_view(
             driver.state,
             channel_id=driver.channel_id,
             peer_id=driver.peer_id,
@@ -61,6 +63,8 @@ class ChannelVerbs:
             failure=driver.failure,
             policy=self._channels.policy,
         )
+        warnings = [warned.sentence for warned in htlc_warnings(driver.state, self._channels, driver)]
+        return replace(view, status="; ".join([view.status, *warnings])) if warnings else view
 
     async def list_all(self, include_closed: bool) -> list[ChannelView]:
         """All channels, the oldest first."""

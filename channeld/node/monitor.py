@@ -23,6 +23,7 @@ from channeld.node.monitor_coins import CannotMake, Maker
 from channeld.node.monitor_facts import Facts
 from channeld.node.monitor_publish import Publisher
 from channeld.node.monitor_store import StoredClose
+from channeld.node.monitor_warnings import Warnings
 from channeld.node.watches import Watches
 from channeld.onchain import resolution as on
 from channeld.onchain.classify import revoked_number
@@ -67,6 +68,7 @@ class Monitor:
         self._facts = Facts(watches)
         self._maker = Maker(wallet)
         self._publisher = Publisher(source, bus)
+        self._warnings = Warnings(wallet, channels, bus)
         self._cases: dict[int, _Case] = {}
         self._stored: dict[int, StoredClose] = {}
         self._due: dict[int, None] = {}
@@ -108,6 +110,7 @@ class Monitor:
         self._height = height
         await self._refresh_rates()
         self._in_step = True
+        self._warnings.look(self._rates)
         concerned = set(self._facts.channels()) | self._cases.keys()
         for driver in self._channels.all():
             if isinstance(driver.state, Closing) or driver.channel_key in concerned:

@@ -1,0 +1,70 @@
+"""What the operator should hear before it is urgent: HTLCs that will soon have their channel closed, and a wallet too
+empty to pay for that."""
+
+from __future__ import annotations
+
+from channeld.channel import economics
+from channeld.channel.state import Normal, ShuttingDown, State
+from channeld.node.bus import EventBus
+from channeld.node.channels import Channels, Driver
+from channeld.onchain.rates import Rates
+from channeld.onchain.reserve import reserve_sat
+from wallet.wallet import Wallet
+
+
+def htlc_warnings(state: State, channels: Channels, driver: Driver) -> list[economics.Warned]:
+    """HTLCs of an open channel that are due soon, with the decision and its price."""
+    if not isinstance(state, Normal | ShuttingDown):
+        return []
+    return economics.warnings(state.commitments, state.params, channels.env(driver))
+
+
+class Warnings:
+    """Told once per cause, at each block."""
+
+    def __init__(self, wallet: Wallet, channels: Channels, bus: EventBus) -> None:
+        self._wallet = wallet
+        self._channels = channels
+        self._bus = bus
+        self._told: dict[tuple[int, int, bool], bool] = {}
+        self._short = False
+
+    def look(self, rates: Rates) -> None:
+        """At the tip: which HTLCs come due, and whether the reserve suffices."""
+        self._look_at_htlcs()
+        self._look_at_reserve(rates)
+
+    def _look_at_htlcs(self) -> None:
+        near: dict[tuple[int, int, bool], bool] = {}
+        for driver in self._channels.all():
+            for warned in htlc_warnings(driver.state, self._channels, driver):
+                key = (driver.channel_key, warned.htlc_id, warned.offered)
+                near[key] = warned.closes
+                if self._told.get(key) is not warned.closes:
+                    self._bus.publish(
+                        "channel.htlc_due",
+                        f"channel {driver.channel_id.hex()}: {warned.sentence}",
+                        channel_id=driver.channel_id.hex(),
+                        htlc_id=warned.htlc_id,
+                        incoming=not warned.offered,
+                        due_height=warned.due_height,
+                        closes=warned.closes,
+                    )
+        self._told = near
+
+    def _look_at_reserve(self, rates: Rates) -> None:
+        """Sending leaves the reserve in the wallet; closing may use it."""
+        needed = reserve_sat((driver.state for driver in self._channels.all()), rates)
+        self._wallet.keep_back_sat = needed
+        balance = self._wallet.balance()
+        there = balance.confirmed_sat + balance.unconfirmed_sat
+        short = there < needed
+        if short and not self._short:
+            self._bus.publish(
+                "wallet.reserve_low",
+                f"the wallet has {there} sat, but closing all channels in a hurry would take {needed} sat of fees: send "
+                "some to it, or fees may be too low when it counts",
+                available_sat=there,
+                needed_sat=needed,
+            )
+        self._short = short

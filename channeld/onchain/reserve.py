@@ -1,0 +1,32 @@
+"""How many coins the wallet should keep for the fees of channels that have to be closed in a hurry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from channeld.bolt.transactions import fees
+from channeld.channel.commitments import Spec
+from channeld.channel.economics import CHILD_WEIGHT, WALLET_PART_WEIGHT
+from channeld.channel.state import Closed, Funded, State
+from channeld.onchain.rates import Rates, fee_sat
+
+HURRY_BLOCKS = 3
+LEAST_SAT = 1_000
+"""Less than this in one coin is of no use."""
+
+
+def reserve_sat(states: Iterable[State], rates: Rates) -> int:
+    """For all channels with `option_anchors`, whose commitments and HTLC transactions pay next to nothing by
+    themselves: to lift each commitment, and every HTLC transaction on it, to what a block in a hurry costs now."""
+    rate = rates.within(HURRY_BLOCKS)
+    funded = [state for state in states if isinstance(state, Funded) and not isinstance(state, Closed)]
+    needed = sum(_for_channel(state.commitments.local.spec, rate) for state in funded if state.params.anchors)
+    return max(LEAST_SAT, needed) if needed else 0
+
+
+def _for_channel(spec: Spec, rate: int) -> int:
+    weight = fees.commit_tx_weight(len(spec.htlcs), True)
+    lift = max(0, fee_sat(weight + CHILD_WEIGHT, rate) - fees.weight_fee_sat(weight, spec.feerate_per_kw))
+    each = fee_sat(fees.HTLC_SUCCESS_WEIGHT_ANCHORS + WALLET_PART_WEIGHT, rate)
+    # What an HTLC transaction may cost never exceeds what it brings.
+    return lift + sum(min(each, htlc.amount_msat // 1000) for htlc in spec.htlcs.values())
