@@ -294,6 +294,8 @@ class Gossip:
         if now - self._pruned_at >= PRUNE_SECONDS:
             self._pruned_at = now
             gone = self.prune(now)
+            for node_id in [n for n, c in self._conduct.items() if n not in self._ports and c.marks(now) < 1.0]:
+                del self._conduct[node_id]
             if gone:
                 log.info("channels forgotten", channels=len(gone))
         self.view.store.flush()
