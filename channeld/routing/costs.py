@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -250,9 +250,8 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
         index = graph.node_index(node_id)
         return extra_nodes.setdefault(node_id, root + 1 + len(extra_nodes)) if index is None else index
 
-    source = graph.node_index(request.source)
-    rows = _first_hops(graph, topology, request, source, known.lower, known.upper, known.capacity, known.extra_nats)
     hop_nats = request.model.hop_nats
+    rows = _local_rows(request)
     for row in rows:
         row.source, row.target = root, index_of(row.target_id)
     for edge in request.extra_edges:
@@ -263,30 +262,36 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
         ends = index_of(edge.source), index_of(edge.target)
         limit = max(upper, edge.liquidity_msat)
         rows.append(_Row(key, edge.source, edge.target, edge.policy, lower, upper, limit, hop_nats, *ends))
-    target = graph.node_index(request.destination)
-    target_index = extra_nodes.get(request.destination, -1) if target is None else target
+    source, target = graph.node_index(request.source), graph.node_index(request.destination)
     allowed = _allowed(graph, topology, request, source, target)
     fixed = np.full(len(allowed), hop_nats)
     if known.extra_nats is not None:
         fixed += known.extra_nats
     used = _used(graph, request, len(allowed))
     base = Table(topology.edges, known.lower, known.upper, known.capacity, used, fixed, allowed)
+    extra, keys = _extra_table(rows, request), [row.key for row in rows]
+    if source is not None:
+        own = topology.out_edges[topology.out_start[source] : topology.out_start[source + 1]]
+        if request.local_channels is None:
+            own_keys = [graph.edge_key(edge) for edge in own.tolist()]
+            extra, keys = _joined(_public_first_hops(base, own, own_keys, request, root), extra), own_keys + keys
+        allowed[own] = False
     problem = Problem(
         request=request,
         graph=graph,
         topology=topology,
         base=base,
-        extra=_extra_table(rows, request),
-        extra_keys=[row.key for row in rows],
+        extra=extra,
+        extra_keys=keys,
         distribution=known.distribution,
         root=root,
-        target_index=target_index,
+        target_index=extra_nodes.get(request.destination, -1) if target is None else target,
         nodes=root + 1 + len(extra_nodes),
         extra_node_ids=list(extra_nodes),
         whole_msat=request.amount_msat,
     )
-    for index, row in enumerate(rows):
-        problem.extra_in.setdefault(row.target, []).append(index)
+    for index, end in enumerate(extra.edges.target.tolist()):
+        problem.extra_in.setdefault(end, []).append(index)
     return problem
 
 
@@ -306,54 +311,67 @@ class _Row:
     target: int = -1
 
 
-def _first_hops(
-    graph: Graph,
-    topology: Topology,
-    request: RouteRequest,
-    source: int | None,
-    lower: Floats,
-    upper: Floats,
-    capacity: Floats,
-    extra_nats: Floats | None,
-) -> list[_Row]:
-    """The edges from the root: our channels with their balances, or else the source's public ones; free of charge."""
-    if request.local_channels is not None:
-        return [
-            _Row(
-                EdgeKey(channel.short_channel_id, direction_of(request.source, channel.node_id)),
-                request.source,
-                channel.node_id,
-                _free(True, channel.htlc_minimum_msat, channel.htlc_maximum_msat),
-                *(channel.spendable_msat,) * 3,
-                0.0,
-            )
-            for channel in request.local_channels
-            if _may_start(request, channel)
-        ]
-    if source is None:
-        return []
-    rows = []
-    edges = topology.edges
-    for edge in topology.out_edges[topology.out_start[source] : topology.out_start[source + 1]].tolist():
-        key = graph.edge_key(edge)
-        if request.outgoing_scids is not None and key.short_channel_id not in request.outgoing_scids:
-            continue
-        limits = int(edges.htlc_minimum_msat[edge]), int(edges.htlc_maximum_msat[edge])
-        policy = _free(bool(edges.enabled[edge]), *limits)
-        known = lower[edge], upper[edge], capacity[edge], 0.0
-        rows.append(_Row(key, request.source, graph.node_id(int(edges.target[edge])), policy, *known))
-    return rows
+def _local_rows(request: RouteRequest) -> list[_Row]:
+    """The edges from the root that our channels are, with their balances; free of charge."""
+    return [
+        _Row(
+            EdgeKey(channel.short_channel_id, direction_of(request.source, channel.node_id)),
+            request.source,
+            channel.node_id,
+            _free(channel),
+            *(channel.spendable_msat,) * 3,
+            0.0,
+        )
+        for channel in request.local_channels or ()
+        if request.outgoing_scids is None or channel.short_channel_id in request.outgoing_scids
+    ]
 
 
-def _may_start(request: RouteRequest, channel: LocalChannel) -> bool:
-    return request.outgoing_scids is None or channel.short_channel_id in request.outgoing_scids
+def _public_first_hops(base: Table, own: Indices, keys: list[EdgeKey], request: RouteRequest, root: int) -> Table:
+    """The source's public channels as edges from the root; free of charge."""
+    edges = base.edges
+    nothing = np.zeros(len(own), np.int64)
+    allowed = base.allowed[own]
+    if request.outgoing_scids is not None:
+        allowed &= np.array([key.short_channel_id in request.outgoing_scids for key in keys], np.bool_)
+    return Table(
+        EdgeTable(
+            source=np.full(len(own), root, np.int32),
+            target=edges.target[own],
+            known=edges.known[own],
+            enabled=edges.enabled[own],
+            htlc_minimum_msat=edges.htlc_minimum_msat[own],
+            htlc_maximum_msat=edges.htlc_maximum_msat[own],
+            fee_base_msat=nothing,
+            fee_proportional_millionths=nothing,
+            cltv_expiry_delta=nothing,
+            capacity_msat=base.capacity[own],
+        ),
+        base.lower[own],
+        base.upper[own],
+        base.capacity[own],
+        base.used[own],
+        np.zeros(len(own)),
+        allowed,
+    )
 
 
-def _free(enabled: bool, htlc_minimum_msat: int, htlc_maximum_msat: int) -> Policy:
+def _joined(first: Table, second: Table) -> Table:
+    """Both tables' edges."""
+
+    def join(one: object, other: object, columns: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        return {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in columns}
+
+    edges = EdgeTable(**join(first.edges, second.edges, tuple(each.name for each in dataclasses.fields(EdgeTable))))
+    names = tuple(each.name for each in dataclasses.fields(Table) if each.name != "edges")
+    return Table(edges, **join(first, second, names))
+
+
+def _free(channel: LocalChannel) -> Policy:
     return Policy(
-        enabled=enabled,
-        htlc_minimum_msat=htlc_minimum_msat,
-        htlc_maximum_msat=min(htlc_maximum_msat, MAX_AMOUNT_MSAT),
+        enabled=True,
+        htlc_minimum_msat=channel.htlc_minimum_msat,
+        htlc_maximum_msat=min(channel.htlc_maximum_msat, MAX_AMOUNT_MSAT),
         fee_base_msat=0,
         fee_proportional_millionths=0,
         cltv_expiry_delta=0,
@@ -410,8 +428,6 @@ def _allowed(graph: Graph, topology: Topology, request: RouteRequest, source: in
     """Which of the graph's edges may be used at all."""
     edges = topology.edges
     allowed = edges.enabled.copy()
-    if source is not None:
-        allowed[topology.out_edges[topology.out_start[source] : topology.out_start[source + 1]]] = False
     for key in request.ignored_channels:
         if (edge := graph.edge(key)) is not None:
             allowed[edge] = False
@@ -420,7 +436,10 @@ def _allowed(graph: Graph, topology: Topology, request: RouteRequest, source: in
         allowed[topology.out_edges[topology.out_start[node] : topology.out_start[node + 1]]] = False
         allowed[topology.in_edges[topology.in_start[node] : topology.in_start[node + 1]]] = False
     if request.required_features:
-        allowed &= graph.nodes_with(request.required_features)[edges.source]
+        suitable = graph.nodes_with(request.required_features)
+        if source is not None:
+            suitable[source] = True  # whoever pays does not forward
+        allowed &= suitable[edges.source]
     if target is not None and request.incoming_nodes is not None:
         entering = topology.in_edges[topology.in_start[target] : topology.in_start[target + 1]]
         for edge in entering.tolist():
