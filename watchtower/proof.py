@@ -64,7 +64,7 @@ def merkle_branch(txids: Sequence[bytes], position: int) -> tuple[bytes, ...]:
 
 
 def verify_failure_proof(proof: FailureProof, block_hash: Callable[[int], bytes | None]) -> OutPoint:
-    """The output that the tower let go. `block_hash` is the verifier's own chain: the hash (internal order) at a height.
+    """The output that the tower let go. `block_hash` is the verifier's own chain: hashes (internal order) by height.
     Raises NotProven."""
     evidence = proof.evidence
     _check_signatures(evidence)

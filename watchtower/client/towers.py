@@ -210,9 +210,11 @@ def _read(connection: Connection) -> tuple[list[KnownTower], _Progress, _Session
         )
         for row in rows
     ]
+    table = tables.tower_backups.c
+    backups = select(table.tower_key, table.channel, table["count"].label("saved"), table.milliseconds)
     progress: _Progress = defaultdict(dict)
-    for row in connection.execute(select(tables.tower_backups)):
-        progress[row.tower_key][row.channel] = Behind(row.count, row.milliseconds / 1000)
+    for row in connection.execute(backups):
+        progress[row.tower_key][row.channel] = Behind(row.saved, row.milliseconds / 1000)
     sessions: _Sessions = defaultdict(dict)
     for row in connection.execute(select(tables.tower_sessions).order_by(tables.tower_sessions.c.number)):
         sessions[row.tower_key][row.channel] = _session_decoder.decode(row.terms)

@@ -127,7 +127,7 @@ class Uploader:
         self._problem = str(error)
 
     async def _pause(self) -> None:
-        """Longer after each failure; new backups do not shorten it, or a busy node would hammer a tower that is down."""
+        """Longer after each failure. New backups do not shorten it: busy nodes must not hammer a tower that is down."""
         longest = min(LAST_RETRY_SECONDS, self.retry_seconds * 2.0 ** min(self._failures - 1, 20))
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))
 
@@ -147,23 +147,26 @@ class Uploader:
         return found
 
     async def _round(self) -> bool:
-        """A batch for each of some channels; whether there was anything to do."""
+        """A batch for each channel that needs one; whether that changed anything."""
         work = self._behind()
         if not work:
             return False
+        busy = False
         for start in range(0, len(work), CHANNELS_AT_ONCE):
             some = work[start : start + CHANNELS_AT_ONCE]
             results = await asyncio.gather(*(self._upload(*each) for each in some), return_exceptions=True)
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
-        return True
+                busy = busy or result
+        return busy
 
-    async def _upload(self, channel: bytes, first: int, newest: int) -> None:
+    async def _upload(self, channel: bytes, first: int, newest: int) -> bool:
+        """One call's worth; False if the channel turns out to be gone."""
         kits = await self._backups.kits(channel, first, min(BATCH, newest - first))
         if not kits:
             self.progress.pop(channel, None)
-            return
+            return False
         session = await self._session(channel)
         secret = session_secret(self._master, self.tower.uri.tower_id, channel, session.number)
         made = await asyncio.to_thread(_make, kits, session)
@@ -174,8 +177,9 @@ class Uploader:
                 receipts = await self._connection.add(secret, [each for _, each in batch])
             except TowerRefuses as error:
                 await self._refused(channel, session, error)
-                return
+                return True
         await self._acknowledged(channel, first + len(made), session, [n for n, _ in batch], receipts)
+        return True
 
     async def _acknowledged(
         self, channel: bytes, count: int, session: KnownSession, numbers: Sequence[int], receipts: Sequence[Receipt]
@@ -229,8 +233,8 @@ class Uploader:
         raise error
 
     async def forget(self, channel: bytes) -> None:
-        """The channel is over for good: the tower need not keep anything of it. It does so when it is reachable; if not,
-        the session ends by itself."""
+        """The channel is over for good: the tower need not keep anything of it. If it is not reachable now, the session
+        ends by itself."""
         session = self._sessions.pop(channel, None)
         self.progress.pop(channel, None)
         await self._storage.commit([statement(self.tower.key, channel) for statement in tables.DELETE_OF_CHANNEL])

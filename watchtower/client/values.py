@@ -36,8 +36,8 @@ class Backups(Protocol):
         ...
 
     async def kits(self, channel: bytes, first: int, count: int) -> Sequence[JusticeKit | None]:
-        """Those of the commitments `first` to `first + count - 1`; None where nothing is worth taking. The same kit each
-        time. Fewer if the channel is gone."""
+        """Those of the commitments `first` to `first + count - 1`; None where nothing is worth taking. The same kits
+        each time. Fewer (none) if the channel is gone."""
         ...
 
 

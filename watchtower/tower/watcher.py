@@ -123,6 +123,7 @@ class Watcher:
         self.last_match_seconds = 0.0
         self.publisher = Publisher(store, source, alerts, self._save, clock)
         self.synced_event = asyncio.Event()
+        self._change = asyncio.Event()
 
     # --- facts
 
@@ -148,8 +149,20 @@ class Watcher:
         async for event in self._source.follow([block.ref for block in self._blocks] or None):
             await self.process(event)
 
+    async def changed(self) -> None:
+        """Until something was done: an event of the chain, or an appointment that came late."""
+        await self._change.wait()
+
+    def _done(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
     async def process(self, event: ChainEvent) -> None:
-        """One event of the chain."""
+        """One event of the chain, and what follows from it."""
+        await self._process(event)
+        self._done()
+
+    async def _process(self, event: ChainEvent) -> None:
         async with self._lock:
             match event:
                 case BlockConnected():
@@ -172,9 +185,9 @@ class Watcher:
         if not self._blocks:
             await self._store.commit([tables.SAVE_BLOCK(tip.height, tip.hash, b"")])
             self._blocks.append(SearchedBlock(tip, np.empty(0, np.uint64)))
+        await self._act()
         self.synced, self.status = True, "follows the chain"
         self.synced_event.set()
-        await self._act()
 
     async def _tell(self, alert: Alert) -> None:
         await self._store.commit(self._alerts.writes([alert]))
@@ -342,6 +355,7 @@ class Watcher:
                             news.append(self._alerts.make("breach.unreachable", sentence, locator=row.locator.hex()))
             await self._commit([], changed, news)
             await self._act()
+        self._done()
 
     async def _search_again(self, row: Stored, ref: BlockRef, changed: dict[int, Breach], news: list[Alert]) -> None:
         """A block that was searched before the appointment came, and the blocks since for what was done then."""
