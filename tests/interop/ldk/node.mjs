@@ -292,6 +292,13 @@ const describe = (each) => ({
   htlcs: each.get_pending_inbound_htlcs().length + each.get_pending_outbound_htlcs().length,
 });
 
+const policyOf = (update) =>
+  update && {
+    enabled: update.get_enabled(),
+    cltv_expiry_delta: update.get_cltv_expiry_delta(),
+    htlc_maximum_msat: update.get_htlc_maximum_msat(),
+  };
+
 const payment = (node, hash, fields, id, params) =>
   must(node.manager.send_payment(hash, fields, id, params, ldk.Retry.constructor_attempts(1)), "send_payment");
 
@@ -340,6 +347,22 @@ const COMMANDS = {
   claim: (node, { preimage }) => node.manager.claim_funds(unhex(preimage)),
   fail: (node, { payment_hash }) => node.manager.fail_htlc_backwards(unhex(payment_hash)),
   sync: (node) => node.sync(),
+  graph: (node) => {
+    const graph = node.graph.read_only(); // holds a lock until it is freed
+    try {
+      return Array.from(graph.list_channels(), (scid) => {
+        const channel = graph.channel(scid);
+        return { scid: String(scid), policies: [channel.get_one_to_two(), channel.get_two_to_one()].map(policyOf) };
+      });
+    } finally {
+      graph.free();
+    }
+  },
+  announce: (node, { alias }) => {
+    const bytes = new Uint8Array(32);
+    bytes.set(Buffer.from(alias));
+    node.peers.broadcast_node_announcement(Uint8Array.of(1, 2, 3), bytes, []);
+  },
   tick: (node) => node.manager.timer_tick_occurred(),
   set: (node, { auto = {}, fees = {}, hold_broadcast }) => {
     Object.assign(node.auto, auto);
