@@ -13,7 +13,15 @@ from channeld.bolt.transactions.scripts import anchor_script
 from channeld.onchain.known import Known
 from channeld.onchain.outputs import Output, Sweep
 from channeld.onchain.plans import OFFERED_DEADLINE_BLOCKS, Attempt, Plan
-from channeld.onchain.rates import FLOOR_PER_KW, UNCONTESTED_PERMILLE, Rates, fee_sat, feerate, least_bump
+from channeld.onchain.rates import (
+    FLOOR_PER_KW,
+    UNCONTESTED_PERMILLE,
+    Rates,
+    fee_sat,
+    lazy_feerate,
+    least_bump,
+    urgent_feerate,
+)
 from wallet.bitcoin import OutPoint, Tx
 from wallet.bitcoin.script import p2wsh
 
@@ -60,15 +68,15 @@ def anchor_of(known: Known, commitment: Commitment) -> Output | None:
     return None
 
 
-def deadline_of(known: Known) -> int | None:
-    """The height by which our commitment must be in the chain, for the sake of its HTLCs."""
-    deadlines = []
+def deadlines_of(known: Known) -> set[int]:
+    """Heights by which our commitment must be in the chain, for the sake of its HTLCs."""
+    deadlines = set()
     for htlc in known.local.spec.htlcs.values():
         if htlc.offered:
-            deadlines.append(htlc.cltv_expiry + OFFERED_DEADLINE_BLOCKS)
+            deadlines.add(htlc.cltv_expiry + OFFERED_DEADLINE_BLOCKS)
         elif htlc.id in known.preimages:
-            deadlines.append(htlc.cltv_expiry)
-    return min(deadlines, default=None)
+            deadlines.add(htlc.cltv_expiry)
+    return deadlines
 
 
 def stake_sat(known: Known) -> int:
@@ -87,12 +95,14 @@ def anchor_plan(known: Known, attempts: Sequence[Attempt], rates: Rates, height:
     anchor = None if commitment is None else anchor_of(known, commitment)
     if commitment is None or anchor is None or anchor.outpoint is None:
         return None
-    deadline = deadline_of(known)
+    deadlines = deadlines_of(known)
     budget = stake_sat(known) * UNCONTESTED_PERMILLE // 1000
     weight = commitment.weight + CHILD_WEIGHT
     max_per_kw = max(FLOOR_PER_KW, (budget + commitment.fee_sat) * 1000 // weight)
-    left = None if deadline is None else deadline - height - 2
-    wanted = feerate(rates, left, max_per_kw)
+    lazy = lazy_feerate(rates, max_per_kw)
+    wanted = urgent_feerate(rates, height, deadlines, max_per_kw) if deadlines else lazy
+    if wanted is None:
+        return None
     before = next((a for a in attempts if a.outpoints == (anchor.outpoint,)), None)
     if before is None:
         if wanted <= commitment.feerate_per_kw or fee_sat(CHILD_WEIGHT, FLOOR_PER_KW) > budget:

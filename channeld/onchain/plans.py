@@ -22,8 +22,9 @@ from channeld.onchain.rates import (
     UNCONTESTED_PERMILLE,
     Rates,
     fee_sat,
-    feerate,
+    lazy_feerate,
     least_bump,
+    urgent_feerate,
 )
 from wallet.bitcoin import OutPoint, Tx
 from wallet.bitcoin.sighash import SIGHASH_ALL
@@ -127,8 +128,8 @@ def is_hopeless(output: Output) -> bool:
     """Whether no fee rate that is relayed would make it worth taking alone."""
     match output.claim:
         case Sweep(spend=spend):
-            left = output.amount_sat - fee_sat(sweep_weight([spend], bytes(HOME_SCRIPT_BYTES)), FLOOR_PER_KW)
-            return left < fees.DUST_P2WSH_SAT
+            fee = fee_sat(sweep_weight([spend], bytes(HOME_SCRIPT_BYTES)), FLOOR_PER_KW)
+            return fee > budget_sat(output) or output.amount_sat - fee < fees.DUST_P2WSH_SAT
         case HtlcTx():
             weight = claim_weight(output) + WALLET_PART_WEIGHT
             return is_combinable(output) and fee_sat(weight, FLOOR_PER_KW) > budget_sat(output)
@@ -209,13 +210,17 @@ def _must_be_alone(output: Output, height: int) -> bool:
     return deadline is not None and deadline - height <= SECURITY_DELAY_BLOCKS
 
 
-def make_plan(group: Group, outputs: Sequence[Output], rates: Rates, height: int, least_per_kw: int = 0) -> Plan | None:
+def make_plan(group: Group, outputs: Sequence[Output], rates: Rates, height: int) -> Plan | None:
     """One transaction for `outputs`, less those that are not worth it at its fee rate; None if none is."""
     if group == "presigned":
         return Plan(group, tuple(outputs), 0, 0)
     members = list(outputs)
     while any(not output.is_anchor for output in members):
-        rate = max(least_per_kw, wanted_feerate(group, members, rates, height))
+        rate = wanted_feerate(group, members, rates, height)
+        if rate is None:
+            # Some may be worth it where all together are not: the least first to go.
+            members.remove(min(members, key=lambda output: output.amount_sat))
+            continue
         worth = [output for output in members if is_economic(output, rate)]
         if len(worth) == len(members):
             budget = sum(budget_sat(output) for output in members)
@@ -226,16 +231,15 @@ def make_plan(group: Group, outputs: Sequence[Output], rates: Rates, height: int
     return None
 
 
-def wanted_feerate(group: Group, outputs: Sequence[Output], rates: Rates, height: int) -> int:
-    """For a transaction that takes all `outputs`: the first deadline counts, and the budget of all."""
+def wanted_feerate(group: Group, outputs: Sequence[Output], rates: Rates, height: int) -> int | None:
+    """For a transaction that takes all `outputs`, within the budget of all; None if it should wait for lower fees."""
     budget = sum(budget_sat(output) for output in outputs)
     max_per_kw = budget * 1000 // plan_weight(group, outputs)
-    deadlines = [deadline for output in outputs if (deadline := deadline_of(output)) is not None]
-    left = min(deadlines) - height - 2 if deadlines else None
-    rate = feerate(rates, left, max_per_kw)
-    if group == "penalty":
-        rate = max(rate, min(rates.within(RACE_TARGET_BLOCKS), max_per_kw))
-    return rate
+    deadlines = {deadline for output in outputs if (deadline := deadline_of(output)) is not None}
+    race = min(rates.within(RACE_TARGET_BLOCKS), max_per_kw) if group == "penalty" else 0
+    if deadlines:
+        return max(race, urgent_feerate(rates, height, deadlines, max_per_kw))
+    return race or lazy_feerate(rates, max_per_kw)
 
 
 def plan_weight(group: Group, outputs: Sequence[Output]) -> int:
@@ -270,7 +274,7 @@ def _replacements(attempt: Attempt, outputs: Sequence[Output], rates: Rates, hei
     if not urgent and height < attempt.height + PATIENCE_BLOCKS:
         return
     least = least_bump(attempt.feerate_per_kw)
-    rate = wanted_feerate(attempt.group, members, rates, height)
+    rate = wanted_feerate(attempt.group, members, rates, height) or 0
     past = [d for output in members if (d := deadline_of(output)) is not None and d <= height + 1]
     if rate < least and not past:
         return

@@ -5,6 +5,8 @@ Fee rates are satoshi per 1,000 weight units.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 
 FLOOR_PER_KW = 253
@@ -40,16 +42,25 @@ def fee_sat(weight: int, feerate_per_kw: int) -> int:
     return -(-weight * feerate_per_kw // 1000)
 
 
-def feerate(rates: Rates, blocks_left: int | None, max_per_kw: int) -> int:
-    """What to pay with `blocks_left` further blocks before the other side may take the output (None: it cannot).
+def lazy_feerate(rates: Rates, max_per_kw: int) -> int | None:
+    """What to pay for what nobody else can take; None if that is more than `max_per_kw`: then waiting is better."""
+    wanted = rates.within(LAZY_TARGET_BLOCKS)
+    return wanted if wanted <= max_per_kw else None
+
+
+def urgent_feerate(rates: Rates, height: int, deadlines: Iterable[int], max_per_kw: int) -> int:
+    """What to pay for what the other side may take from one of `deadlines` on, to be mined after the tip `height`."""
+    return max(feerate(rates, deadline - height - 2, max_per_kw) for deadline in deadlines)
+
+
+def feerate(rates: Rates, blocks_left: int, max_per_kw: int) -> int:
+    """What to pay with `blocks_left` further blocks after the next one before the other side may take the output.
 
     The estimate for that time, and in the last RAMP_BLOCKS a curve from there to `max_per_kw`, which is reached when
     the next block is the last. Past the deadline nobody knows how long the other side sleeps: a generous estimate.
     Never more than `max_per_kw`, nor less than the floor.
     """
-    if blocks_left is None:
-        wanted = rates.within(LAZY_TARGET_BLOCKS)
-    elif blocks_left < 0:
+    if blocks_left < 0:
         wanted = 2 * rates.within(1)
     else:
         base = rates.within(max(1, min(blocks_left, LAZY_TARGET_BLOCKS)))
