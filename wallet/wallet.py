@@ -271,8 +271,8 @@ class Wallet:
         )
 
     def transactions(self) -> list[TxInfo]:
-        """All transactions that concern the wallet, the newest first."""
-        infos = [self._tx_info(wallet_tx) for wallet_tx in self._ledger.txs.values()]
+        """All transactions that concern the wallet, the newest first; without those that others took the place of."""
+        infos = [self._tx_info(wallet_tx) for wallet_tx in self._ledger.txs.values() if wallet_tx.live]
         return sorted(infos, key=lambda info: (info.confirmations, -info.time_seconds, info.txid))
 
     def transaction(self, txid: bytes) -> TxInfo:

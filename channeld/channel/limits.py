@@ -33,6 +33,7 @@ def check_offer(c: Commitments, params: ChannelParams, htlc: Htlc, policy: Chann
         least_msat = max(1, remote.htlc_minimum_msat)
         raise CommandRejected("amount_below_minimum", f"the peer takes no HTLC below {least_msat} msat")
     after = cm.apply(params.commitment, "remote", cm.next_remote(c), (HtlcAdd(htlc),), True)
+    _check_affordable(params, cm.next_remote(c), after)
     # BOLT 2, "if result would be offering more than the remote's `max_accepted_htlcs` HTLCs"
     if after.offered_count > remote.max_accepted_htlcs:
         raise CommandRejected("too_many_htlcs", f"the peer accepts {remote.max_accepted_htlcs} HTLCs at a time")
@@ -41,7 +42,6 @@ def check_offer(c: Commitments, params: ChannelParams, htlc: Htlc, policy: Chann
         limit_msat = remote.max_htlc_value_in_flight_msat
         raise CommandRejected("in_flight_limit", f"the peer accepts {limit_msat} msat of HTLCs at a time")
     _check_own_dust(c, htlc, after, policy)
-    _check_affordable(params, cm.next_remote(c), after)
     return after
 
 

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar, assert_never
 
 import structlog
 
-from channeld.bolt.messages import ErrorMessage, Message, WarningMessage, encode
+from channeld.bolt.messages import Message, WarningMessage, encode
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import writes as wr
@@ -268,8 +268,7 @@ class ChannelDriver(Generic[S]):
             case "warning":
                 batch.effects.append((fx.Send(WarningMessage(self.channel_id, data)), self.link))
                 batch.effects.append((fx.Disconnect(violation.reason), self.link))
-            case "error":
-                batch.effects.append((fx.Send(ErrorMessage(self.channel_id, data)), self.link))
+            case "error":  # the machine sends `error` itself, when it fails the channel
                 try:
                     self._step(ev.ForceClose(violation.reason), env, batch)
                 except ev.CommandRejected:

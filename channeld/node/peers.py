@@ -135,7 +135,7 @@ class Peers:
         return peer.link if peer is not None else None
 
     async def connect(self, node_id: bytes, host: str, port: int, timeout_seconds: float) -> PeerView:
-        """Connect (or find connected), and remember the address."""
+        """Connect and remember the address, or find connected."""
         if node_id == self._identity.node_id:
             raise NodeError("invalid_argument", "that is this node's own id")
         peer = self._peer(node_id)
@@ -151,8 +151,9 @@ class Peers:
             except ValueError as error:
                 self._forget_if_useless(peer)
                 raise NodeError("invalid_argument", f"{node_id.hex()} is no node id: {error}") from error
-        peer.address = (host, port)
-        await self._store.commit([rows.SAVE_PEER(node_id, host, port, int(time.time()))])
+            # Only an address that answered with this node's key is worth keeping.
+            peer.address = (host, port)
+            await self._store.commit([rows.SAVE_PEER(node_id, host, port, int(time.time()))])
         return self._view(peer)
 
     async def disconnect(self, node_id: bytes, force: bool) -> None:
