@@ -7,14 +7,16 @@ costs seconds and not blocks.
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import structlog
-import zmq
-import zmq.asyncio
 
 from wallet.chain import BlockRef
 from wallet.rpc import RPC_METHOD_NOT_FOUND, RpcClient, RpcError
+
+if TYPE_CHECKING:
+    import zmq.asyncio
 
 _log = structlog.get_logger(__name__)
 _TOPICS = {"pubhashblock": b"hashblock", "pubrawblock": b"rawblock"}
@@ -56,12 +58,17 @@ class TipWaiter:
         if self._zmq_address is None:
             await self._discover()
         if self._zmq_address is not None and self._socket is None:
-            self._context = zmq.asyncio.Context()
-            self._socket = self._context.socket(zmq.SUB)
-            self._socket.setsockopt(zmq.LINGER, 0)
-            self._socket.setsockopt(zmq.SUBSCRIBE, self._topic)
-            self._socket.connect(self._zmq_address)
+            self._subscribe(self._zmq_address)
         _log.info("waiting for blocks", way=self.way, zmq=self._zmq_address)
+
+    def _subscribe(self, address: str) -> None:
+        import zmq.asyncio  # 5 MB that only those pay who use it
+
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SUBSCRIBE, self._topic)
+        self._socket.connect(address)
 
     async def close(self) -> None:
         """Unsubscribe."""
