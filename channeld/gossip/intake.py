@@ -121,6 +121,7 @@ class Intake:
         self._to_fund: deque[_Pending] = deque()
         self._orphans: OrderedDict[tuple[int, int], Item] = OrderedDict()
         self._limits = TokenBuckets(config.update_burst, config.update_refill_seconds)
+        self._in_batch = False
         self._work = asyncio.Event()
         self._funding_work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -146,9 +147,10 @@ class Intake:
             return
         self._queued_from[origin] += 1
         self._under_way[raw] = item
+        if not self._queue:
+            self._work.set()
+            self._idle.clear()
         self._queue.append(item)
-        self._work.set()
-        self._idle.clear()
 
     def _check(self, item: Item, now: float) -> Refusal | None:
         message = item.message
@@ -190,12 +192,14 @@ class Intake:
             batch = [self._queue.popleft() for _ in range(min(BATCH_MESSAGES, len(self._queue)))]
             if not self._queue:
                 self._work.clear()
+            self._in_batch = True
             try:
                 await self._process(batch)
             except StoreFull as error:
                 log.error("gossip dropped", reason=str(error), messages=len(batch))
                 self.dropped += len(batch)
             finally:
+                self._in_batch = False
                 self._done(batch)
 
     def _done(self, batch: list[Item]) -> None:
@@ -210,7 +214,7 @@ class Intake:
         self._check_idle()
 
     def _check_idle(self) -> None:
-        if not self._queue and not self._pending:
+        if not self._queue and not self._pending and not self._in_batch:
             self._idle.set()
 
     async def _process(self, batch: list[Item]) -> None:
@@ -230,9 +234,10 @@ class Intake:
             elif refusal is not _UNKNOWN_CHANNEL:
                 self._listener.refused(item.message, item.origins, refusal)
         results = await self._checker.check(jobs)
-        checked.sort(key=_announcements_first)
-        for item, start, end in checked:
-            if all(results[start:end]):
+        announcements = [entry for entry in checked if entry[2] - entry[1] > 1]
+        others = [entry for entry in checked if entry[2] - entry[1] == 1]
+        for item, start, end in (*announcements, *others):
+            if results[start] and (end - start == 1 or all(results[start:end])):
                 self._signed(item)
             else:
                 self._listener.refused(item.message, item.origins, _BAD_SIGNATURE)
@@ -434,10 +439,6 @@ class Intake:
             scids.discard(scid)
             if not scids:
                 del self._pending_nodes[node_id]
-
-
-def _announcements_first(entry: tuple[Item, int, int]) -> bool:
-    return not isinstance(entry[0].message, ChannelAnnouncement)
 
 
 def _keep_newer(waiting: dict[int, Item] | dict[bytes, Item], key: object, item: Item) -> None:

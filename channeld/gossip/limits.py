@@ -9,18 +9,21 @@ class TokenBuckets:
     """A bucket for each key: `burst` tokens, one more each `refill_seconds`. Full buckets take no memory."""
 
     def __init__(self, burst: int, refill_seconds: float) -> None:
-        self._burst = burst
         self._refill_seconds = refill_seconds
+        self._spare_seconds = (burst - 1) * refill_seconds
         self._full_at: dict[Hashable, float] = {}
 
     def has(self, key: Hashable, now: float) -> bool:
         """Whether a token is there."""
-        return self._full_at.get(key, now) - now <= (self._burst - 1) * self._refill_seconds
+        full_at = self._full_at.get(key)
+        return full_at is None or full_at - now <= self._spare_seconds
 
     def take(self, key: Hashable, now: float) -> bool:
         """Take a token; False if there is none."""
-        full_at = max(self._full_at.get(key, now), now)
-        if full_at - now > (self._burst - 1) * self._refill_seconds:
+        full_at = self._full_at.get(key, now)
+        if full_at < now:
+            full_at = now
+        elif full_at - now > self._spare_seconds:
             return False
         self._full_at[key] = full_at + self._refill_seconds
         return True

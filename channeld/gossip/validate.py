@@ -75,10 +75,10 @@ def announcement_jobs(message: ChannelAnnouncement, raw: bytes) -> list[Signatur
     # BOLT 7, "MUST verify the integrity AND authenticity of the message by verifying the signatures."
     digest = sha256(sha256(raw[ChannelAnnouncement.SIGNED_FROM :]).digest()).digest()
     return [
-        SignatureJob(message.node_id_1, digest, message.node_signature_1, True),
-        SignatureJob(message.node_id_2, digest, message.node_signature_2, True),
-        SignatureJob(message.bitcoin_key_1, digest, message.bitcoin_signature_1, False),
-        SignatureJob(message.bitcoin_key_2, digest, message.bitcoin_signature_2, False),
+        (message.node_id_1, digest, message.node_signature_1, True),
+        (message.node_id_2, digest, message.node_signature_2, True),
+        (message.bitcoin_key_1, digest, message.bitcoin_signature_1, False),
+        (message.bitcoin_key_2, digest, message.bitcoin_signature_2, False),
     ]
 
 
@@ -182,9 +182,9 @@ def signature_jobs(message: SignedGossip, raw: bytes, node_id: bytes | None = No
     if isinstance(message, ChannelUpdate):
         assert node_id is not None
         digest = sha256(sha256(raw[ChannelUpdate.SIGNED_FROM :]).digest()).digest()
-        return [SignatureJob(node_id, digest, message.signature, True)]
+        return [(node_id, digest, message.signature, True)]
     if isinstance(message, ChannelAnnouncement):
         return announcement_jobs(message, raw)
     assert isinstance(message, NodeAnnouncement)
     digest = sha256(sha256(raw[NodeAnnouncement.SIGNED_FROM :]).digest()).digest()
-    return [SignatureJob(message.node_id, digest, message.signature, True)]
+    return [(message.node_id, digest, message.signature, True)]

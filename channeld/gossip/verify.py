@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from wallet.bitcoin.secp import InvalidKey, verify, verify_once
 
@@ -14,13 +13,9 @@ _MIN_BATCH = 16
 """Handing fewer signatures than this to another thread costs more than it saves."""
 
 
-class SignatureJob(NamedTuple):
-    """`kept_key`: the key comes again (a node's), so its parsed form is worth keeping."""
-
-    pubkey: bytes
-    digest: bytes
-    signature: bytes
-    kept_key: bool
+SignatureJob = tuple[bytes, bytes, bytes, bool]
+"""Public key, digest, signature, and whether the key comes again (a node's), so that its parsed form is worth keeping.
+A plain tuple: there are two for each message."""
 
 
 def check(jobs: Sequence[SignatureJob]) -> list[bool]:
