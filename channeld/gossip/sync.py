@@ -253,6 +253,8 @@ class SyncManager:
         may_ask: Callable[[], bool],
     ) -> None:
         self.peers: dict[bytes, PeerSync] = {}
+        self.may_start: Callable[[], bool] = lambda: True
+        """Whether layer 1 is caught up with: before, channels of the last blocks could not be checked."""
         self._view = view
         self._chain_hash = chain_hash
         self._config = config
@@ -305,6 +307,8 @@ class SyncManager:
 
     def _fill(self, now: float) -> None:
         """The first syncs: all from one peer, then what others know beyond that, one after the other."""
+        if not self.may_start():
+            return
         completed = sum(peer.completed_at is not None for peer in self.peers.values())
         if completed >= self._config.active_syncers or any(peer.in_full_sync for peer in self.peers.values()):
             return
@@ -363,7 +367,7 @@ class SyncManager:
         if now - self._rotated_at >= self._config.rotate_seconds:
             self._rotated_at = now
             self._rotate(now)
-        if now - self._historical_at >= self._config.historical_seconds:
+        if now - self._historical_at >= self._config.historical_seconds and self.may_start():
             self._historical_at = now
             free = [peer for peer in self.peers.values() if peer.serves and not peer.is_busy]
             if free:

@@ -107,6 +107,7 @@ class Runtime:
             self.settings.gossip,
             network.name == "regtest",
         )
+        self.gossip.core.sync.may_start = lambda: self._first_sync.is_set()
         self.channels.on_touched = self.gossip.touched
         self.channels.update_of_peer = self.gossip.core.own.remote_update
         self.coins = Coins(self.wallet, store, source, self.feerates, bus)

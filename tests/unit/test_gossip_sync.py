@@ -577,3 +577,16 @@ async def test_no_more_is_asked_for_than_there_is_room(tmp_path: Path, monkeypat
         assert len(net.sent(2, 1, QueryShortChannelIds)) == 4
         assert gossip.sync.is_synced
         assert set(gossip.view.topology.rows) == set(net.members[1].gossip.view.topology.rows)
+
+
+async def test_nothing_is_asked_before_layer_1_is_caught_up_with(tmp_path: Path) -> None:
+    async with network(tmp_path, 1, 2) as net:
+        spread(net, 1, channels=5)
+        caught_up = False
+        net.members[2].gossip.sync.may_start = lambda: caught_up
+        net.connect(1, 2)
+        await net.round()
+        assert net.sent(2, 1, QueryChannelRange) == []
+        caught_up = True
+        await net.round()
+        assert len(net.members[2].gossip.view.topology) == 5
