@@ -21,6 +21,7 @@ from channeld.node.gossip import GossipSettings
 from channeld.node.monitor_store import load_report
 from channeld.node.node import Node
 from channeld.node.runtime import NodeSettings, Runtime
+from channeld.onchain.plans import Attempt
 from channeld.onchain.report import CloseReport, OutputReport
 from channeld.storage import Store, make_engine, upgrade
 from wallet.bitcoin import Tx
@@ -171,6 +172,11 @@ class TestNode:
         found = self.runtime._store.read_now(lambda connection: load_report(connection, channel_id))
         assert found is not None
         return found
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """What its monitor has under way."""
+        channel_key = self.driver.channel_key
+        return self.runtime.monitor._stored[channel_key].resolution.attempts
 
     def outputs(self, kind: str) -> list[OutputReport]:
         """Those of a kind."""

@@ -12,6 +12,7 @@ import asyncio
 from typing import assert_never
 
 import structlog
+from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from channeld.channel import events as ev
@@ -45,12 +46,14 @@ TARGETS_BLOCKS = (1, 2, 3, 6, 12, 36, 144)
 class _Case:
     """A channel that ends: its driver, and its state when it was last seen to have one."""
 
-    __slots__ = ("driver", "grumbled", "state", "stored")
+    __slots__ = ("driver", "grumbled", "rival", "state", "stored")
 
     def __init__(self, driver: Driver, state: AnyFunded, stored: StoredClose) -> None:
         self.driver = driver
         self.state = state
         self.stored = stored
+        self.rival = b""
+        """The peer's commitment, which layer 1 has in place of ours, in wire form."""
         self.grumbled: set[str] = set()
         """Troubles that were told and have not passed."""
 
@@ -88,7 +91,8 @@ class Monitor:
 
     def reservations(self) -> set[int]:
         """Numbers of the wallet's coins that are in our transactions."""
-        return {a.reservation for stored in self._stored.values() for a in stored.resolution.attempts}
+        attempts = (a for stored in self._stored.values() for a in stored.resolution.attempts)
+        return {attempt.reservation for attempt in attempts if attempt.reservation}
 
     # --- what happens around it
 
@@ -193,7 +197,7 @@ class Monitor:
             await self._forget(driver.channel_key)
             return
         facts = self._facts.of(driver.channel_key)
-        known = await self._know(driver, state, facts)
+        known = replace(await self._know(driver, state, facts), rival_tx=case.rival)
         env = on.Env(known, facts, self._height, self._rates)
         step = on.advance(case.stored.resolution, on.Looked(), env)
         # Also what this look was based on (a preimage, say) is durable after this: commits come in order.
@@ -261,7 +265,10 @@ class Monitor:
                     problem = await self._publisher.publish(attempt)
                     await self._answered(case, attempt, problem, env)
                 case on.PublishCommitment(child=child):
-                    await self._publisher.publish_commitment(env.known, child)
+                    rival = await self._publisher.publish_commitment(env.known, child)
+                    if rival != case.rival:
+                        case.rival = rival
+                        self._now_due(driver.channel_key)
                 case on.Make(plan=plan):
                     await self._make(case, plan, step.close, env)
                 case on.Over():
@@ -286,7 +293,7 @@ class Monitor:
         case.grumbled.discard(f"onchain.cannot_{plan.group}")
         step = on.advance(resolution, on.Made(plan, made.attempt), env)
         await self._keep(case, case.stored._replace(resolution=step.state), *made.writes)
-        if plan.group == "anchor":
+        if plan.group == "anchor" and not env.known.rival_tx:
             await self._publisher.publish_commitment(env.known, made.attempt)
             return
         problem = await self._publisher.publish(made.attempt)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import structlog
 
 from channeld.node.bus import EventBus
+from channeld.onchain.classify import classify
 from channeld.onchain.known import Known
 from channeld.onchain.plans import Attempt
 from wallet.bitcoin import Tx
@@ -28,16 +29,25 @@ class Publisher:
         self._report(attempt.txid, attempt.group, result, attempt.feerate_per_kw)
         return "" if result.ok else result.reason or "refused"
 
-    async def publish_commitment(self, known: Known, child: Attempt | None) -> None:
-        """Our commitment alone if it is accepted so, and in any case with its child."""
+    async def publish_commitment(self, known: Known, child: Attempt | None) -> bytes:
+        """Our commitment, with its child if it has one. If it is refused because layer 1 has the peer's instead, that
+        one in wire form, else nothing."""
         commitment = Tx.parse(known.local_tx)
         if child is None:
             result = await self._source.broadcast(commitment)
-            self._report(commitment.txid(), "commitment", result, None)
-            return
-        results = await self._source.broadcast_package([commitment, Tx.parse(child.raw)])
-        self._report(commitment.txid(), "commitment", results[0], None)
-        self._report(child.txid, "anchor", results[-1], child.feerate_per_kw)
+        else:
+            results = await self._source.broadcast_package([commitment, Tx.parse(child.raw)])
+            result = results[0]
+            self._report(child.txid, "anchor", results[-1], child.feerate_per_kw)
+        self._report(commitment.txid(), "commitment", result, None)
+        return b"" if result.ok else await self._rival(known)
+
+    async def _rival(self, known: Known) -> bytes:
+        waiting = await self._source.spending_tx_in_mempool(known.params.funding_outpoint)
+        if waiting is None:
+            return b""
+        kind, _ = classify(known, waiting)
+        return waiting.serialize() if kind in ("remote_current", "remote_next") else b""
 
     def _report(self, txid: bytes, what: str, result: BroadcastResult, feerate_per_kw: int | None) -> None:
         answer = f"{result.outcome.value} {result.reason}".strip()

@@ -62,8 +62,8 @@ class Warnings:
         if short and not self._short:
             self._bus.publish(
                 "wallet.reserve_low",
-                f"the wallet has {there} sat, but closing all channels in a hurry would take {needed} sat of fees: send "
-                "some to it, or fees may be too low when it counts",
+                f"the wallet has {there} sat, but closing all channels in a hurry would take {needed} sat of fees: "
+                "send some to it, or fees may be too low when it counts",
                 available_sat=there,
                 needed_sat=needed,
             )

@@ -1,5 +1,7 @@
-"""Getting our own commitment mined: alone if it pays enough, else with a child on our anchor (BOLT 5, "MUST spend any
-`to_local_anchor` output, providing sufficient fees as incentive to include the commitment transaction in a block")."""
+"""Getting a commitment mined: alone if it pays enough, else with a child on our anchor (BOLT 5, "MUST spend any
+`to_local_anchor` output, providing sufficient fees as incentive to include the commitment transaction in a block").
+
+Ours as a rule; where layer 1 holds the peer's and refuses ours, the peer's, which has an anchor of ours, too."""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ CHILD_WEIGHT = 750
 
 
 class Commitment(Struct, frozen=True):
-    """Our published commitment, while it is in no block."""
+    """A published commitment, while it is in no block."""
 
     tx: Tx
     fee_sat: int
@@ -43,10 +45,11 @@ class Commitment(Struct, frozen=True):
 
 
 def commitment_of(known: Known) -> Commitment | None:
-    """Ours, if it was published."""
-    if not known.local_tx:
+    """The peer's if it waits in place of ours, else ours if it was published."""
+    raw = known.rival_tx or known.local_tx
+    if not raw:
         return None
-    tx = Tx.parse(known.local_tx)
+    tx = Tx.parse(raw)
     fee = known.params.funding_sat - sum(output.value_sat for output in tx.outputs)
     return Commitment(tx, fee, tx.weight())
 
@@ -103,7 +106,7 @@ def anchor_plan(known: Known, attempts: Sequence[Attempt], rates: Rates, height:
     wanted = urgent_feerate(rates, height, deadlines, max_per_kw) if deadlines else lazy
     if wanted is None:
         return None
-    before = next((a for a in attempts if a.outpoints == (anchor.outpoint,)), None)
+    before = next((a for a in attempts if a.group == "anchor" and a.outpoints == (anchor.outpoint,)), None)
     if before is None:
         if wanted <= commitment.feerate_per_kw or fee_sat(CHILD_WEIGHT, FLOOR_PER_KW) > budget:
             return None
@@ -116,7 +119,7 @@ def anchor_plan(known: Known, attempts: Sequence[Attempt], rates: Rates, height:
 
 
 def missing_fee_sat(known: Known, feerate_per_kw: int) -> int:
-    """What a child must add for our commitment to reach a rate."""
+    """What a child must add for the commitment to reach a rate."""
     commitment = commitment_of(known)
     assert commitment is not None
     return max(0, fee_sat(commitment.weight, feerate_per_kw) - commitment.fee_sat)

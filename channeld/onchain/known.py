@@ -29,6 +29,8 @@ class Known(Struct, frozen=True):
     local_tx: bytes = b""
     revocable: SaveRevocable | None = None
     shutdown_scripts: tuple[bytes, ...] = ()
+    rival_tx: bytes = b""
+    """The peer's commitment, if layer 1 keeps that one waiting and therefore refuses ours: it is as good."""
 
     @property
     def remote_commits(self) -> tuple[RemoteCommit, ...]:

@@ -20,6 +20,7 @@ from channeld.onchain.outputs import Close
 from channeld.onchain.plans import Attempt, Plan, is_live, plans
 from channeld.onchain.rates import Rates
 from channeld.onchain.resolve import resolve
+from wallet.bitcoin import Tx
 
 
 class Resolution(Struct, frozen=True):
@@ -158,11 +159,20 @@ def _push_commitment(state: Resolution, env: Env) -> list[Action]:
     if not env.known.local_tx:
         return []
     plan = anchor_plan(env.known, state.attempts, env.rates, env.height)
-    child = next((attempt for attempt in state.attempts if attempt.group == "anchor"), None)
-    actions: list[Action] = [PublishCommitment(child)]
+    actions: list[Action] = [PublishCommitment(child_of(env.known.local_tx, state))]
+    rival = child_of(env.known.rival_tx, state)
+    if rival is not None:
+        actions.append(Publish(rival))
     if plan is not None:
         actions.append(Make(plan))
     return actions
+
+
+def child_of(commitment: bytes, state: Resolution) -> Attempt | None:
+    """The transaction that lifts a commitment (wire form) by our anchor."""
+    txid = Tx.parse(commitment).txid() if commitment else None
+    children = (a for a in state.attempts if a.group == "anchor" and a.outpoints[0].txid == txid)
+    return next(children, None)
 
 
 def _is_dead(attempt: Attempt, close: Close, height: int) -> bool:

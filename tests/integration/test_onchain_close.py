@@ -208,6 +208,35 @@ async def test_commitment_that_pays_too_little_is_lifted_as_a_package(net: Net) 
     assert 590_000 < gained(net, net.alice, before) < 600_000
 
 
+async def test_the_peers_commitment_that_waits_in_place_of_ours_is_lifted(net: Net) -> None:
+    """Layer 1 refuses ours, for it has the peer's with a child that pays more: our anchor is in that one, too."""
+    await net.disconnect()
+    net.bob.set_feerate(5_000)
+    net.alice.set_feerate(4_000)
+    await net.mine(1)
+    await net.bob.command(ev.ForceClose("test"))
+    await net.settle()
+    await net.alice.command(ev.ForceClose("test"))
+    await net.settle()
+    theirs = net.bob.commitment().txid()
+    pool = net.server.node.mempool.pool.entries
+    children = [entry.tx for entry in pool.values() if any(i.outpoint.txid == theirs for i in entry.tx.inputs)]
+    assert theirs in pool
+    assert len(children) == 2
+    await net.mine(1)
+    assert net.alice.report().kind == "remote_current"
+    await net.mine(1)
+    assert statuses(net.alice, "to_remote") == ["taken"]
+    assert len([attempt for attempt in net.alice.attempts() if attempt.group == "anchor"]) == 2
+    await net.mine(6)
+    # The child of our own commitment can never confirm: its coins are free again.
+    (child,) = [attempt for attempt in net.alice.attempts() if attempt.group == "anchor"]
+    assert child.outpoints[0].txid == theirs
+    assert (
+        set(net.alice.runtime.wallet.reservations()) == {child.reservation} == net.alice.runtime.monitor.reservations()
+    )
+
+
 async def test_mutual_close_is_explained(net: Net) -> None:
     """BOLT 5, "Mutual Close Handling": "a node need not do anything else, as it has already agreed to the output"."""
     await net.alice.node.close_channel(net.alice.channel_id)

@@ -213,6 +213,7 @@ class Side:
     coins: int = 0
     coins_made: dict[OutPoint, int] = field(default_factory=dict)
     made: dict[bytes, Tx] = field(default_factory=dict)
+    mortality: float = 0.0
 
     def __post_init__(self) -> None:
         self.home = script_of(f"home of {self.peer.name}")
@@ -274,6 +275,9 @@ class Side:
         step = on.advance(self.resolution(), on.Looked(), env)
         self._keep(step)
         for action in step.actions:
+            if self.dies():
+                self.crash()
+                return
             match action:
                 case on.Tell(outcome=outcome):
                     self.peer.step(ev.HtlcOnChain(outcome.id, outcome.payment_preimage))
@@ -328,6 +332,8 @@ class Side:
         attempt = build.attempt_of(plan, tx, fee, self.chain.height)
         step = on.advance(self.resolution(), on.Made(plan, attempt), env)
         self._keep(step)
+        if self.dies():
+            return  # it is stored, and will be published after the restart
         if plan.group == "anchor":
             self._offer(Tx.parse(env.known.local_tx))
             self._offer(tx)
@@ -366,6 +372,10 @@ class Side:
         if plan.group == "anchor":
             return build.sign_spend_input(tx, plan.outputs[0], signer), fee
         return build.sign_htlc_inputs(plan, tx, signer), fee
+
+    def dies(self) -> bool:
+        """Whether the daemon crashes right here."""
+        return self.chain.rng.random() < self.mortality
 
     # --- accounts
 

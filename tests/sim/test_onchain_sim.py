@@ -120,6 +120,7 @@ class Run:
             for htlc in [h for h in other.commitments.remote.spec.htlcs.values() if not h.offered]:
                 self._try_fulfil(other, htlc.id)
         self.honest, self.other = Side(honest, chain), Side(other, chain)
+        self.honest.mortality = self.rng.choice((0.0, 0.0, 0.1))
         self.chain = chain
         closer = other if self.cheats or self.rng.random() < 0.5 else honest
         closer.step(ev.ForceClose("the end"))

@@ -1,4 +1,5 @@
-"""No channel is closed over less than closing costs; HTLCs are warned of before they are due; coins are kept for fees."""
+"""No channel is closed over less than closing costs; HTLCs are warned of before they are due; coins are kept for
+fees."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import pytest
 from channeld.channel import economics
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
-from channeld.channel.state import Closing, Normal
+from channeld.channel.state import Closing, Normal, State
 from channeld.onchain.rates import Rates
 from channeld.onchain.reserve import LEAST_SAT, reserve_sat
 from tests.machine.harness import HEIGHT, Pair, add, open_pair, preimage_of
@@ -27,6 +28,12 @@ def at(pair: Pair, height: int) -> list[fx.Effect]:
     """Alice hears of a block."""
     pair.alice.height = height
     return pair.alice.step(ev.NewBlock())
+
+
+def state_of(pair: Pair) -> State:
+    """Alice's."""
+    assert pair.alice.state is not None
+    return pair.alice.state
 
 
 both_types = pytest.mark.parametrize("anchors", [True, False], ids=["anchors", "static_remotekey"])
@@ -117,9 +124,9 @@ def test_warned_before_it_is_due_with_reason_and_cost() -> None:
 def test_reserve_grows_with_fees_and_htlcs_and_is_for_anchors_only() -> None:
     cheap, dear = Rates(((1, 253),)), Rates(((1, 10_000),))
     pair = channel()
-    states = [pair.alice.funded]
+    states = [state_of(pair)]
     assert reserve_sat([], dear) == 0
-    assert reserve_sat([channel(False).alice.funded], dear) == 0
+    assert reserve_sat([state_of(channel(False))], dear) == 0
     assert reserve_sat(states, cheap) == 0  # the commitment pays enough by itself
     assert reserve_sat(states, Rates(((1, 1_100),))) == LEAST_SAT
     without = reserve_sat(states, dear)
@@ -127,4 +134,4 @@ def test_reserve_grows_with_fees_and_htlcs_and_is_for_anchors_only() -> None:
     assert reserve_sat(states * 3, dear) == 3 * without
     add(pair.alice, 50_000_000, 1, EXPIRY)
     pair.settle()
-    assert without + 10_000 < reserve_sat([pair.alice.funded], dear) < without + 20_000
+    assert without + 10_000 < reserve_sat([state_of(pair)], dear) < without + 20_000
