@@ -208,7 +208,8 @@ async def _check_books(world: World, alice: TestNode, bob: TestNode) -> None:
             if tx.txid not in seen and tx.confirmations:
                 seen.add(tx.txid)
                 fees_sat += await _fee_sat(world, tx.txid, node)
-    assert owned_sat + fees_sat == FUNDS_SAT
+    channels = [(c.channel_id.hex()[:8], c.phase, c.status) for c in await alice.api.list_channels(True)]
+    assert owned_sat + fees_sat == FUNDS_SAT, channels
 
 
 async def _fee_sat(world: World, txid: bytes, node: TestNode) -> int:

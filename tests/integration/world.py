@@ -132,6 +132,9 @@ class TestNode:
                     await following
                     following = asyncio.ensure_future(anext(stream))
                 return found
+        except TimeoutError:
+            info = await self.api.info()
+            raise AssertionError(f"{self.name} waits in vain, at {info.block_height}, {info.chain_status}") from None
         finally:
             following.cancel()
 

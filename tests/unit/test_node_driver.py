@@ -1,0 +1,264 @@
+"""The driver with a toy machine: durable before spoken, everything that waits in one commit, mistakes in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import pytest
+
+from channeld.bolt.messages import ErrorMessage, Message, Ping, WarningMessage, decode
+from channeld.channel import effects as fx
+from channeld.channel import events as ev
+from channeld.channel import writes as wr
+from channeld.channel.env import Env
+from channeld.node.driver import NO_REACTION, ChannelDriver, ChannelFrozen, Reaction
+from channeld.storage import Statement, Write, rows
+
+State = tuple[str, ...]
+
+
+class Transition(NamedTuple):
+    state: State
+    effects: Sequence[fx.Effect] = ()
+    writes: Sequence[wr.Write] = ()
+
+
+class ToyMachine:
+    """Notes every event. Messages are `ping`s whose payload says what to do; a `Sign` is due after each one."""
+
+    def step(self, state: State, event: ev.Event, env: Env) -> Transition:
+        match event:
+            case ev.PeerMessage(message=Ping(ignored=word)):
+                return self._on_word(state, word.decode())
+            case ev.Sign():
+                return Transition((*state, "signed"), [fx.Send(Ping(0, b"signature"))])
+            case ev.NewBlock():
+                raise AssertionError("a bug")
+            case ev.UpdateFee():
+                raise ev.CommandRejected("not_opener", "the peer pays the fee")
+            case ev.ForceClose(reason):
+                return Transition((*state, f"closed: {reason}"), [fx.Send(ErrorMessage(bytes(32), reason.encode()))])
+            case ev.FulfillHtlc():
+                return Transition((*state, "fulfilled"), [fx.Send(Ping(0, b"fulfill"))])
+            case _:
+                return Transition((*state, type(event).__name__))
+
+    def _on_word(self, state: State, word: str) -> Transition:
+        if word in ("warning", "error", "disconnect"):
+            raise ev.ProtocolViolation(f"{word} please", word)  # type: ignore[arg-type]
+        if word == "add":
+            return Transition((*state, word), (), [wr.SaveAdd(False, 7, b"raw add")])
+        if word == "lock":
+            return Transition((*state, word), [fx.HtlcRemoved(7, True)], [wr.ForgetAdd(False, 7)])
+        return Transition((*state, word), [fx.Send(Ping(0, word.encode()))])
+
+    def can_sign(self, state: State) -> bool:
+        return bool(state) and state[-1] not in ("signed", "Connected") and not state[-1].startswith("closed")
+
+
+class FakeLink:
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.closed = ""
+
+    def send(self, data: bytes) -> None:
+        self.sent.append(decode(data))
+
+    def close(self, reason: str) -> None:
+        self.closed = reason
+
+    def words(self) -> list[bytes]:
+        return [message.ignored for message in self.sent if isinstance(message, Ping)]
+
+
+class FakeHost:
+    """Holds commits back until the test lets them through."""
+
+    def __init__(self) -> None:
+        self.commits: list[tuple[list[Write], Callable[[BaseException | None], None]]] = []
+        self.performed: list[fx.Effect] = []
+        self.frozen_by: list[BaseException] = []
+        self.reactions: dict[type, Reaction] = {}
+
+    def env(self, driver: ChannelDriver[State]) -> Env:
+        return cast(Env, None)
+
+    def rows(self, driver: ChannelDriver[State], before: State | None) -> Iterable[Write]:
+        return [] if driver.state is before else [rows.SET_META("state", repr(driver.state).encode())]
+
+    def react(self, driver: ChannelDriver[State], effect: fx.Effect) -> Reaction:
+        return self.reactions.get(type(effect), NO_REACTION)
+
+    def perform(self, driver: ChannelDriver[State], effect: fx.Effect) -> None:
+        self.performed.append(effect)
+
+    def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
+        self.commits.append((list(writes), done))
+
+    def batch_done(self, driver: ChannelDriver[State]) -> None:
+        pass
+
+    def frozen(self, driver: ChannelDriver[State], event: ev.Event, error: BaseException) -> None:
+        self.frozen_by.append(error)
+
+    def violated(self, driver: ChannelDriver[State], violation: ev.ProtocolViolation) -> None:
+        pass
+
+    async def commit(self, error: BaseException | None = None) -> list[Write]:
+        """Let the oldest commit through; what was in it."""
+        await asyncio.sleep(0)
+        writes, done = self.commits.pop(0)
+        done(error)
+        await asyncio.sleep(0)
+        return writes
+
+    def statements(self, writes: list[Write]) -> list[Statement]:
+        return [write.statement for write in writes]
+
+
+@pytest.fixture
+async def host() -> FakeHost:
+    return FakeHost()
+
+
+@pytest.fixture
+async def driver(host: FakeHost) -> ChannelDriver[State]:
+    return ChannelDriver(ToyMachine(), host, (), 1, bytes(32))
+
+
+@pytest.fixture
+async def link(driver: ChannelDriver[State], host: FakeHost) -> FakeLink:
+    link = FakeLink()
+    driver.post_connected(link, frozenset())
+    await host.commit()
+    return link
+
+
+def say(driver: ChannelDriver[State], link: FakeLink, word: str) -> None:
+    driver.post_message(Ping(0, word.encode()), b"", link)
+
+
+async def test_nothing_is_said_before_it_is_durable(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    say(driver, link, "one")
+    await asyncio.sleep(0)
+    assert link.words() == []
+    await host.commit()
+    assert link.words() == [b"one", b"signature"]
+
+
+async def test_what_waits_shares_one_commit_and_one_signature(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    say(driver, link, "one")
+    await asyncio.sleep(0)
+    for word in ("two", "three", "four"):
+        say(driver, link, word)
+    assert len(host.commits) == 1
+    await host.commit()
+    assert link.words() == [b"one", b"signature"]
+    await host.commit()
+    assert link.words() == [b"one", b"signature", b"two", b"three", b"four", b"signature"]
+    assert host.commits == []
+
+
+async def test_rows_of_a_transition_are_in_its_commit_and_in_memory(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    say(driver, link, "add")
+    writes = await host.commit()
+    assert host.statements(writes) == [rows.SAVE_ADD, rows.SET_META]
+    assert driver.adds == {(False, 7): b"raw add"}
+    say(driver, link, "lock")
+    assert rows.FORGET_ADD in host.statements(await host.commit())
+    assert driver.adds == {}
+    assert host.performed == [fx.HtlcRemoved(7, True)]
+
+
+async def test_an_answer_is_part_of_the_batch_that_asked_for_it(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    paid = rows.SET_META("paid", b"1")
+    host.reactions[fx.HtlcRemoved] = Reaction([paid], [ev.FulfillHtlc(7, bytes(32))])
+    say(driver, link, "lock")
+    writes = await host.commit()
+    assert paid in writes
+    assert driver.state == ("Connected", "lock", "fulfilled", "signed")
+    assert link.words() == [b"fulfill", b"signature"]
+
+
+async def test_a_command_hears_when_it_is_durable_or_refused(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    answers: list[Any] = []
+    extra = rows.SET_META("extra", b"1")
+    driver.post(ev.CloseChannel(b"", 253), [extra], answers.append)
+    driver.post(ev.UpdateFee(1), [rows.SET_META("never", b"1")], answers.append)
+    await asyncio.sleep(0)
+    assert [type(answer) for answer in answers] == [ev.CommandRejected]
+    writes = await host.commit()
+    assert answers[1:] == [None]
+    assert extra in writes
+    assert rows.SET_META("never", b"1") not in writes
+
+
+@pytest.mark.parametrize("action", ["warning", "error", "disconnect"])
+async def test_a_broken_rule_becomes_a_message_in_one_place(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink, action: str
+) -> None:
+    say(driver, link, action)
+    say(driver, link, "too late")
+    await host.commit()
+    kinds = {"warning": [WarningMessage], "error": [ErrorMessage], "disconnect": []}[action]
+    complaints = [message for message in link.sent if not isinstance(message, Ping)]
+    assert [type(message) for message in complaints] == kinds
+    assert all(message.data == f"{action} please".encode() for message in complaints)  # type: ignore[attr-defined]
+    assert bool(link.closed) == (action != "error")
+    assert driver.state == (("Connected", "closed: error please") if action == "error" else ("Connected",))
+
+
+async def test_a_bug_freezes_the_channel_and_keeps_what_was_done_before(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    answers: list[Any] = []
+    say(driver, link, "one")
+    driver.post(ev.NewBlock())
+    say(driver, link, "two")
+    await host.commit()
+    assert driver.state == ("Connected", "one")
+    assert link.words() == [b"one"]
+    assert isinstance(host.frozen_by[0], AssertionError)
+    driver.post(ev.CloseChannel(b"", 253), (), answers.append)
+    await asyncio.sleep(0)
+    assert isinstance(answers[0], ChannelFrozen)
+    assert host.commits == []
+
+
+async def test_messages_of_another_connection_are_dropped(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    say(driver, link, "old")
+    await asyncio.sleep(0)
+    newer = FakeLink()
+    driver.post(ev.Disconnected())
+    driver.post_connected(newer, frozenset())
+    say(driver, link, "from the old one")
+    say(driver, newer, "new")
+    await host.commit()
+    await host.commit()
+    assert link.words() == [b"old", b"signature"]
+    assert newer.words() == [b"new", b"signature"]
+    assert "from the old one" not in driver.state
+
+
+async def test_a_failed_commit_says_nothing(driver: ChannelDriver[State], host: FakeHost, link: FakeLink) -> None:
+    answers: list[Any] = []
+    say(driver, link, "one")
+    driver.post(ev.CloseChannel(b"", 253), (), answers.append)
+    await host.commit(OSError("the disk is full"))
+    assert link.words() == []
+    assert isinstance(answers[0], ChannelFrozen)
+    assert driver.failure is not None
