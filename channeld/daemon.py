@@ -96,7 +96,9 @@ class Daemon:
             await self.runtime.start()
         except OSError as error:
             raise StartError(f"cannot listen for peers on {config.listen}: {error.strerror or error}") from error
-        self.api = ApiServer(Node(self.runtime), paths, *config.rpc_address, hosts=config.rpc_hosts)
+        self.api = ApiServer(
+            Node(self.runtime), paths, *config.rpc_address, hosts=config.rpc_hosts, towers=self.runtime.towers
+        )
         await self.api.start()
 
     def _settings(self, birthday_height: int | None) -> NodeSettings:

@@ -18,6 +18,7 @@ from channeld.api.invoices import InvoicesServicer
 from channeld.api.node import NodeServicer
 from channeld.api.payments import PaymentsServicer
 from channeld.api.peers import PeersServicer
+from channeld.api.towers import TowerHost, TowersServicer
 from channeld.api.wallet import WalletServicer
 from channeld.node.interface import NodeService
 from channeld.paths import DataPaths, write_private
@@ -34,6 +35,8 @@ from channeld.v1 import (
     payments_pb2_grpc,
     peers_pb2,
     peers_pb2_grpc,
+    towers_pb2,
+    towers_pb2_grpc,
     wallet_pb2,
     wallet_pb2_grpc,
 )
@@ -55,6 +58,7 @@ _SERVICES = tuple(
         (invoices_pb2.DESCRIPTOR, "Invoices"),
         (payments_pb2.DESCRIPTOR, "Payments"),
         (events_pb2.DESCRIPTOR, "Events"),
+        (towers_pb2.DESCRIPTOR, "Towers"),
     )
 )
 
@@ -79,8 +83,10 @@ class ApiServer:
         host: str = "127.0.0.1",
         port: int = 0,
         hosts: Iterable[str] = (),
+        towers: TowerHost | None = None,
     ) -> None:
         self._node = node
+        self._towers = towers
         self._paths = paths
         self._host = host
         self._port = port
@@ -152,5 +158,7 @@ class ApiServer:
         invoices_pb2_grpc.add_InvoicesServicer_to_server(InvoicesServicer(node, background), server)
         payments_pb2_grpc.add_PaymentsServicer_to_server(PaymentsServicer(node, background), server)
         events_pb2_grpc.add_EventsServicer_to_server(EventsServicer(node, self._stopping), server)
+        if self._towers is not None:
+            towers_pb2_grpc.add_TowersServicer_to_server(TowersServicer(self._towers), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

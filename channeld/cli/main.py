@@ -17,6 +17,7 @@ from channeld.cli import (
     node_commands,
     payment_commands,
     peer_commands,
+    tower_commands,
     wallet_commands,
 )
 from channeld.cli.amounts import FormatError
@@ -100,6 +101,7 @@ for module in (
     channel_commands,
     invoice_commands,
     payment_commands,
+    tower_commands,
     lncli,
 ):
     module.register(app)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from channeld.v1.node_pb2_grpc import NodeStub
     from channeld.v1.payments_pb2_grpc import PaymentsStub
     from channeld.v1.peers_pb2_grpc import PeersStub
+    from channeld.v1.towers_pb2_grpc import TowersStub
     from channeld.v1.wallet_pb2_grpc import WalletStub
 
 DEFAULT_NETWORK = "mainnet"
@@ -44,7 +45,7 @@ MAX_RESPONSE_BYTES = 64 << 20
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
-_STUBS = ("node", "peers", "wallet", "channels", "invoices", "payments", "events")
+_STUBS = ("node", "peers", "wallet", "channels", "invoices", "payments", "events", "towers")
 
 
 class Settings(NamedTuple):
@@ -262,6 +263,12 @@ class Session:
         from channeld.v1.payments_pb2_grpc import PaymentsStub
 
         return PaymentsStub(self._connection())
+
+    @cached_property
+    def towers(self) -> TowersStub:
+        from channeld.v1.towers_pb2_grpc import TowersStub
+
+        return TowersStub(self._connection())
 
     @cached_property
     def events(self) -> EventsStub:

@@ -14,6 +14,7 @@ from channeld.v1 import (
     node_pb2_grpc,
     payments_pb2_grpc,
     peers_pb2_grpc,
+    towers_pb2_grpc,
     wallet_pb2_grpc,
 )
 
@@ -34,6 +35,7 @@ class Client:
         self.invoices = invoices_pb2_grpc.InvoicesStub(self.channel)
         self.payments = payments_pb2_grpc.PaymentsStub(self.channel)
         self.events = events_pb2_grpc.EventsStub(self.channel)
+        self.towers = towers_pb2_grpc.TowersStub(self.channel)
 
     async def close(self) -> None:
         """Close the connection."""

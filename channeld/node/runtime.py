@@ -18,7 +18,7 @@ from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
 from channeld.node.chain import ChainFollower
 from channeld.node.channel_verbs import ChannelVerbs
-from channeld.node.channels import Channels
+from channeld.node.channels import Channels, Driver
 from channeld.node.coins import Coins
 from channeld.node.features import LOCAL_FEATURES
 from channeld.node.feerates import FeeRates
@@ -31,6 +31,7 @@ from channeld.node.payments import Payments
 from channeld.node.peers import Peers
 from channeld.node.receive import Receiver
 from channeld.node.switch import Switch
+from channeld.node.towers import NodeTowers
 from channeld.node.wallet_store import NodeWalletStore
 from channeld.node.watches import Watches
 from channeld.storage import StorageError, Store, Write, rows
@@ -108,7 +109,8 @@ class Runtime:
             network.name == "regtest",
         )
         self.gossip.core.sync.may_start = lambda: self._first_sync.is_set()
-        self.channels.on_touched = self.gossip.touched
+        self.towers = NodeTowers(store, self.identity, self.channels, self.wallet)
+        self.channels.on_touched = self._touched
         self.channels.update_of_peer = self.gossip.core.own.remote_update
         self.coins = Coins(self.wallet, store, source, self.feerates, bus)
         self.invoices = InvoiceBook(store, self.identity, network, bus, time.time, self._route_hints)
@@ -151,6 +153,7 @@ class Runtime:
         )
         runtime = cls(store, keys, wallet, source, settings, identity)
         store.read_now(runtime._load)
+        await runtime.towers.open()
         await runtime.coins.release_leftovers(keep=runtime.monitor.reservations())
         return runtime
 
@@ -181,6 +184,7 @@ class Runtime:
         self._run("broadcasts", self._broadcasts.run())
         self._run("chain", self.chain.run())
         self._run("peers", self._call_peers())
+        self.towers.start()
 
     async def _call_peers(self) -> None:
         await self._first_sync.wait()
@@ -220,6 +224,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.gossip.close()
+        await self.towers.close()
         await self._source.close()
         self.bus.close()
         await self._store.close()
@@ -227,6 +232,10 @@ class Runtime:
     def _on_height(self, height: int) -> list[Write]:
         self.invoices.forget_expired()
         return self._switch.expire(height)
+
+    def _touched(self, driver: Driver) -> None:
+        self.gossip.touched(driver)
+        self.towers.touched(driver)
 
     def _on_synced(self) -> None:
         self._first_sync.set()

@@ -15,8 +15,9 @@ from sqlalchemy import Column, Engine, MetaData, String, Table, inspect, text
 from channeld.storage import tables
 from channeld.storage.store import StorageError
 from wallet import store as wallet_store
+from watchtower.client import tables as tower_tables
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision under `migrations/versions` (a test compares)."""
 _SCRIPTS = Path(__file__).parent / "migrations"
 
@@ -60,7 +61,7 @@ def upgrade(engine: Engine) -> None:
 def _create(engine: Engine) -> None:
     stamp = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
     with engine.begin() as connection:
-        for metadata in (tables.metadata, wallet_store.metadata, stamp.metadata):
+        for metadata in (tables.metadata, wallet_store.metadata, tower_tables.metadata, stamp.metadata):
             metadata.create_all(connection)
         connection.execute(stamp.insert().values(version_num=HEAD))
 

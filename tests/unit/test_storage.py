@@ -16,6 +16,7 @@ from channeld.storage import migrate, tables
 from channeld.storage.store import StorageError, Store, StoreFailed, make_engine
 from wallet import store as wallet_store
 from wallet.db import statements
+from watchtower.client import tables as tower_tables
 
 SET_META = statements.upsert(tables.meta)
 INSERT_META = statements.insert(tables.meta)
@@ -136,7 +137,7 @@ def test_the_migrations_make_the_tables_that_are_declared(engine: Engine, tmp_pa
     assert _schema(migrated) == _schema(engine)
     assert migrate.current_revision(migrated) == migrate.current_revision(engine) == migrate.HEAD
     with engine.connect() as connection:
-        declared = [tables.metadata, wallet_store.metadata]
+        declared = [tables.metadata, wallet_store.metadata, tower_tables.metadata]
         assert compare_metadata(MigrationContext.configure(connection), declared) == []  # type: ignore[arg-type]
 
 

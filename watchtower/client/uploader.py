@@ -277,25 +277,28 @@ class Uploader:
         )
 
     async def check(self, height: int) -> Check:
-        """Asks the tower itself: it must be there, in step with the chain at `height`, and really have the last
-        appointment of every channel that it confirmed."""
+        """Asks the tower itself, over a connection of its own: it must be there, in step with the chain at `height`, and
+        really have the last appointment of every channel that it confirmed."""
+        connection = Connection(self.tower.uri, self.tower.token, self._clock)
         reasons = []
         if self.tower.state == "paused":
             reasons.append("it is paused")
         try:
-            info = await self._connection.get_info()
+            info = await connection.get_info()
             if not info.synced_to_chain or info.block_height + STALE_BLOCKS < height:
                 reasons.append(f"it has searched blocks to height {info.block_height} only, we are at {height}")
-            reasons += [reason for channel in list(self.progress) if (reason := await self._audit(channel))]
+            reasons += [reason for channel in list(self.progress) if (reason := await self._audit(connection, channel))]
         except (TowerAway, TowerRefuses, TowerLies) as error:
             reasons.append(str(error))
+        finally:
+            await connection.close()
         behind = [channel for channel in self.status().channels if channel.backlog]
         if behind:
             backlog = sum(channel.backlog for channel in behind)
             reasons.append(f"it lacks {backlog} commitments of {len(behind)} channels")
         return Check(self.tower, tuple(reasons))
 
-    async def _audit(self, channel: bytes) -> str:
+    async def _audit(self, connection: Connection, channel: bytes) -> str:
         """What is wrong with what the tower has of a channel."""
         count = self.progress[channel].count
         rows = self._storage.lookup(tables.FIND_RECEIPT, self.tower.key, channel, count - 1) if count else []
@@ -304,7 +307,7 @@ class Uploader:
         number, locator, blob_hash, *_ = rows[0]
         secret = session_secret(self._master, self.tower.uri.tower_id, channel, number)
         try:
-            found = await self._connection.get_appointment(secret, locator)
+            found = await connection.get_appointment(secret, locator)
         except TowerRefuses as error:
             return f"it does not have commitment {count - 1} of channel {channel.hex()}, which it confirmed: {error}"
         if found.receipt.blob_hash != blob_hash:

@@ -6,10 +6,14 @@ from alembic import context
 
 from channeld.storage.tables import metadata
 from wallet import store
+from watchtower.client import tables as tower_tables
 
 connection = context.config.attributes["connection"]
 context.configure(
-    connection=connection, target_metadata=[metadata, store.metadata], render_as_batch=True, transactional_ddl=True
+    connection=connection,
+    target_metadata=[metadata, store.metadata, tower_tables.metadata],
+    render_as_batch=True,
+    transactional_ddl=True,
 )
 with context.begin_transaction():
     context.run_migrations()
