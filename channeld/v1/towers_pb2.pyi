@@ -56,6 +56,7 @@ class AddTowerResponse(_message.Message):
 
     TOWER_ID_FIELD_NUMBER: _builtins.int
     tower_id: _builtins.bytes
+    """The tower's public key, 33 bytes."""
     def __init__(
         self,
         *,
@@ -75,6 +76,7 @@ class RemoveTowerRequest(_message.Message):
 
     TOWER_ID_FIELD_NUMBER: _builtins.int
     tower_id: _builtins.bytes
+    """Which one."""
     def __init__(
         self,
         *,
@@ -110,7 +112,9 @@ class SetTowerPausedRequest(_message.Message):
     TOWER_ID_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     tower_id: _builtins.bytes
+    """Which one."""
     paused: _builtins.bool
+    """Whether it is to be paused."""
     def __init__(
         self,
         *,
@@ -207,11 +211,15 @@ class Tower(_message.Message):
     SENT_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     tower_id: _builtins.bytes
+    """The tower's public key, 33 bytes."""
     address: _builtins.str
     """"HOST:PORT"."""
     own: _builtins.bool
+    """Whether it gets revocation keys."""
     paused: _builtins.bool
+    """Whether it is sent nothing."""
     max_reward_permille: _builtins.int
+    """The most that it may keep."""
     reachable: _builtins.bool
     """Whether the last call to it went well."""
     problem: _builtins.str
@@ -223,7 +231,9 @@ class Tower(_message.Message):
     sent: _builtins.int
     """Appointments sent since the daemon started."""
     @_builtins.property
-    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___TowerChannel]: ...
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___TowerChannel]:
+        """How far it is with each channel that has something revoked."""
+
     def __init__(
         self,
         *,
@@ -253,7 +263,9 @@ class ListTowersResponse(_message.Message):
 
     TOWERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def towers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tower]: ...
+    def towers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tower]:
+        """In the order in which they were added."""
+
     def __init__(
         self,
         *,
@@ -291,8 +303,11 @@ class TowerCheck(_message.Message):
     UP_TO_DATE_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     tower_id: _builtins.bytes
+    """The tower's public key, 33 bytes."""
     address: _builtins.str
+    """"HOST:PORT"."""
     up_to_date: _builtins.bool
+    """The answer."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why not, a sentence each."""
@@ -322,7 +337,9 @@ class CheckTowersResponse(_message.Message):
     up_to_date: _builtins.bool
     """Whether there is a tower, and all of them are."""
     @_builtins.property
-    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TowerCheck]: ...
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TowerCheck]:
+        """One for each tower."""
+
     def __init__(
         self,
         *,
