@@ -20,13 +20,14 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
 from channeld.gossip.topology import Topology
+
+if TYPE_CHECKING:
+    from channeld.gossip.compaction import Compaction
 
 log = structlog.get_logger(__name__)
 
@@ -49,9 +50,7 @@ TAIL_BYTES: Final = 256 * 1024
 """What was appended is written when it is this much, or when it is asked for."""
 MAX_TAIL_BYTES: Final = 32 * 1024 * 1024
 MIN_DEAD_BYTES: Final = 8 * 1024 * 1024
-_READ_BYTES: Final = 4 * 1024 * 1024
-
-Offsets = npt.NDArray[np.int64]
+READ_BYTES: Final = 4 * 1024 * 1024
 
 
 class StoreFull(Exception):
@@ -112,7 +111,7 @@ class GossipStore:
                     yield Record(kind, base + body, payload)
                     position = base + end
                     continue
-            more = os.pread(self._fd, _READ_BYTES, base + len(buffer))
+            more = os.pread(self._fd, READ_BYTES, base + len(buffer))
             if not more:
                 break
             buffer, base = buffer[start:] + more, position
@@ -163,20 +162,20 @@ class GossipStore:
 
     def plan_compaction(self, topology: Topology) -> Compaction:
         """What to copy. `Compaction.copy` may then run in a thread while the store goes on being used."""
+        from channeld.gossip.compaction import Compaction  # numpy, which a small network never needs
+
         self.flush()
         groups = (
-            _sorted_records([topology.announcement], _CHANNEL_BYTES),
-            _sorted_records(list(topology.update), _HEAD_BYTES),
-            _sorted_records([topology.node_announcement], _HEAD_BYTES),
+            ([topology.announcement], _CHANNEL_BYTES),
+            (list(topology.update), _HEAD_BYTES),
+            ([topology.node_announcement], _HEAD_BYTES),
         )
-        starts = np.concatenate([group[0] for group in groups])
-        lengths = np.concatenate([group[1] for group in groups])
         spent = b"".join(
             _record(SPENT, SPENT_BODY.pack(scid, topology.spent_height[row]))
             for scid, row in topology.rows.items()
             if topology.spent_height[row]
         )
-        return Compaction(self.path, self._header, self._written, starts, lengths, spent)
+        return Compaction(self.path, self._header, self._written, groups, spent)
 
     def finish_compaction(self, done: Compaction, topology: Topology) -> None:
         """Append what came since the plan, put the new file in the old one's place, and move all locations."""
@@ -188,87 +187,15 @@ class GossipStore:
         shift = os.fstat(new_fd).st_size - done.snapshot_bytes
         position = done.snapshot_bytes
         while position < self._written:
-            position += os.pwrite(new_fd, os.pread(self._fd, _READ_BYTES, position), position + shift)
+            position += os.pwrite(new_fd, os.pread(self._fd, READ_BYTES, position), position + shift)
         os.replace(done.new_path, self.path)
         os.close(self._fd)
         self._fd = new_fd
         self._written += shift
         self.dead_bytes = 0
         for column in topology.locations():
-            done.move(np.frombuffer(column, dtype=np.uint64), shift)
-
-
-class Compaction:
-    """A copy of the records that still count: channels first, then updates, then nodes."""
-
-    def __init__(
-        self, path: Path, header: bytes, snapshot_bytes: int, starts: Offsets, lengths: Offsets, spent: bytes
-    ) -> None:
-        self.new_path = path.with_suffix(".new")
-        self.snapshot_bytes = snapshot_bytes
-        self._path = path
-        self._header = header
-        self._spent = spent
-        self._starts = starts
-        self._lengths = lengths
-        ends = np.cumsum(lengths)
-        self._new_starts: Offsets = len(header) + ends - lengths
-        order = np.argsort(starts, kind="stable")
-        self._old_sorted = starts[order]
-        self._new_of_sorted = self._new_starts[order]
-
-    def copy(self) -> None:
-        """Writes the new file. Raises OSError (and leaves the old one as it is)."""
-        source = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with open(self.new_path, "wb") as target:
-                target.write(self._header)
-                for start, end in self._runs():
-                    while start < end:
-                        data = os.pread(source, min(_READ_BYTES, end - start), start)
-                        if not data:
-                            raise OSError(f"{self._path} is shorter than it was")
-                        target.write(data)
-                        start += len(data)
-                target.write(self._spent)
-        except OSError:
-            self.discard()
-            raise
-        finally:
-            os.close(source)
-
-    def _runs(self) -> list[tuple[int, int]]:
-        """Neighbouring records in one piece."""
-        ends = self._starts + self._lengths
-        breaks = np.flatnonzero(self._starts[1:] != ends[:-1]) + 1
-        if not len(self._starts):
-            return []
-        firsts = np.concatenate([[0], breaks])
-        lasts = np.concatenate([breaks, [len(ends)]]) - 1
-        return list(zip(self._starts[firsts].tolist(), ends[lasts].tolist(), strict=True))
-
-    def move(self, locations: npt.NDArray[np.uint64], shift: int) -> None:
-        """Turn old locations into new ones, in place."""
-        offsets = (locations >> np.uint64(16)).astype(np.int64)
-        lengths = locations & np.uint64(0xFFFF)
-        kept = (offsets > 0) & (offsets < self.snapshot_bytes)
-        moved = np.where(offsets > 0, offsets + shift, 0)
-        index = np.searchsorted(self._old_sorted, offsets[kept], side="right") - 1
-        moved[kept] = offsets[kept] - self._old_sorted[index] + self._new_of_sorted[index]
-        locations[:] = (moved.astype(np.uint64) << np.uint64(16)) | lengths
-
-    def discard(self) -> None:
-        """Forget the new file."""
-        self.new_path.unlink(missing_ok=True)
+            done.move(column, shift)
 
 
 def _record(kind: int, payload: bytes) -> bytes:
     return RECORD_HEAD.pack(kind, len(payload), zlib.crc32(payload, kind)) + payload
-
-
-def _sorted_records(columns: list[object], head_bytes: int) -> tuple[Offsets, Offsets]:
-    """Starts and lengths of the records that these columns of locations point into."""
-    locations = np.concatenate([np.frombuffer(column, dtype=np.uint64) for column in columns])  # type: ignore[call-overload]
-    locations = np.sort(locations[locations != 0])
-    starts = (locations >> np.uint64(16)).astype(np.int64) - head_bytes
-    return starts, (locations & np.uint64(0xFFFF)).astype(np.int64) + head_bytes

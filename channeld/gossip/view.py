@@ -13,7 +13,6 @@ import structlog
 
 from channeld.bolt.features import decode_features
 from channeld.bolt.messages import ChannelAnnouncement, ChannelUpdate, NodeAnnouncement, decode
-from channeld.gossip.checksums import update_checksums
 from channeld.gossip.interface import Funding, GraphSink, output_of
 from channeld.gossip.store import CHANNEL, CHANNEL_HEAD, FORGET, NODE, SPENT, SPENT_BODY, UPDATE, GossipStore
 from channeld.gossip.topology import DISABLED, Topology, outpoint_key
@@ -239,6 +238,8 @@ class NetworkView:
         for direction in (0, 1):
             checksum, update = topology.checksum[direction], topology.update[direction]
             missing = [row for row in rows if update[row] and not checksum[row]]
+            from channeld.gossip.checksums import update_checksums  # numpy, when a peer asks for checksums
+
             sums = update_checksums([self.store.read(update[row]) for row in missing])
             for row, value in zip(missing, sums, strict=True):
                 checksum[row] = value

@@ -11,14 +11,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
 from channeld.bolt.features import Context, decode_features, encode_features, in_context
 from channeld.bolt.messages import Address, ChannelUpdate, Message, NodeAnnouncement
 from channeld.channel.state import AwaitingFunding, Funded, Live, Normal
-from channeld.gossip.bulk import columns
 from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
 from channeld.gossip.own import ForwardingPolicy, NodeProfile, OwnChannel
 from channeld.gossip.service import Gossip
@@ -29,11 +28,13 @@ from channeld.node.channels import Channels, Driver
 from channeld.node.features import LOCAL_FEATURES
 from channeld.node.identity import Identity
 from channeld.node.peer import PeerLink
-from channeld.routing.graph import Columns, Graph
 from channeld.routing.values import MAX_AMOUNT_MSAT, Policy
 from wallet.bitcoin import Block, OutPoint
 from wallet.bitcoin.secp import sign
 from wallet.chain import ChainError, ChainSource, ChainUnavailable
+
+if TYPE_CHECKING:
+    from channeld.routing.graph import Graph
 
 log = structlog.get_logger(__name__)
 
@@ -110,18 +111,30 @@ class ChainFunding:
 
 
 class GraphFeed:
-    """`GraphSink` that keeps a routing graph."""
+    """`GraphSink` that keeps a routing graph, from the first channel on: its library takes 15 MB."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self) -> None:
+        self._made: Graph | None = None
+
+    @property
+    def graph(self) -> Graph:
+        """The graph as it is now."""
+        if self._made is None:
+            from channeld.routing.graph import Graph
+
+            self._made = Graph()
+        return self._made
 
     def load(self, view: NetworkView) -> None:
         """Everything at once, into an empty graph."""
         if not len(view.topology):
             return
+        from channeld.gossip.bulk import columns
+        from channeld.routing.graph import Columns
+
         c = columns(view)
         policies = (c.htlc_minimum_msat, c.htlc_maximum_msat, c.fee_base_msat, c.fee_proportional_millionths)
-        self._graph.add_columns(
+        self.graph.add_columns(
             Columns(
                 *(c.node_ids, c.short_channel_id, c.ends, c.capacity_sat, c.known, c.usable),
                 *policies,
@@ -133,7 +146,7 @@ class GraphFeed:
 
     def channel_added(self, scid: int, node_id_1: bytes, node_id_2: bytes, capacity_sat: int, routable: bool) -> None:
         if routable:
-            self._graph.add_channel(scid, node_id_1, node_id_2, capacity_sat)
+            self.graph.add_channel(scid, node_id_1, node_id_2, capacity_sat)
 
     def channel_updated(self, update: ChannelUpdate, usable: bool) -> None:
         policy = Policy(
@@ -144,21 +157,23 @@ class GraphFeed:
             fee_proportional_millionths=update.fee_proportional_millionths,
             cltv_expiry_delta=update.cltv_expiry_delta,
         )
-        self._graph.update_channel(update.short_channel_id, update.channel_flags & 1, policy)
+        self.graph.update_channel(update.short_channel_id, update.channel_flags & 1, policy)
 
     def channel_removed(self, scid: int) -> None:
-        self._graph.remove_channel(scid)
+        if self._made is not None:
+            self._made.remove_channel(scid)
 
     def node_announced(self, announcement: NodeAnnouncement) -> None:
         features = sum(1 << bit for bit in decode_features(announcement.features))
-        self._graph.set_node_features(announcement.node_id, features)
+        self.graph.set_node_features(announcement.node_id, features)
 
     def node_removed(self, node_id: bytes) -> None:
-        self._graph.remove_node(node_id)
+        if self._made is not None:
+            self._made.remove_node(node_id)
 
 
 class NodeGossip:
-    """What the node calls. `graph` holds the public network, ready when `load` returns."""
+    """What the node calls."""
 
     def __init__(
         self,
@@ -173,7 +188,6 @@ class NodeGossip:
         settings: GossipSettings,
         is_regtest: bool,
     ) -> None:
-        self.graph = Graph()
         self.policy_of: Callable[[Driver], ForwardingPolicy] = self._default_policy
         """What we ask for forwarding over a channel; whoever forwards sets this."""
         self._identity = identity
@@ -183,7 +197,7 @@ class NodeGossip:
         path = settings.file or Path(self._temporary.name, "gossip")  # type: ignore[union-attr]
         self._config = settings.config or (REGTEST if is_regtest else GossipConfig())
         self._funding = ChainFunding(source)
-        self._feed = GraphFeed(self.graph)
+        self._feed = GraphFeed()
         self.core = Gossip(
             NetworkView(GossipStore(path, chain_hash), [self._feed]),
             self._funding,
@@ -201,6 +215,11 @@ class NodeGossip:
         )
         self._touched: set[Driver] = set()
         self._closed = False
+
+    @property
+    def graph(self) -> Graph:
+        """The public network, once `load` has returned."""
+        return self._feed.graph
 
     def load(self) -> None:
         """Read what is kept."""

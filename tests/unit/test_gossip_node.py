@@ -127,11 +127,10 @@ def told(graph: Graph) -> dict[object, object]:
 @given(seed=st.integers(0, 2**32))
 def test_a_graph_that_is_loaded_is_the_graph_that_was_told(tmp_path: Path, seed: int) -> None:
     path = tmp_path / f"gossip{seed}"
-    graph = Graph()
-    view = new_view(path, GraphFeed(graph))
+    feed = GraphFeed()
+    view = new_view(path, feed)
     random_changes(view, random.Random(seed), 60)
-    loaded = Graph()
-    GraphFeed(loaded).load(view)
+    graph, loaded = feed.graph, _loaded(view)
     assert told(loaded) == told(graph)
     for node_id in view.topology.node_index:
         if view.node(node_id) is not None:
@@ -140,28 +139,28 @@ def test_a_graph_that_is_loaded_is_the_graph_that_was_told(tmp_path: Path, seed:
 
 
 def test_what_must_not_be_routed_through_is_not_in_the_graph(tmp_path: Path) -> None:
-    graph = Graph()
-    view = new_view(tmp_path / "gossip", GraphFeed(graph))
+    feed = GraphFeed()
+    view = new_view(tmp_path / "gossip", feed)
     view.add_channel(make_announcement(SCID, 1, 2, features=b"\x01"), funding_of(SCID), NOW)
     view.set_update(make_update(SCID, 1, 2))
     add_channel(view, scid_of(101), 1, 2)
     huge = make_update(scid_of(101), 1, 2, minimum=2**64 - 1, maximum=2**64 - 1)
     view.set_update(huge)
     view.set_node(make_node(1, features=b"\x01\x02"))
-    for filled in (graph, _loaded(view)):
+    for filled in (feed.graph, _loaded(view)):
         assert [channel.short_channel_id for channel in filled.channels()] == [scid_of(101)]
         policy = filled.policy(EdgeKey(scid_of(101), huge.channel_flags & 1))
         assert policy is not None
         assert not policy.enabled
         assert filled.node_features(node_id_of(1)) == 0x0102
     view.forget(scid_of(101))
-    assert list(graph.channels()) == []
+    assert list(feed.graph.channels()) == []
 
 
 def _loaded(view: object) -> Graph:
-    graph = Graph()
-    GraphFeed(graph).load(view)  # type: ignore[arg-type]
-    return graph
+    feed = GraphFeed()
+    feed.load(view)  # type: ignore[arg-type]
+    return feed.graph
 
 
 # --- nonsense
