@@ -241,8 +241,9 @@ class Net:
             await runtime.monitor.wait_idle()
             await asyncio.sleep(0)
 
-    async def reorganise(self, depth: int, first: Sequence[Tx] = ()) -> None:
-        """The last blocks leave the chain; as many and one more come, the first with `first`."""
+    async def reorganise(self, depth: int, first: Sequence[Tx] = (), forget: bool = False) -> None:
+        """The last blocks leave the chain; as many and one more come, the first with `first`. The mempool may `forget`
+        what was in them."""
         await self.settle()
         node = self.server.node
         block = node.chain.tip
@@ -250,6 +251,8 @@ class Net:
             assert block.previous is not None
             block = block.previous
         await node.invalidate(block)
+        if forget:
+            node.mempool.pool.remove(list(node.mempool.pool.entries), "test")
         await node.mine(STRANGER, list(first))
         for _ in range(depth):
             await node.mine(STRANGER)

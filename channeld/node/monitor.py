@@ -146,6 +146,13 @@ class Monitor:
             return
         self._rates = Rates(tuple(found))
 
+    def unclaimed_sat(self, channel_key: int) -> int | None:
+        """What is ours of a channel that ended and not in the wallet yet; None while nothing is in the chain."""
+        stored = self._stored.get(channel_key)
+        if stored is None or stored.report is None:
+            return None
+        return sum(o.amount_sat for o in stored.report.outputs if o.status in ("waiting", "pending"))
+
     async def explain(self, channel_id: bytes) -> CloseReport | None:
         """What there is to tell of a channel's end, also long after it is over."""
         return await self._store.read(lambda connection: rows.load_report(connection, channel_id))
@@ -269,6 +276,8 @@ class Monitor:
                     if rival != case.rival:
                         case.rival = rival
                         self._now_due(driver.channel_key)
+                case on.PublishSeen(raw=raw):
+                    await self._source.broadcast(Tx.parse(raw))
                 case on.Make(plan=plan):
                     await self._make(case, plan, step.close, env)
                 case on.Over():

@@ -101,7 +101,8 @@ class Node:
             state = driver.state
             ours, theirs = views.balances_msat(state)
             if isinstance(state, Closing):
-                closing += ours // 1000
+                unclaimed = self.runtime.monitor.unclaimed_sat(driver.channel_key)
+                closing += ours // 1000 if unclaimed is None else unclaimed
             elif isinstance(state, Funded):
                 local += ours
                 remote += theirs

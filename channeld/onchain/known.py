@@ -29,6 +29,8 @@ class Known(Struct, frozen=True):
     local_tx: bytes = b""
     revocable: SaveRevocable | None = None
     shutdown_scripts: tuple[bytes, ...] = ()
+    seen_tx: bytes = b""
+    """What the peer had in the chain to close the channel: after a reorganisation it may have to be published again."""
     rival_tx: bytes = b""
     """The peer's commitment, if layer 1 keeps that one waiting and therefore refuses ours: it is as good."""
 
@@ -83,6 +85,7 @@ def known_of(state: AnyFunded, local_point: bytes, revocable: SaveRevocable | No
         preimages=received,
         offered=offered,
         local_tx=state.local_tx if isinstance(state, Closing) else b"",
+        seen_tx=state.closing_tx if isinstance(state, Closing) and not state.local_tx else b"",
         revocable=revocable,
         shutdown_scripts=shutdown_scripts(state),
     )

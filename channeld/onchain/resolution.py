@@ -85,6 +85,12 @@ class PublishCommitment(Struct, frozen=True):
     child: Attempt | None
 
 
+class PublishSeen(Struct, frozen=True):
+    """Offer again, in wire form, what the peer had in the chain before a reorganisation."""
+
+    raw: bytes
+
+
 class Release(Struct, frozen=True):
     """The wallet's coins in a transaction that will not be needed are free."""
 
@@ -108,7 +114,7 @@ class Over(Struct, frozen=True):
     """All outputs are irrevocably resolved."""
 
 
-Action = Make | Publish | PublishCommitment | Release | Tell | Alarm | Over
+Action = Make | Publish | PublishCommitment | PublishSeen | Release | Tell | Alarm | Over
 
 
 class Step(Struct, frozen=True):
@@ -155,9 +161,10 @@ def _look(state: Resolution, env: Env) -> Step:
 
 
 def _push_commitment(state: Resolution, env: Env) -> list[Action]:
-    """Our commitment is in no block: publish it again, and lift it if it pays too little."""
+    """Our commitment is in no block: publish it again, and lift it if it pays too little. Where the peer's was and left
+    the chain, that one: we have none of ours out."""
     if not env.known.local_tx:
-        return []
+        return [PublishSeen(env.known.seen_tx)] if env.known.seen_tx else []
     plan = anchor_plan(env.known, state.attempts, env.rates, env.height)
     actions: list[Action] = [PublishCommitment(child_of(env.known.local_tx, state))]
     rival = child_of(env.known.rival_tx, state)

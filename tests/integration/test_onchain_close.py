@@ -180,6 +180,34 @@ async def test_justice_is_done_again_after_a_reorganisation(net: Net) -> None:
     assert 996_000 < gained(net, net.alice, before) < 1_000_000
 
 
+async def test_justice_does_not_wait_for_a_frozen_channel(net: Net) -> None:
+    """The monitor acts on what is in the database and in the chain, whatever became of the channel's driver."""
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    await net.add(net.alice, 50_000_000, 1)
+    old = net.bob.commitment()
+    await net.add(net.bob, 100_000_000, 5)
+    await net.disconnect()
+    net.alice.driver.failure = "a bug"
+    await net.mine(1, txs=[old])
+    await net.mine(2)
+    assert 996_000 < gained(net, net.alice, before) < 1_000_000
+
+
+async def test_the_peers_commitment_is_published_again_after_a_reorganisation(net: Net) -> None:
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    await net.disconnect()
+    tx = net.bob.commitment()
+    await net.bob.stop()
+    await net.mine(1, txs=[tx])
+    assert net.alice.report().kind == "remote_current"
+    assert (await net.alice.node.balance()).closing_sat in (599_003, 599_333)
+    await net.reorganise(1, forget=True)
+    await net.mine(4)
+    assert net.alice.report().kind == "remote_current"
+    assert 598_000 < gained(net, net.alice, before) < 600_000
+    assert (await net.alice.node.balance()).closing_sat == 0
+
+
 async def test_commitment_that_pays_too_little_is_lifted_as_a_package(net: Net) -> None:
     """BOLT 5: "MUST spend any `to_local_anchor` output, providing sufficient fees as incentive to include the
     commitment transaction in a block"."""

@@ -289,6 +289,8 @@ class Side:
                     self._offer(Tx.parse(env.known.local_tx))
                     if child is not None:
                         self._offer(Tx.parse(child.raw))
+                case on.PublishSeen(raw=raw):
+                    self._offer(Tx.parse(raw))
                 case on.Make(plan=plan):
                     self._make(plan, step.close, env)
                 case on.Over():

@@ -23,7 +23,7 @@ from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_o
 from tests.sim.onchain_world import Chain, Side, decode_again
 from wallet.bitcoin import TxOut
 
-RUNS = int(os.environ.get("ONCHAIN_RUNS", "60"))
+RUNS = int(os.environ.get("ONCHAIN_RUNS", "40"))
 FIRST = int(os.environ.get("ONCHAIN_FIRST_SEED", "1"))
 DELAY = 40
 RELAY_PER_KW = 250
