@@ -25,6 +25,8 @@ from channeld.storage import Store, tables
 
 OPEN_TIMEOUT_SECONDS = 60.0
 CLOSE_TIMEOUT_SECONDS = 15.0
+HTLC_PATIENCE_SECONDS = 3.0
+"""HTLCs that are just being settled hold a close up no longer; others may take days."""
 MIN_CHANNEL_SAT = 20_000
 
 
@@ -237,7 +239,8 @@ class ChannelVerbs:
             script = self._coins.script_of(address) if address else await self._coins.new_script(any_segwit)
             event = ev.CloseChannel(script, feerate_per_kw or self._feerates.closing_per_kw)
         await self._channels.command(driver, event, mark(channel_id))
-        await self._channels.wait_until(driver, self._close_is_out_of_our_hands, CLOSE_TIMEOUT_SECONDS)
+        patience = HTLC_PATIENCE_SECONDS if views.htlcs(driver.state) else CLOSE_TIMEOUT_SECONDS
+        await self._channels.wait_until(driver, self._close_is_out_of_our_hands, patience)
         view = await self.get(driver.channel_id)
         if view.closing_txid is not None:
             await self._broadcasts.wait_offered(view.closing_txid)
@@ -251,7 +254,7 @@ class ChannelVerbs:
             return bool(state.closing_txs) and state.sent is None  # ours, not just the peer's
         if isinstance(state, NegotiatingLegacy):
             return bool(state.closing_txs)
-        return state.commitments.has_htlcs or self._peers.link(driver.peer_id) is None
+        return self._peers.link(driver.peer_id) is None
 
 
 def _has_left_opening(driver: Driver) -> bool:

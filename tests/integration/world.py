@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from channeld.channel.env import ChannelPolicy
+from channeld.channel.state import Funded
 from channeld.node import views
 from channeld.node.interface import ChannelView
 from channeld.node.node import Node
@@ -17,7 +19,7 @@ from channeld.storage import Store, make_engine, upgrade
 from wallet.bitcoin.address import REGTEST
 from wallet.bitcoind import BitcoindChainSource, BitcoindConfig
 from wallet.keys import Keys
-from wallet.regtest.server import RegtestServer
+from wallet.regtest.server import RegtestServer, Settings
 from wallet.rpc import RpcClient, RpcConfig
 
 STEP_SECONDS = 20.0
@@ -89,22 +91,25 @@ class TestNode:
     def has_crashed(self) -> bool:
         return self.runtime.failure is not None
 
-    async def start(self) -> None:
+    async def start(self, wait: bool = True) -> None:
         directory = self.world.directory / self.name
         directory.mkdir(exist_ok=True)
         engine = make_engine(f"sqlite:///{directory / 'test.sqlite'}")
         upgrade(engine)
         store = self._store = Store(engine, lambda error: self.runtime.fail(f"crashed: {error!r}"), self.hook)
         keys = Keys(self.name.encode().ljust(64, b"\1"), REGTEST)
-        rpc = RpcConfig(self.world.server.url, *self.world.server.auth)
-        source = BitcoindChainSource(BitcoindConfig(rpc), REGTEST)
+        rpc = self.world.rpc_config
+        source = BitcoindChainSource(
+            BitcoindConfig(rpc), REGTEST, on_waiting=lambda reason: self.runtime.chain.waiting(reason)
+        )
         settings = NodeSettings(
             alias=self.name, listen=(("127.0.0.1", self.port),), policy=ChannelPolicy(minimum_depth_blocks=1)
         )
         self._runtime = await Runtime.create(store, keys, source, settings)
         await self.runtime.start()
         self.port = int(self.runtime.listening[0].rpartition(":")[2])
-        await asyncio.wait_for(self.runtime.wait_synced(), STEP_SECONDS)
+        if wait:
+            await asyncio.wait_for(self.runtime.wait_synced(), STEP_SECONDS)
 
     async def stop(self) -> None:
         await self.runtime.close()
@@ -155,6 +160,16 @@ class TestNode:
         assert driver is not None
         assert await self.runtime.channels.wait_until(driver, lambda d: not views.htlcs(d.state), STEP_SECONDS)
 
+    async def wait_scid(self, channel_id: bytes, fits: Callable[[int], bool]) -> None:
+        driver = self.runtime.channels.by_id(channel_id)
+        assert driver is not None
+        reached = self.runtime.channels.wait_until(
+            driver,
+            lambda d: isinstance(d.state, Funded) and d.state.scid is not None and fits(d.state.scid),
+            STEP_SECONDS,
+        )
+        assert await reached
+
     async def wait_gone(self, channel_id: bytes) -> None:
         async def gone() -> bool:
             return await self.channel(channel_id) is None
@@ -165,16 +180,29 @@ class TestNode:
 class World:
     """Layer 1 and the nodes on it."""
 
-    def __init__(self, directory: Path, server: RegtestServer, rpc: RpcClient) -> None:
+    def __init__(self, directory: Path, server: RegtestServer, rpc: RpcClient, rpc_config: RpcConfig) -> None:
         self.directory = directory
         self.server = server
         self.rpc = rpc
+        self.rpc_config = rpc_config
         self.nodes: list[TestNode] = []
         self._miner = ""
 
     async def start_chain(self) -> None:
         self._miner = await self.rpc.call("getnewaddress")
         await self.rpc.call("generatetoaddress", 101, self._miner)
+
+    async def stop_chain(self) -> None:
+        await self.server.stop()
+
+    async def start_chain_again(self) -> None:
+        """On the port, and with the credentials, that the nodes know."""
+        await self.server.start()
+
+    async def mine_empty(self, blocks: int) -> None:
+        """Blocks without transactions."""
+        for _ in range(blocks):
+            await self.rpc.call("generateblock", self._miner, [])
 
     async def node(self, name: str) -> TestNode:
         node = TestNode(self, name)
@@ -208,11 +236,19 @@ class World:
         return opened.channel_id
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @asynccontextmanager
 async def world_in(directory: Path) -> AsyncIterator[World]:
-    async with RegtestServer(directory / "layer1") as server:
-        rpc = RpcClient(RpcConfig(server.url, *server.auth))
-        world = World(directory, server, rpc)
+    settings = Settings(rpc_port=free_port(), rpc_user="test", rpc_password="test")
+    async with RegtestServer(directory / "layer1", settings) as server:
+        config = RpcConfig(server.url, *server.auth)
+        rpc = RpcClient(config)
+        world = World(directory, server, rpc, config)
         try:
             await world.start_chain()
             yield world
