@@ -19,6 +19,7 @@ $(READY): pyproject.toml
 	@echo "installing into $(VENV) (once) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m compileall -q channeld wallet watchtower tests
 	@touch $(READY)
 
 demo: $(READY)
