@@ -13,8 +13,11 @@ from hashlib import sha256
 
 import pytest
 
+from channeld.bolt.transactions import commitment_fee_sat
+from channeld.bolt.transactions.fees import ANCHOR_SAT
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
+from channeld.channel.commitments import AwaitingRevocation, HtlcFulfill
 from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import Closing, Funded, Normal
 from channeld.onchain.outputs import Close, Output
@@ -26,6 +29,8 @@ from wallet.bitcoin import TxOut
 RUNS = int(os.environ.get("ONCHAIN_RUNS", "40"))
 FIRST = int(os.environ.get("ONCHAIN_FIRST_SEED", "1"))
 DELAY = 40
+SMALL_SAT = 2_000
+"""What holds less may not be worth its fee."""
 RELAY_PER_KW = 250
 """1 sat/vB: what a transaction has to pay at least to be mined when blocks are not full."""
 POLICY = ChannelPolicy(to_self_delay_blocks=DELAY, max_dust_exposure_msat=500_000_000)
@@ -251,6 +256,33 @@ class Run:
         mined = {tx.txid() for txs in self.chain.blocks.values() for tx in txs}
         fees = sum(fee for txid, fee in resolution.fees.items() if txid in mined)
         assert self.honest.brought_home_sat() == taken - fees
+        assert self.honest.brought_home_sat() >= self._owned_sat(close) - fees
+        if close.kind == "revoked":
+            assert self.other.brought_home_sat() <= ANCHOR_SAT  # a cheater keeps nothing
+
+    def _owned_sat(self, close: Close) -> int:
+        """What is ours by the commitment that confirmed, told without the code under test: our balance, HTLCs of ours
+        whose preimage was not revealed, HTLCs that we could claim in time. Of a revoked one, everything."""
+        state = self.honest.peer.funded
+        c, params = state.commitments, state.params.commitment
+        tx = next(tx for txs in self.chain.blocks.values() for tx in txs if tx.txid() == close.txid)
+        if close.kind == "revoked":
+            return sum(o.value_sat for o in tx.outputs if o.value_sat >= SMALL_SAT)
+        commits = {c.local.txid: ("local", c.local.spec), c.remote.txid: ("remote", c.remote.spec)}
+        if isinstance(c.remote_next, AwaitingRevocation):
+            commits[c.remote_next.commit.txid] = ("remote", c.remote_next.commit.spec)
+        side, spec = commits[close.txid]
+        settled = {e.id for e in self.honest.peer.log if isinstance(e, fx.HtlcSettled)} | c.learnt
+        claimed = {r.id for r in c.removals() if isinstance(r, HtlcFulfill)}
+        fee_sat = commitment_fee_sat(params, spec.commitment_spec(), side) + 2 * ANCHOR_SAT  # type: ignore[arg-type]
+        owned = spec.to_local_msat // 1000 - (fee_sat if params.local_is_opener else 0)
+        if owned < SMALL_SAT:
+            owned = 0
+        for htlc in spec.htlcs.values():
+            ours = htlc.id not in settled if htlc.offered else htlc.id in claimed
+            if ours and htlc.amount_msat // 1000 >= SMALL_SAT:
+                owned += htlc.amount_msat // 1000
+        return owned
 
 
 @pytest.mark.parametrize("chunk", range(4))
