@@ -23,11 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
         return _fail(error)
-    return _run(config)
+    return run_daemon(config)
 
 
-def _run(config: Config, commit_hook: CommitHook | None = None) -> int:
-    """Everything after the settings; heavy imports wait until here, so that `--help` is quick."""
+def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
+    """Everything after the settings; heavy imports wait until here: `--help` is quick. `commit_hook` is for tests."""
     from channeld.api.server import ApiError
     from channeld.daemon import StartError, run
     from channeld.storage import StorageError

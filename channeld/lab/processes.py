@@ -45,6 +45,16 @@ class ManagedProcess:
         return self._process.pid
 
     @property
+    def output(self) -> str:
+        """What it wrote to stdout since its last start."""
+        return "\n".join(self._lines)
+
+    def set_module(self, module: str, env: Mapping[str, str] | None = None) -> None:
+        """What Python runs at the next start, with more variables in its environment."""
+        self.command[self.command.index("-m") + 1] = module
+        self._env = {**os.environ, **(env or {})}
+
+    @property
     def is_running(self) -> bool:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.returncode is None
