@@ -119,8 +119,10 @@ def _bundle(kit: JusticeKit, terms: Terms, places: tuple[int, ...]) -> Bundle:
     outpoints = [OutPoint(kit.txid, penalty.vout) for penalty in penalties]
     secrets = [kit.payment_secret if p.kind == "to_remote" else kit.revocation_secret for p in penalties]
     budget_sat = sum(penalty.amount_sat for penalty in penalties) * MAX_FEE_PERMILLE // 1000
+    # Nobody else can take `to_remote`: there is no hurry, and fewer steps will do.
+    ladder = terms.ladder_per_kw[::2] if terms.mode == "own" else terms.ladder_per_kw
     rungs = []
-    for feerate in terms.ladder_per_kw:
+    for feerate in ladder:
         split = shares(penalties, feerate, kit.sweep_script, terms.reward_script, terms.reward_permille)
         if split is None or split.fee_sat > budget_sat:
             break

@@ -61,10 +61,10 @@ def unseal(txid: bytes, blob: bytes) -> bytes:
 
 
 def padded_size(size: int) -> int:
-    """Sizes rounded up to one of four steps an octave, at least 384: a fifth more at most."""
+    """Sizes rounded up to one of two steps an octave, at least 384: half more at most."""
     if size <= MIN_PADDED_BYTES:
         return MIN_PADDED_BYTES
-    step = 1 << max(0, size.bit_length() - 3)
+    step = 1 << ((size - 1).bit_length() - 2)
     return -(-size // step) * step
 
 

@@ -39,7 +39,7 @@ from watchtower.tower.paths import TowerPaths, tower_paths
 from watchtower.tower.watcher import Watcher, load
 
 CLIENTS = 10
-BLOB_BYTES = 28 + 384
+BLOB_BYTES = 28 + 768
 """What an own-mode appointment of a channel with a few HTLCs takes."""
 BLOCK_TXS = 4_000
 MATCHES = 5

@@ -38,6 +38,8 @@ FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 300.0
 RENEW_BLOCKS = 1_008
 """A session that ends so soon gets more time."""
+SHARE_OF_A_CORE = 0.1
+"""How much of one core making blobs may take: payments come first, a tower may lag behind them for a while."""
 STALE_BLOCKS = 3
 """A tower whose last block is so much older than ours is not up to date."""
 
@@ -80,6 +82,7 @@ class Uploader:
         self._idle = asyncio.Event()
         self._failures = 0
         self.retry_seconds = FIRST_RETRY_SECONDS
+        self.share_of_a_core = SHARE_OF_A_CORE
         self._problem = ""
         self._problem_since = 0.0
         self.sent = 0
@@ -169,7 +172,7 @@ class Uploader:
             return False
         session = await self._session(channel)
         secret = session_secret(self._master, self.tower.uri.tower_id, channel, session.number)
-        made = await asyncio.to_thread(_make, kits, session)
+        made, seconds = await asyncio.to_thread(_make, kits, session)
         batch = [(first + place, each) for place, each in enumerate(made) if each is not None]
         receipts: list[Receipt] = []
         if batch:
@@ -179,6 +182,7 @@ class Uploader:
                 await self._refused(channel, session, error)
                 return True
         await self._acknowledged(channel, first + len(made), session, [n for n, _ in batch], receipts)
+        await asyncio.sleep(seconds / self.share_of_a_core - seconds)
         return True
 
     async def _acknowledged(
@@ -315,8 +319,9 @@ class Uploader:
         return ""
 
 
-def _make(kits: Sequence[JusticeKit | None], session: KnownSession) -> list[Appointment | None]:
-    """As many as one call may carry."""
+def _make(kits: Sequence[JusticeKit | None], session: KnownSession) -> tuple[list[Appointment | None], float]:
+    """As many as one call may carry, and the processor's seconds that they took."""
+    began = time.thread_time()
     made: list[Appointment | None] = []
     size = 0
     for kit in kits:
@@ -325,4 +330,4 @@ def _make(kits: Sequence[JusticeKit | None], session: KnownSession) -> list[Appo
         if made and size > BATCH_BYTES:
             break
         made.append(appointment)
-    return made
+    return made, time.thread_time() - began

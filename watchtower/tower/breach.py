@@ -273,7 +273,7 @@ def _make(
     penalties = [target.penalty for target in pack.targets]
     budget_sat = sum(penalty.amount_sat for penalty in penalties) * MAX_FEE_PERMILLE // PERMILLE
     weight = weight_of(penalties, [breach.justice.sweep_script, *_reward(breach.justice)])
-    highest = budget_sat * PERMILLE // weight
+    highest = budget_sat * PERMILLE // (4 * weight_to_vsize(weight))  # fees are for whole virtual bytes
     wanted = wanted_feerate(pack.targets, height, race_feerate_per_kw, highest)
     refused = [a.feerate_per_kw for a in breach.attempts if a.problem and a.outpoints == pack.outpoints]
     if refused:
