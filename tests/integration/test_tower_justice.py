@@ -233,8 +233,7 @@ async def test_an_appointment_for_a_block_already_past(layer1: Layer1, tmp_path:
         await layer1.mine(3)
         await until_searched(tower, await layer1.height())
         await back_up(tmp_path / "client", tower, [cheat.kit], "own")
-        while not tower.watcher.breaches:
-            await tower.watcher.changed()
+        await tower.watcher.wait_late()
         await step(layer1, tower)
         assert states(tower) == ["saved", "saved", "second stage", "saved", "saved"]
 

@@ -281,8 +281,8 @@ class Uploader:
         )
 
     async def check(self, height: int) -> Check:
-        """Asks the tower itself, over a connection of its own: it must be there, in step with the chain at `height`, and
-        really have the last appointment of every channel that it confirmed."""
+        """Asks the tower itself, over a connection of its own: it must be there, in step with the chain at `height`,
+        and really have the last appointment of every channel that it confirmed."""
         connection = Connection(self.tower.uri, self.tower.token, self._clock)
         reasons = []
         if self.tower.state == "paused":

@@ -232,7 +232,7 @@ class Tower:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if hasattr(self, "watcher"):
-            await self.watcher.close()
+            await self.watcher.wait_late()
         await close_all(self._closers)
 
 

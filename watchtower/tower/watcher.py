@@ -378,8 +378,8 @@ class Watcher:
         for breach in self.open_breaches:
             await self.publisher.act(breach, self.height)
 
-    async def close(self) -> None:
-        """Wait for what is under way."""
+    async def wait_late(self) -> None:
+        """Until appointments that came late were acted on."""
         await asyncio.gather(*self._late_tasks, return_exceptions=True)
 
 
