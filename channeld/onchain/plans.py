@@ -223,18 +223,15 @@ def make_plan(group: Group, outputs: Sequence[Output], rates: Rates, height: int
             continue
         worth = [output for output in members if is_economic(output, rate)]
         if len(worth) == len(members):
-            budget = sum(budget_sat(output) for output in members)
-            if fee_sat(plan_weight(group, members), rate) > budget or not _leaves_something(group, members, rate):
-                return None
-            return Plan(group, tuple(members), rate, budget)
+            most = max_fee_sat(group, members)
+            return Plan(group, tuple(members), rate, most) if _fee_of(group, members, rate) <= most else None
         members = worth
     return None
 
 
 def wanted_feerate(group: Group, outputs: Sequence[Output], rates: Rates, height: int) -> int | None:
     """For a transaction that takes all `outputs`, within the budget of all; None if it should wait for lower fees."""
-    budget = sum(budget_sat(output) for output in outputs)
-    max_per_kw = budget * 1000 // plan_weight(group, outputs)
+    max_per_kw = max_fee_sat(group, outputs) * 1000 // plan_weight(group, outputs)
     deadlines = {deadline for output in outputs if (deadline := deadline_of(output)) is not None}
     race = min(rates.within(RACE_TARGET_BLOCKS), max_per_kw) if group == "penalty" else 0
     if deadlines:
@@ -250,11 +247,16 @@ def plan_weight(group: Group, outputs: Sequence[Output]) -> int:
     return sweep_weight(spends, bytes(HOME_SCRIPT_BYTES))
 
 
-def _leaves_something(group: Group, outputs: Sequence[Output], rate: int) -> bool:
+def max_fee_sat(group: Group, outputs: Sequence[Output]) -> int:
+    """The budget of all; what pays for itself must leave an output that is relayed, too."""
+    budget = sum(budget_sat(output) for output in outputs)
     if group == "htlc":
-        return True
-    total = sum(output.amount_sat for output in outputs)
-    return total - fee_sat(plan_weight(group, outputs), rate) >= fees.DUST_P2WSH_SAT
+        return budget
+    return max(0, min(budget, sum(output.amount_sat for output in outputs) - fees.DUST_P2WSH_SAT))
+
+
+def _fee_of(group: Group, outputs: Sequence[Output], rate: int) -> int:
+    return fee_sat(plan_weight(group, outputs), rate)
 
 
 # --- replacing ----------------------------------------------------------------------------------------------------
@@ -278,12 +280,11 @@ def _replacements(attempt: Attempt, outputs: Sequence[Output], rates: Rates, hei
     past = [d for output in members if (d := deadline_of(output)) is not None and d <= height + 1]
     if rate < least and not past:
         return
-    weight = plan_weight(attempt.group, members)
-    budget = sum(budget_sat(output) for output in members)
+    most = max_fee_sat(attempt.group, members)
     rate = max(rate, least)
-    min_fee = attempt.fee_sat + fee_sat(weight, FLOOR_PER_KW)
-    if max(min_fee, fee_sat(weight, rate)) <= budget and _leaves_something(attempt.group, members, rate):
-        yield Plan(attempt.group, tuple(members), rate, budget, min_fee, attempt.txid, script)
+    min_fee = attempt.fee_sat + _fee_of(attempt.group, members, FLOOR_PER_KW)
+    if max(min_fee, _fee_of(attempt.group, members, rate)) <= most:
+        yield Plan(attempt.group, tuple(members), rate, most, min_fee, attempt.txid, script)
 
 
 def _should_split(attempt: Attempt, members: Sequence[Output], height: int) -> bool:

@@ -10,7 +10,8 @@ import pytest
 from channeld.channel import events as ev
 from channeld.channel.state import Closing
 from channeld.node.interface import NodeError
-from tests.onchain_net import Net, TestNode, preimage, second_stages
+from tests.onchain_net import STRANGER, Net, TestNode, preimage, second_stages
+from wallet.bitcoin.address import REGTEST, address_of
 
 
 @pytest.fixture
@@ -263,6 +264,27 @@ async def test_the_peers_commitment_that_waits_in_place_of_ours_is_lifted(net: N
     assert (
         set(net.alice.runtime.wallet.reservations()) == {child.reservation} == net.alice.runtime.monitor.reservations()
     )
+
+
+async def test_empty_wallet_is_told_and_htlcs_are_claimed_once_it_has_coins(net: Net) -> None:
+    """BOLT 5, "MUST combine it with inputs contributing sufficient fee": without coins that cannot be, and is said."""
+    ids = await four_htlcs(net)
+    net.alice.runtime.wallet.keep_back_sat = 0
+    stranger = address_of(STRANGER, REGTEST)
+    assert stranger is not None
+    await net.alice.node.send_coins(stranger, None, 1_000)
+    await net.mine(1)
+    since = net.alice.runtime.bus._sequence
+    await net.alice.command(ev.ForceClose("test"))
+    await net.mine(3)
+    kinds = [event.kind for event in net.alice.runtime.bus._after(since)]
+    assert kinds.count("onchain.cannot_htlc") == 1
+    assert net.alice.outputs("htlc_tx") == []
+    script = await net.alice.runtime.wallet.new_script()
+    await net.mine(1, script=script)
+    await net.mine(101)
+    assert net.bob.held.settled_ids == {ids["bob claimed"]: preimage(3)}
+    assert "taken" in statuses(net.alice, "htlc")
 
 
 async def test_mutual_close_is_explained(net: Net) -> None:

@@ -226,12 +226,14 @@ class Run:
             return
         if output.taker == "local":
             return
+        if output.taker == "remote" and self.busy > 1 and output.amount_sat < SMALL_SAT:
+            return  # it was not worth its fee in time
         if output.taker == "remote":
             if close.kind == "revoked":
                 assert output.kind == "htlc", output
                 return  # taken again one stage later
             assert output.htlc is not None
-            if output.htlc.offered and output.amount_sat >= SMALL_SAT:
+            if output.htlc.offered:
                 assert output.htlc.payment_hash in close.preimages
             return
         assert is_hopeless(output), output
