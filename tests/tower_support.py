@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +223,13 @@ async def until_searched(tower: Tower, height: int) -> None:
     async with asyncio.timeout(20):
         while tower.watcher.height < height or not tower.watcher.synced:
             await tower.watcher.changed()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Until something is so that no event tells."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 def states(tower: Tower) -> list[str]:

@@ -14,7 +14,7 @@ import aiohttp
 import grpc
 import pytest
 
-from tests.tower_support import running_tower, tower_config
+from tests.tower_support import running_tower, tower_config, until
 from wallet.bitcoin import Block, BlockHeader, OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.secp import pubkey_of, sign
 from wallet.chain import BlockConnected, BlockDisconnected, BlockRef, ChainEvent, Synced
@@ -224,12 +224,15 @@ async def test_sessions_end_and_are_extended(tmp_path: Path) -> None:
         for _ in range(GRACE_BLOCKS):
             height = source.mine()
         await searched(tower, height)
-        while tower.sessions.total_appointments > 2:
-            await asyncio.sleep(0.005)  # noqa: ASYNC110  # what is removed in the background is no event
-        assert len(tower.sessions) == 1
+        await until(lambda: len(tower.sessions) == 1)
+        await tower.sessions.wait_removed()
+        assert tower.sessions.total_appointments == 2
         await refused(connection.get_session(old), "not_found")
         assert await connection.delete_session(renewed) == 2
         await refused(connection.get_session(renewed), "not_found")
+        await tower.sessions.wait_removed()
+        assert tower.sessions.total_appointments == 0
+        await refused(connection.get_appointment(renewed, bytes(16)), "not_found")
         await connection.close()
 
 

@@ -107,7 +107,7 @@ class Tower:
         )
         self.board = StatusBoard(self.sessions, self.intake, self.watcher, None if config.database else paths.database)
         await self._listen(store, alerts, identity)
-        self._spawn(self.sessions.remove_ended())
+        self._spawn(self.sessions.run())
         self._spawn(self._follow(source))
 
     async def _listen(self, store: Store, alerts: Alerts, identity: tuple[bytes, bytes]) -> None:
@@ -192,7 +192,6 @@ class Tower:
     async def _end_sessions(self, expired: list[Any]) -> None:
         for session in expired:
             await self.sessions.end(session)
-        await self.sessions.remove_ended()
 
     async def serve(self) -> None:
         """Say when the tower is ready, and return when it has to stop."""

@@ -92,6 +92,8 @@ class Sessions:
         self._by_id = {session.terms.session_id: session for session, ended in everything if not ended}
         self._by_key = {session.key: session for session, _ in everything}
         self._ended = [session for session, ended in everything if ended]
+        self._wake = asyncio.Event()
+        self._removed = asyncio.Event()
         self._next_key = max(self._by_key, default=0) + 1
         self.total_appointments = sum(session.appointments for session, _ in everything)
         self.total_bytes = sum(session.bytes for session, _ in everything)
@@ -203,17 +205,31 @@ class Sessions:
         return tables.UPDATE_USE(session.appointments, session.bytes, session.used_seconds, session.key)
 
     async def end(self, session: Session) -> None:
-        """From now on the session does not exist; its appointments go bit by bit (`remove_ended`)."""
+        """From now on the session does not exist; its appointments go bit by bit (`run`)."""
         if self._by_id.pop(session.terms.session_id, None) is not None:
             self._ended.append(session)
+            self._removed.clear()
             await self._store.commit([tables.UPDATE_TERMS(msgspec.msgpack.encode(session.terms), True, session.key)])
+            self._wake.set()
 
     def expired(self, height: int) -> list[Session]:
         """Sessions whose time and grace are over."""
         return [s for s in self._by_id.values() if height >= s.terms.expires_height + GRACE_BLOCKS]
 
-    async def remove_ended(self) -> None:
-        """Removes the appointments of ended sessions, a few thousand in a transaction, so that nobody waits long."""
+    async def run(self) -> None:
+        """Removes the appointments of ended sessions, for ever."""
+        while True:
+            await self._remove_ended()
+            self._removed.set()
+            await self._wake.wait()
+            self._wake.clear()
+
+    async def wait_removed(self) -> None:
+        """Until nothing is left of ended sessions."""
+        await self._removed.wait()
+
+    async def _remove_ended(self) -> None:
+        """A few thousand in a transaction, so that nobody waits long."""
         while self._ended:
             session = self._ended[-1]
             key = session.key

@@ -1,0 +1,247 @@
+"""The client half: several towers, one that is away, sessions that are full or forgotten, receipts, restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tower_support import key, revoked, until
+from tests.unit.test_tower_intake import FakeSource, tower_of
+from wallet.bitcoin import OutPoint
+from wallet.db import Store, make_engine
+from watchtower.appointment import JusticeKit
+from watchtower.client import tables
+from watchtower.client.connection import TowerUri
+from watchtower.client.towers import Towers, TowersError
+from watchtower.client.uploader import Uploader
+from watchtower.client.values import session_secret
+from watchtower.tower.daemon import Tower
+
+CHANNELS = (b"\x01" * 32, b"\x02" * 32)
+
+
+class Node:
+    """Revoked commitments, as many as the test says."""
+
+    def __init__(self) -> None:
+        self.revoked: dict[bytes, int] = dict.fromkeys(CHANNELS, 0)
+        self.asked = 0
+
+    def counts(self) -> Mapping[bytes, int]:
+        return dict(self.revoked)
+
+    def kit(self, channel: bytes, number: int) -> JusticeKit | None:
+        if number == 3:
+            return None  # nothing is worth taking
+        return revoked(f"{channel[0]} {number}", OutPoint(channel, number), 1_000_000).kit
+
+    async def kits(self, channel: bytes, first: int, count: int) -> Sequence[JusticeKit | None]:
+        self.asked += 1
+        if channel not in self.revoked:
+            return []
+        return [self.kit(channel, number) for number in range(first, min(first + count, self.revoked[channel]))]
+
+
+@asynccontextmanager
+async def client(path: Path, node: Node) -> AsyncIterator[Towers]:
+    engine = make_engine(f"sqlite:///{path / 'client.sqlite'}")
+    tables.metadata.create_all(engine)
+    failures: list[BaseException] = []
+    store = Store(engine, failures.append)
+    towers = await Towers.open(store, node, b"\x05" * 32)
+    for uploader in uploaders(towers):
+        quick(uploader)
+    towers.start()
+    try:
+        yield towers
+    finally:
+        await towers.close()
+        await store.close()
+        assert not failures
+
+
+def uploaders(towers: Towers) -> list[Uploader]:
+    return list(towers._uploaders.values())
+
+
+def quick(uploader: Uploader) -> None:
+    uploader.retry_seconds = 0.01
+    uploader.share_of_a_core = 1.0
+
+
+async def use(towers: Towers, tower: Tower, **options: Any) -> TowerUri:
+    uri = TowerUri(tower.tower_id, tower.server.address)
+    await towers.add(uri, "own", **options)
+    for uploader in uploaders(towers):
+        quick(uploader)
+    return uri
+
+
+async def settled(towers: Towers) -> None:
+    async with asyncio.timeout(20):
+        await towers.wait_idle()
+        assert all(status.backlog == 0 and not status.problem for status in towers.statuses())
+
+
+def revoke(towers: Towers, node: Node, channel: bytes, count: int) -> None:
+    node.revoked[channel] += count
+    towers.notify()
+
+
+async def test_two_towers_and_one_that_comes_late(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path / "1") as first, tower_of(tmp_path / "2") as late, client(tmp_path, node) as towers:
+        await use(towers, first)
+        revoke(towers, node, CHANNELS[0], 100)
+        revoke(towers, node, CHANNELS[1], 2)
+        await settled(towers)
+        assert first.sessions.total_appointments == 101
+        await use(towers, late)
+        await settled(towers)
+        assert late.sessions.total_appointments == 101
+        assert len(first.sessions) == len(late.sessions) == 2
+        sessions = {session.terms.session_id for tower in (first, late) for session in tower.sessions.newest(9)}
+        assert len(sessions) == 4, "no two sessions share a key"
+        checks = await towers.check(500)
+        assert [check.reasons for check in checks] == [(), ()]
+
+
+async def test_a_tower_that_is_away_blocks_nothing_and_gets_everything_later(tmp_path: Path) -> None:
+    node = Node()
+    async with client(tmp_path, node) as towers:
+        async with tower_of(tmp_path) as tower:
+            uri = await use(towers, tower)
+            revoke(towers, node, CHANNELS[0], 2)
+            await settled(towers)
+        revoke(towers, node, CHANNELS[0], 5)
+        await until(lambda: bool(towers.statuses()[0].problem))
+        (status,) = towers.statuses()
+        assert (status.backlog, status.reachable) == (5, False)
+        (channel,) = [channel for channel in status.channels if channel.newest]
+        assert channel.behind_seconds > 0
+        (check,) = await towers.check(500)
+        assert not check.up_to_date
+        assert "lacks 5 commitments of 1 channels" in check.reasons[-1]
+        async with tower_of(tmp_path, listen=uri.address) as tower:
+            await settled(towers)
+            assert tower.sessions.total_appointments == 6
+
+
+async def test_progress_and_receipts_survive_a_restart(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path) as tower:
+        async with client(tmp_path, node) as towers:
+            uri = await use(towers, tower)
+            revoke(towers, node, CHANNELS[0], 6)
+            await settled(towers)
+        asked = node.asked
+        async with client(tmp_path, node) as towers:
+            await settled(towers)
+            assert node.asked == asked, "nothing is sent again"
+            evidence = await towers.evidence(uri.tower_id, CHANNELS[0], 5)
+            assert evidence.receipt.is_signed()
+            assert evidence.terms.is_signed()
+            with pytest.raises(TowersError, match="no such commitment"):
+                await towers.evidence(uri.tower_id, CHANNELS[0], 3)
+
+
+async def test_a_full_session_is_followed_by_another(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path, session_appointments=70) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], 150)
+        await settled(towers)
+        assert tower.sessions.total_appointments == 149
+        assert len(tower.sessions) == 3
+
+
+async def test_a_tower_that_forgets_gets_everything_again(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], 8)
+        await settled(towers)
+        (session,) = tower.sessions.newest(9)
+        await tower.sessions.end(session)
+        (check,) = await towers.check(500)
+        assert "does not have commitment 7" in check.reasons[0]
+        revoke(towers, node, CHANNELS[0], 1)
+        await settled(towers)
+        await tower.sessions.wait_removed()
+        assert tower.sessions.total_appointments == 8
+
+
+async def test_a_session_that_ends_soon_is_extended(tmp_path: Path) -> None:
+    node, source = Node(), FakeSource()
+    async with tower_of(tmp_path, source, session_blocks=1_100) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], 1)
+        await settled(towers)
+        for _ in range(150):
+            height = source.mine()
+        while tower.watcher.height < height:
+            await tower.watcher.changed()
+        (uploader,) = uploaders(towers)
+        await uploader._connection.close()
+        await uploader._connection.get_info()
+        revoke(towers, node, CHANNELS[0], 1)
+        await settled(towers)
+        (session,) = tower.sessions.newest(9)
+        assert session.terms.expires_height == 650 + 1_100
+
+
+async def test_pause_resume_move_and_remove(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        uri = await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], 2)
+        await settled(towers)
+        await towers.set_state(uri.tower_id, "paused")
+        revoke(towers, node, CHANNELS[0], 2)
+        (check,) = await towers.check(500)
+        assert check.reasons[0] == "it is paused"
+        assert tower.sessions.total_appointments == 2
+        await towers.set_state(uri.tower_id, "active")
+        await settled(towers)
+        assert tower.sessions.total_appointments == 3
+        await towers.add(uri, "own")
+        assert len(towers.all) == 1
+        with pytest.raises(TowersError, match="mode own"):
+            await towers.add(uri, "blind")
+        await towers.forget_channel(CHANNELS[1])
+        node.revoked.pop(CHANNELS[1])
+        await towers.remove(uri.tower_id)
+        await tower.sessions.wait_removed()
+        assert (towers.all, len(tower.sessions)) == ([], 0)
+        with pytest.raises(TowersError, match="no tower"):
+            await towers.remove(uri.tower_id)
+
+
+async def test_a_token_that_is_missing_is_said(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path, access="token") as tower, client(tmp_path, node) as towers:
+        uri = await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], 1)
+        await until(lambda: bool(towers.statuses()[0].problem))
+        assert "no token" in towers.statuses()[0].problem
+        await use(towers, tower, token=tower.config.paths.client_token.read_text().strip())
+        await settled(towers)
+        assert towers.all[0].uri == uri
+
+
+@pytest.mark.parametrize("text", ["", "x@y:1", key("t").hex(), f"{key('t').hex()}@host", f"{'00' * 33}@host:1"])
+def test_what_is_no_tower(text: str) -> None:
+    with pytest.raises(ValueError, match="TOWER_ID@HOST:PORT"):
+        TowerUri.parse(text)
+
+
+def test_session_keys_are_their_own() -> None:
+    arguments = [(key("a"), CHANNELS[0], 0), (key("a"), CHANNELS[0], 1), (key("a"), CHANNELS[1], 0)]
+    assert len({session_secret(b"\x01" * 32, *each) for each in arguments}) == 3
+    uri = TowerUri(key("a"), "host:1")
+    assert TowerUri.parse(str(uri)) == uri
