@@ -14,7 +14,8 @@ from channeld.node.interface import NodeEvent
 
 log = structlog.get_logger("channeld.events")
 KEPT_EVENTS = 10_000
-_QUIET = frozenset({"payment.started", "htlc.received", "chain.block"})
+_QUIET = ("payment.", "invoice.", "chain.block")
+"""Kinds of which there may be hundreds a second: the log has them only at level debug."""
 
 
 class EventBus:
@@ -31,8 +32,7 @@ class EventBus:
         """`data`: JSON-able values; ids as hex, amounts with their unit in the name."""
         self._sequence += 1
         self._kept.append(NodeEvent(self._sequence, time.time(), kind, sentence, data))
-        if kind not in _QUIET:
-            log.info(kind, sentence=sentence, **data)
+        (log.debug if kind.startswith(_QUIET) else log.info)(kind, sentence=sentence, **data)
         for wakeup in self._wakeups:
             wakeup.set()
 
