@@ -83,6 +83,7 @@ class Uploader:
         self._failures = 0
         self.retry_seconds = FIRST_RETRY_SECONDS
         self.share_of_a_core = SHARE_OF_A_CORE
+        self._spent_seconds = 0.0
         self._problem = ""
         self._problem_since = 0.0
         self.sent = 0
@@ -162,6 +163,8 @@ class Uploader:
                 if isinstance(result, BaseException):
                     raise result
                 busy = busy or result
+            spent, self._spent_seconds = self._spent_seconds, 0.0
+            await asyncio.sleep(spent / self.share_of_a_core - spent)
         return busy
 
     async def _upload(self, channel: bytes, first: int, newest: int) -> bool:
@@ -173,6 +176,7 @@ class Uploader:
         session = await self._session(channel)
         secret = session_secret(self._master, self.tower.uri.tower_id, channel, session.number)
         made, seconds = await asyncio.to_thread(_make, kits, session)
+        self._spent_seconds += seconds
         batch = [(first + place, each) for place, each in enumerate(made) if each is not None]
         receipts: list[Receipt] = []
         if batch:
@@ -182,7 +186,6 @@ class Uploader:
                 await self._refused(channel, session, error)
                 return True
         await self._acknowledged(channel, first + len(made), session, [n for n, _ in batch], receipts)
-        await asyncio.sleep(seconds / self.share_of_a_core - seconds)
         return True
 
     async def _acknowledged(
