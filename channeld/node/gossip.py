@@ -187,9 +187,10 @@ class NodeGossip:
         color: str,
         settings: GossipSettings,
         is_regtest: bool,
+        policy_of: Callable[[Driver], ForwardingPolicy],
     ) -> None:
-        self.policy_of: Callable[[Driver], ForwardingPolicy] = self._default_policy
-        """What we ask for forwarding over a channel; whoever forwards sets this."""
+        self.policy_of = policy_of
+        """What we ask for forwarding over a channel."""
         self._identity = identity
         self._channels = channels
         self._bus = bus
@@ -371,14 +372,9 @@ class NodeGossip:
             policy=self.policy_of(driver),
         )
 
-    def _default_policy(self, driver: Driver) -> ForwardingPolicy:
-        state = driver.state
-        assert isinstance(state, Funded)
-        limits = state.params.remote
-        # BOLT 7, "MUST set this to less than or equal to `max_htlc_value_in_flight_msat` it received from the peer."
-        maximum = min(1000 * state.params.capacity_sat, limits.max_htlc_value_in_flight_msat)
-        delta = self._channels.policy.cltv_expiry_delta_blocks
-        return ForwardingPolicy(1000, 1, delta, limits.htlc_minimum_msat, maximum)
+    def public_update(self, scid: int, peer_id: bytes) -> bytes:
+        """Our own public `channel_update` of a channel, wire form; empty if there is none."""
+        return self.core.view.update(scid, int(self._identity.node_id > peer_id)) or b""
 
     # --- the chain
 

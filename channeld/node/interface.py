@@ -199,6 +199,30 @@ class PaymentView(Struct, frozen=True):
     parts: int
 
 
+class ForwardView(Struct, frozen=True):
+    """An HTLC that was forwarded and paid. `fee_msat` is what was earned."""
+
+    incoming_channel_id: bytes
+    outgoing_channel_id: bytes
+    payment_hash: bytes
+    incoming_msat: int
+    outgoing_msat: int
+    fee_msat: int
+    received_seconds: float
+    settled_seconds: float
+
+
+class PolicyView(Struct, frozen=True):
+    """What is asked for forwarding over a channel. The delta is in blocks."""
+
+    channel_id: bytes
+    fee_base_msat: int
+    fee_proportional_millionths: int
+    cltv_expiry_delta: int
+    htlc_minimum_msat: int
+    htlc_maximum_msat: int
+
+
 class DecodedInvoice(Struct, frozen=True):
     network: str
     amount_msat: int | None

@@ -8,7 +8,7 @@ from typing import Literal
 
 from channeld import __version__
 from channeld.bolt.features import describe
-from channeld.channel.state import AwaitingFunding, Closing, Funded, Opening
+from channeld.channel.state import AwaitingFunding, Closing, Funded, Normal, Opening
 from channeld.node import views
 from channeld.node.decoding import decoded_invoice
 from channeld.node.features import LOCAL_FEATURES
@@ -19,15 +19,18 @@ from channeld.node.interface import (
     ClosedChannelView,
     CoinView,
     DecodedInvoice,
+    ForwardView,
     InvoiceView,
     NodeError,
     NodeEvent,
     NodeInfo,
     PaymentView,
     PeerView,
+    PolicyView,
     TransactionView,
 )
 from channeld.node.monitor_views import closed_channel_view
+from channeld.node.policies import StoredPolicy
 from channeld.node.runtime import Runtime
 
 
@@ -183,6 +186,37 @@ class Node:
     ) -> ChannelView:
         """See ChannelVerbs."""
         return await self.runtime.verbs.close(channel_id, force, address, feerate_per_kw, idempotency_key)
+
+    # --- forwarding
+
+    async def set_policy(
+        self,
+        channel_id: bytes | None,
+        fee_base_msat: int | None = None,
+        fee_proportional_millionths: int | None = None,
+        cltv_expiry_delta: int | None = None,
+        htlc_minimum_msat: int | None = None,
+        htlc_maximum_msat: int | None = None,
+    ) -> list[PolicyView]:
+        """What to ask for forwarding over a channel, or (None) over all of them; what is None stays as it is."""
+        channels = self.runtime.channels
+        if channel_id is None:
+            drivers = [driver for driver in channels.all() if isinstance(driver.state, AwaitingFunding | Normal)]
+        else:
+            found = channels.by_id(channel_id)
+            if found is None:
+                raise NodeError("not_found", f"there is no channel {channel_id.hex()} that is open")
+            drivers = [found]
+        wanted = StoredPolicy(
+            fee_base_msat, fee_proportional_millionths, cltv_expiry_delta, htlc_minimum_msat, htlc_maximum_msat
+        )
+        return [
+            PolicyView(driver.channel_id, *await self.runtime.policies.change(driver, wanted)) for driver in drivers
+        ]
+
+    async def list_forwards(self, limit: int = 100, offset: int = 0) -> list[ForwardView]:
+        """What was forwarded, the newest first."""
+        return await self.runtime.forwarder.history(limit, offset)
 
     # --- invoices and payments
 

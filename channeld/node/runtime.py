@@ -22,6 +22,7 @@ from channeld.node.channels import Channels, Driver
 from channeld.node.coins import Coins
 from channeld.node.features import LOCAL_FEATURES
 from channeld.node.feerates import FeeRates
+from channeld.node.forwarding import Forwarder
 from channeld.node.gossip import GossipSettings, NodeGossip
 from channeld.node.idempotency import Idempotency
 from channeld.node.identity import Identity
@@ -29,6 +30,7 @@ from channeld.node.invoices import InvoiceBook
 from channeld.node.monitor import Monitor
 from channeld.node.payments import Payments
 from channeld.node.peers import Peers
+from channeld.node.policies import Policies
 from channeld.node.receive import Receiver
 from channeld.node.switch import Switch
 from channeld.node.towers import NodeTowers
@@ -96,6 +98,7 @@ class Runtime:
             chain_hash,
             lambda: self.wallet.height,
         )
+        self.policies = Policies(store, self.channels, time.time)
         self.gossip = NodeGossip(
             self.identity,
             self.channels,
@@ -107,6 +110,7 @@ class Runtime:
             self.settings.color,
             self.settings.gossip,
             network.name == "regtest",
+            self.policies.of,
         )
         self.gossip.core.sync.may_start = lambda: self._first_sync.is_set()
         self.towers = NodeTowers(store, self.identity, self.channels, self.wallet)
@@ -118,7 +122,10 @@ class Runtime:
         self.payments = Payments(
             store, network, self.identity.node_id, bus, self.channels, lambda: self.wallet.height, time.time
         )
-        self._switch = Switch(self.identity, self._receiver, self.payments)
+        self.forwarder = Forwarder(
+            store, self.channels, self.policies, bus, lambda: self.wallet.height, self.gossip.public_update
+        )
+        self._switch = Switch(self.identity, self._receiver, self.payments, self.forwarder)
         self.channels.connect_parts(self._switch, self.coins)
         self.peers.set_channels(self.channels)
         self.peers.set_gossip(self.gossip)
@@ -164,6 +171,8 @@ class Runtime:
         self.channels.load(connection)
         self.monitor.load(connection)
         self._switch.load(connection)
+        self.policies.load(connection)
+        self.forwarder.load(connection)
         self.payments.load(connection)
         hashes = {h.payment_hash for d in self.channels.all() for h in views.htlcs(d.state) if not h.offered}
         self.invoices.load(connection, tuple(hashes))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from channeld.bolt.messages import UpdateAddHtlc, decode
-from channeld.bolt.onion.failures import TemporaryNodeFailure, UnknownNextPeer
+from channeld.bolt.onion.failures import TemporaryNodeFailure
 from channeld.bolt.onion.payment import Forward, Receive, read_payment_onion
 from channeld.bolt.onion.sphinx import OnionError
 from channeld.bolt.transactions import Htlc
 from channeld.channel import effects as fx
 from channeld.node.driver import NO_REACTION, Reaction
+from channeld.node.forwarding import Forwarder, circuit_of
 from channeld.node.identity import Identity
 from channeld.node.payments import PAYMENT_ORIGIN, Payments
 from channeld.node.receive import Receiver
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 
 
 class Switch:
-    """Takes the HTLC effects of all channels to those who care: receiver and payments."""
+    """Takes the HTLC effects of all channels to those who care: receiver, payments and forwarder."""
 
-    def __init__(self, identity: Identity, receiver: Receiver, payments: Payments) -> None:
+    def __init__(self, identity: Identity, receiver: Receiver, payments: Payments, forwarder: Forwarder) -> None:
         self._identity = identity
         self._receiver = receiver
         self._payments = payments
+        self._forwarder = forwarder
         self._onions: dict[bytes, tuple[int, int, int]] = {}
 
     def load(self, connection: Connection) -> None:
@@ -58,11 +60,12 @@ class Switch:
         except OnionError as error:
             return Reaction(events=[refusal_event(htlc.id, error)])
         replay_key = onion.context.replay_key
+        again = replay_key in self._onions
         seen = self._onions.setdefault(replay_key, (driver.channel_key, htlc.id, htlc.cltv_expiry))
         if seen[:2] != (driver.channel_key, htlc.id):
             refusal = onion.context.refusal(TemporaryNodeFailure(), "the onion was seen before")
             return Reaction(events=[refusal_event(htlc.id, refusal)])
-        if over_dust_exposure:
+        if over_dust_exposure and not self._forwarder.is_bound((driver.channel_key, htlc.id)):
             refusal = onion.context.refusal(TemporaryNodeFailure(), "too much is in HTLCs too small to claim")
             return Reaction(events=[refusal_event(htlc.id, refusal)])
         remember = rows.SAVE_ONION(replay_key, driver.channel_key, htlc.id, htlc.cltv_expiry)
@@ -70,12 +73,8 @@ class Switch:
             case Receive():
                 reaction = self._receiver.receive(driver, htlc, onion)
             case Forward():
-                reaction = self._forward(driver, htlc, onion)
+                reaction = self._forwarder.forward(driver, htlc, onion, again)
         return Reaction([remember, *reaction.writes], reaction.events)
-
-    def _forward(self, driver: Driver, htlc: Htlc, onion: Forward) -> Reaction:
-        """This node relays for nobody: no channel of its leads anywhere, as far as others may know."""
-        return Reaction(events=[refusal_event(htlc.id, onion.context.refusal(UnknownNextPeer()))])
 
     def locked_in_done(self, htlc: Htlc) -> None:
         """What `locked_in` decided is durable."""
@@ -92,18 +91,24 @@ class Switch:
         writes: list[Write] = [rows.SAVE_PREIMAGE(effect.payment_hash, effect.payment_preimage)]
         if effect.origin[:1] == PAYMENT_ORIGIN:
             writes.extend(self._payments.settled(effect))
+        elif (circuit := circuit_of(effect.origin)) is not None:
+            writes.extend(self._forwarder.settled(driver, circuit, effect))
         return Reaction(writes)
 
     def failed(self, driver: Driver, effect: fx.HtlcFailed) -> Reaction:
         """An HTLC that we offered came to nothing."""
         if effect.origin[:1] == PAYMENT_ORIGIN:
             return Reaction(self._payments.failed(effect))
+        if (circuit := circuit_of(effect.origin)) is not None:
+            self._forwarder.failed(circuit, effect)
         return NO_REACTION
 
     def outgoing_done(self, effect: fx.HtlcSettled | fx.HtlcFailed) -> None:
         """What `settled` or `failed` wrote is durable."""
         if effect.origin[:1] == PAYMENT_ORIGIN:
             self._payments.durable(effect.payment_hash)
+        elif isinstance(effect, fx.HtlcSettled) and (circuit := circuit_of(effect.origin)) is not None:
+            self._forwarder.settled_done(circuit, effect)
 
     # --- housekeeping
 

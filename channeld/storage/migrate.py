@@ -17,7 +17,7 @@ from channeld.storage.store import StorageError
 from wallet import store as wallet_store
 from watchtower.client import tables as tower_tables
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision under `migrations/versions` (a test compares)."""
 _SCRIPTS = Path(__file__).parent / "migrations"
 

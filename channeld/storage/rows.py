@@ -39,6 +39,9 @@ FORGET_ONIONS_BELOW = delete_below(tables.onions, "cltv_expiry")
 SAVE_IDEMPOTENCY = upsert(tables.idempotency)
 FIND_IDEMPOTENCY = lookup(tables.idempotency, ["arguments", "reference"], ["key"])
 
+SAVE_POLICY = upsert(tables.channel_policies)
+SAVE_FORWARD = upsert(tables.forwards)
+
 SAVE_BROADCAST = upsert(tables.broadcasts)
 FORGET_BROADCAST = delete(tables.broadcasts, "txid")
 

@@ -185,12 +185,40 @@ broadcasts = Table(
 )
 """Transactions to publish again after each block until they are buried."""
 
+channel_policies = Table(
+    "channel_policies",
+    metadata,
+    _channel_key(primary_key=True),
+    Column("policy", LargeBinary, nullable=False),
+)
+"""What the operator asks for forwarding over a channel, where it differs from the default: `policy` is a
+`channeld.node.policies.StoredPolicy`."""
+
+forwards = Table(
+    "forwards",
+    metadata,
+    Column("incoming_key", _Key, primary_key=True, autoincrement=False),
+    Column("incoming_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("outgoing_key", _Key, nullable=False),
+    Column("outgoing_id", BigInteger, nullable=False),
+    Column("payment_hash", LargeBinary(32), nullable=False),
+    Column("incoming_msat", BigInteger, nullable=False),
+    Column("outgoing_msat", BigInteger, nullable=False),
+    Column("received_ms", BigInteger, nullable=False),
+    Column("settled_ms", BigInteger, nullable=False, index=True),
+)
+"""HTLCs that were forwarded and whose preimage came back: committed with it, and so the proof after a crash that the
+incoming one is to be settled. Keys are `channel_key` of channels that may be over; times are Unix time in milliseconds.
+"""
+
 __all__ = [
     "adds",
     "broadcasts",
+    "channel_policies",
     "channels",
     "close_facts",
     "closes",
+    "forwards",
     "idempotency",
     "invoices",
     "meta",
