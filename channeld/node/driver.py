@@ -109,7 +109,7 @@ class _Item(NamedTuple):
     event: ev.Event
     link: Link | None
     """The connection that a message or `Connected` came with."""
-    writes: Sequence[Write]
+    writes: Iterable[Write]
     done: CommandDone | None
 
 
@@ -152,9 +152,10 @@ class ChannelDriver(Generic[S]):
 
     # --- the inbox
 
-    def post(self, event: ev.Event, writes: Sequence[Write] = (), done: CommandDone | None = None) -> None:
-        """Queue an event. `writes` are committed with it if the channel accepts it. `done(None)` is called when that is
-        durable, `done(error)` when the channel refused it (CommandRejected) or cannot take it (ChannelFrozen)."""
+    def post(self, event: ev.Event, writes: Iterable[Write] = (), done: CommandDone | None = None) -> None:
+        """Queue an event. `writes` are read when the channel accepts it, and committed with it. `done(None)` is called
+        when that is durable, `done(error)` when the channel refused it (CommandRejected) or cannot take it
+        (ChannelFrozen)."""
         self._put(_Item(event, None, writes, done))
 
     def post_message(self, message: Message, raw: bytes, link: Link) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,7 @@ from channeld.bolt.onion.payment import build_payment_onion, final_payload
 from channeld.bolt.onion.returns import ReturnPacket, read_failure
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
+from channeld.channel.state import Funded
 from channeld.node import failures
 from channeld.node.bus import EventBus
 from channeld.node.interface import ErrorKind, NodeError, PaymentView
@@ -92,14 +93,31 @@ def save(record: PaymentRecord) -> Write:
 
 
 class _Live:
-    """A payment in memory, from its start until its outcome is durable. `accepted`: parts that their channels took."""
+    """A payment in memory, from its start until its outcome is durable. `stored`: its rows are in the database, or on
+    the way there with a part that its channel took."""
 
-    __slots__ = ("accepted", "outcome", "record")
+    __slots__ = ("outcome", "record", "stored")
 
-    def __init__(self, record: PaymentRecord) -> None:
+    def __init__(self, record: PaymentRecord, stored: bool = False) -> None:
         self.record = record
-        self.accepted = 0
+        self.stored = stored
         self.outcome: asyncio.Future[PaymentRecord] = asyncio.get_running_loop().create_future()
+
+
+class _StartRows:
+    """What must be durable with each part, made when its channel takes it: another part may have been refused by
+    then, and an older record must not be written over a newer one."""
+
+    __slots__ = ("_extra", "_live")
+
+    def __init__(self, live: _Live, extra: Sequence[Write]) -> None:
+        self._live = live
+        self._extra = extra
+
+    def __iter__(self) -> Iterator[Write]:
+        self._live.stored = True
+        yield save(self._live.record)
+        yield from self._extra
 
 
 class Payments:
@@ -131,8 +149,23 @@ class Payments:
         table = tables.payments
         self._next_id = (connection.execute(select(func.max(table.c.payment_id))).scalar() or 0) + 1
         for row in connection.execute(select(table.c.record).where(table.c.state == "in_flight")):
-            record = _decode(row.record)
-            self._enter(_Live(record))
+            live = _Live(_decode(row.record), stored=True)
+            self._enter(live)
+            self._fail_unsent(live)
+
+    def _fail_unsent(self, live: _Live) -> None:
+        """Parts that we stopped before offering: an outcome is stored with the HTLC's end, so a part in flight that its
+        channel does not know never went out."""
+        writes: list[Write] = []
+        for index, part in enumerate(live.record.parts):
+            driver = self._channels.by_key(part.channel_key)
+            known = driver is not None and isinstance(driver.state, Funded)
+            origins = driver.state.commitments.origins.values() if known else ()  # type: ignore[union-attr]
+            if part.state == "in_flight" and _origin(live.record.payment_id, index) not in origins:
+                writes += self._part_ended(live, index, "failed", "the node stopped before it was sent")
+        if writes:
+            payment_hash = live.record.payment_hash
+            self._store.submit(writes, lambda failure: self.durable(payment_hash) if failure is None else None)
 
     def _enter(self, live: _Live) -> None:
         self._live[live.record.payment_hash] = self._by_id[live.record.payment_id] = live
@@ -228,7 +261,7 @@ class Payments:
             payload = final_payload(part_msat, expiry, invoice.payment_secret, amount_msat, invoice.payment_metadata)
             onion = build_payment_onion([(invoice.payee, payload)], os.urandom(32), invoice.payment_hash)
             parts.append(PartRecord(driver.channel_key, part_msat, expiry, onion.shared_secrets))
-            origin = PAYMENT_ORIGIN + payment_id.to_bytes(8, "big") + bytes((index,))
+            origin = _origin(payment_id, index)
             offers.append((driver, ev.AddHtlc(part_msat, invoice.payment_hash, expiry, onion.packet, origin)))
         record = PaymentRecord(
             payment_id=payment_id,
@@ -241,7 +274,7 @@ class Payments:
         )
         live = _Live(record)
         self._enter(live)
-        writes = [save(record), *extra(payment_id)]
+        writes = _StartRows(live, extra(payment_id))
         for index, (driver, add) in enumerate(offers):
             driver.post(add, writes, partial(self._offered, live, index))
         return live
@@ -249,13 +282,13 @@ class Payments:
     def _offered(self, live: _Live, index: int, error: Exception | None) -> None:
         """A part is in its channel, durably, or the channel refused it."""
         if error is None:
-            live.accepted += 1
             return
         writes = self._part_ended(live, index, "failed", f"our channel refused it: {error}")
         record = live.record
-        if record.state == "failed" and not live.accepted:  # nothing was stored: there is no payment at all
-            self._leave(live)
-            live.outcome.set_exception(_refused(error))
+        if not live.stored:
+            if record.state == "failed":  # nothing was stored: there is no payment at all
+                self._leave(live)
+                live.outcome.set_exception(_refused(error))
             return
         self._store.submit(writes, lambda failure: self.durable(record.payment_hash) if failure is None else None)
 
@@ -359,6 +392,11 @@ class Payments:
         if record is None:
             raise NodeError("not_found", f"there is no payment with the hash {payment_hash.hex()}")
         return _decode(record).view()
+
+
+def _origin(payment_id: int, index: int) -> bytes:
+    """What the HTLC of a part is known by in its channel."""
+    return PAYMENT_ORIGIN + payment_id.to_bytes(8, "big") + bytes((index,))
 
 
 def _split(room: Sequence[tuple[Driver, int]], amount_msat: int) -> list[tuple[Driver, int]]:

@@ -1,0 +1,104 @@
+"""Payments in several parts when not all of them get out: nothing is left in flight that no channel carries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channeld.bolt.onion.failures import MppTimeout
+from channeld.channel import events as ev
+from channeld.node import receive
+from channeld.node.channels import Driver
+from channeld.node.interface import NodeError
+from tests.integration.world import TestNode, World, world_in
+
+CHANNEL_SAT = 1_000_000
+TOO_MUCH_MSAT = 2 * CHANNEL_SAT * 1000
+
+
+class Twice:
+    """Two channels from alice to bob."""
+
+    def __init__(self, alice: TestNode, bob: TestNode) -> None:
+        self.alice, self.bob = alice, bob
+
+    def drivers(self) -> tuple[Driver, Driver]:
+        first, second = self.alice.runtime.channels.all()
+        return first, second
+
+    def plan(self, monkeypatch: pytest.MonkeyPatch, *amounts_msat: int) -> None:
+        parts = list(zip(self.drivers(), amounts_msat, strict=True))
+        monkeypatch.setattr(self.alice.runtime.payments, "_plan", lambda *_: parts)
+
+    async def wait_failed(self, payment_hash: bytes) -> str:
+        async def failed() -> str:
+            payment = await self.alice.api.get_payment(payment_hash)
+            assert payment.state != "succeeded"
+            return payment.failure if payment.state == "failed" else ""
+
+        return str(await self.alice.until(failed))
+
+
+@pytest.fixture
+async def twice(tmp_path: Path) -> AsyncIterator[Twice]:
+    async with world_in(tmp_path) as world:
+        alice, bob = await world.node("alice"), await world.node("bob")
+        await world.fund(alice, 100_000_000)
+        await _open_both(world, alice, bob)
+        yield Twice(alice, bob)
+
+
+async def _open_both(world: World, alice: TestNode, bob: TestNode) -> None:
+    for _ in range(2):
+        await world.open(alice, bob, CHANNEL_SAT, announce=False)
+
+
+async def test_a_payment_that_no_channel_took_can_be_made_again(twice: Twice, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoice = await twice.bob.api.create_invoice(1_000_000, "refused twice")
+    twice.plan(monkeypatch, TOO_MUCH_MSAT, TOO_MUCH_MSAT)
+    with pytest.raises(NodeError, match="nothing was paid"):
+        await twice.alice.api.pay(invoice.bolt11)
+    assert await twice.alice.api.list_payments() == []
+    monkeypatch.undo()
+    assert (await twice.alice.api.pay(invoice.bolt11)).state == "succeeded"
+
+
+async def test_a_refused_part_stays_refused_after_a_restart(twice: Twice, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoice = await twice.bob.api.create_invoice(1_000_000, "half of it comes")
+    twice.plan(monkeypatch, TOO_MUCH_MSAT, 500_000)
+    payment = await twice.alice.api.pay(invoice.bolt11, timeout_seconds=0.05)
+    assert payment.state == "in_flight"
+    receiver = twice.bob.runtime._receiver
+
+    async def arrived() -> bool:
+        return bool(receiver._sets)
+
+    await twice.bob.until(arrived)
+    await twice.alice.restart()
+    receiver._fail_set(invoice.payment_hash, MppTimeout())
+    assert await twice.wait_failed(invoice.payment_hash)
+
+
+async def test_a_part_that_never_reached_its_channel_is_failed_at_the_next_start(
+    twice: Twice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receive, "MPP_TIMEOUT_SECONDS", 0.1)
+    invoice = await twice.bob.api.create_invoice(1_000_000, "half of it comes")
+    twice.plan(monkeypatch, 500_000, 500_000)
+    _, second = twice.drivers()
+    post = second.post
+
+    def lost(event: ev.Event, *rest: object) -> None:
+        if not isinstance(event, ev.AddHtlc):
+            post(event, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(second, "post", lost)
+    payment = await twice.alice.api.pay(invoice.bolt11, timeout_seconds=0.5)
+    assert payment.state == "in_flight"
+    await twice.alice.restart()
+    assert await twice.wait_failed(invoice.payment_hash)
+    for driver in twice.drivers():
+        await twice.alice.wait_active(driver.channel_id)
+    assert (await twice.alice.api.pay(invoice.bolt11)).state == "succeeded"
