@@ -55,6 +55,7 @@ class Idempotency:
                 stored = self._store.lookup(rows.FIND_IDEMPOTENCY, key)
                 if stored:
                     _check(stored[0][0], digest)
+                    running.reference.set_result(stored[0][1])
                     return await again(stored[0][1])
                 return await do(lambda reference: self._mark(key, verb, running, reference))
             except BaseException as error:
@@ -65,9 +66,13 @@ class Idempotency:
                     running.reference.exception()  # nobody may be waiting
                 raise
             finally:
-                del self._running[key]
+                # A call that was given up may have rows on their way: the key is busy until those are durable.
+                self._store.submit((), lambda _: self._forget(key))
         _check(running.arguments, digest)
         return await again(await asyncio.shield(running.reference))
+
+    def _forget(self, key: str) -> None:
+        del self._running[key]
 
     def _mark(self, key: str, verb: str, running: _Running, reference: bytes) -> Sequence[Write]:
         if not running.reference.done():
