@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from wallet.db import Write
+from wallet.db import StorageError, Write
 from watchtower.appointment import DEFAULT_LADDER_PER_KW, Appointment, JusticeKit, fit_appointment
 from watchtower.client import tables
 from watchtower.client.connection import Connection, TowerAway, TowerLies, TowerRefuses
@@ -103,6 +103,14 @@ class Uploader:
                 busy = await self._round()
                 self._well()
             except (TowerAway, TowerRefuses, TowerLies) as error:
+                self._trouble(error)
+                await self._pause()
+                continue
+            except StorageError:
+                raise  # the daemon stops
+            except Exception as error:
+                # A bug with one channel: it is heard, and tried again, and other towers go on.
+                _log.critical("backing up failed", tower=str(self.tower.uri), exc_info=error)
                 self._trouble(error)
                 await self._pause()
                 continue
@@ -328,7 +336,12 @@ def _make(kits: Sequence[JusticeKit | None], session: KnownSession) -> tuple[lis
     made: list[Appointment | None] = []
     size = 0
     for kit in kits:
-        appointment = None if kit is None else fit_appointment(kit, session.blob_terms, session.terms.max_blob_bytes)
+        appointment = None
+        if kit is not None:
+            try:
+                appointment = fit_appointment(kit, session.blob_terms, session.terms.max_blob_bytes)
+            except ValueError as error:
+                _log.error("a commitment cannot be backed up", txid=kit.txid[::-1].hex(), reason=str(error))
         size += len(appointment.blob) if appointment else 0
         if made and size > BATCH_BYTES:
             break

@@ -19,7 +19,15 @@ from watchtower.tower import tables
 KEPT = 10_000
 IN_MEMORY = 1_000
 _TRIM_EVERY = 100
-_WARNINGS = ("output.lost", "justice.refused", "breach.seen", "breach.undecipherable", "breach.unusable", "chain.lost")
+_WARNINGS = (
+    "output.lost",
+    "justice.refused",
+    "justice.failed",
+    "breach.seen",
+    "breach.undecipherable",
+    "breach.unusable",
+    "chain.lost",
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -73,21 +81,20 @@ class Alerts:
             log = _log.warning if alert.kind in _WARNINGS else _log.info
             log(alert.kind, sentence=alert.sentence, **alert.data)
             for queue in self._queues:
+                if queue.full():
+                    queue.get_nowait()
                 queue.put_nowait(alert)
 
     async def follow(self, since: int | None) -> AsyncIterator[Alert]:
         """Those after number `since` (None: from now on), for ever. A reader that is too slow misses some, which the
         numbers show."""
-        queue: asyncio.Queue[Alert] = asyncio.Queue()
+        queue: asyncio.Queue[Alert] = asyncio.Queue(IN_MEMORY)
         self._queues.add(queue)
         try:
             if since is not None:
                 for alert in [alert for alert in self._known if alert.sequence > since]:
                     yield alert
             while True:
-                alert = await queue.get()
-                while queue.qsize() > IN_MEMORY:
-                    alert = queue.get_nowait()
-                yield alert
+                yield await queue.get()
         finally:
             self._queues.discard(queue)

@@ -85,7 +85,11 @@ class Publisher:
         self.refused += 1
         known = next((known for known in breach.attempts if known.txid == attempt.txid), attempt)
         noted = structs.replace(attempt, problem=result.reason or "refused")
-        others = tuple(other for other in breach.attempts if other.txid != attempt.txid)
+        others = tuple(
+            other
+            for other in breach.attempts
+            if other.txid != attempt.txid and not (_is_lesser(other, noted) and other.problem)
+        )
         breach = structs.replace(breach, attempts=(*others, noted))
         alerts = []
         if known.problem != noted.problem:
@@ -96,6 +100,11 @@ class Publisher:
             )
         await self._save(breach, alerts)
         return breach
+
+
+def _is_lesser(other: Attempt, attempt: Attempt) -> bool:
+    """Of the refused attempts on the same outputs, the dearest says enough."""
+    return other.outpoints == attempt.outpoints and other.feerate_per_kw <= attempt.feerate_per_kw
 
 
 def _amount_sat(breach: Breach, outpoints: Sequence[OutPoint]) -> int:

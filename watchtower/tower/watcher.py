@@ -29,7 +29,7 @@ from wallet.chain import (
     SourceLost,
     Synced,
 )
-from wallet.db import Store, Write
+from wallet.db import StorageError, Store, Write
 from watchtower.blob import Undecipherable, locator_of, unseal
 from watchtower.justice import InvalidJustice, check, decode
 from watchtower.tower import breach as breaches
@@ -376,7 +376,14 @@ class Watcher:
 
     async def _act(self) -> None:
         for breach in self.open_breaches:
-            await self.publisher.act(breach, self.height)
+            try:
+                await self.publisher.act(breach, self.height)
+            except StorageError:
+                raise
+            except Exception as error:
+                # A bug with one breach must not keep the others waiting, and must be heard.
+                sentence = f"Justice for {breach.txid[::-1].hex()} failed: {error!r}; it is tried again."
+                await self._tell(self._alerts.make("justice.failed", sentence, txid=breach.txid[::-1].hex()))
 
     async def wait_late(self) -> None:
         """Until appointments that came late were acted on."""
