@@ -55,8 +55,8 @@ class Run:
         self.honest: Side
         self.other: Side
         self.cheats = False
-        self.busy = rng.choice((1, 1, 1, 4))
-        """How many times the least fee rate blocks usually cost."""
+        self.busy = rng.choice((1, 1, 1, 4)) if self.anchors else 1
+        """How many times the least fee rate blocks usually cost. Without anchors a commitment's fee is what it is."""
 
     # --- a life before the end
 
