@@ -66,8 +66,8 @@ def _create(engine: Engine) -> None:
         connection.execute(stamp.insert().values(version_num=HEAD))
 
 
-def run_migrations(engine: Engine) -> None:
-    """All migrations that the database lacks, in one transaction."""
+def run_migrations(engine: Engine, revision: str = "head") -> None:
+    """The migrations up to `revision` that the database lacks, in one transaction."""
     from alembic import command
     from alembic.config import Config
 
@@ -75,7 +75,7 @@ def run_migrations(engine: Engine) -> None:
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
 
 def _is_known(revision: str) -> bool:

@@ -156,6 +156,21 @@ def test_head_is_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == migrate.HEAD
 
 
+def test_an_older_database_is_copied_and_migrated(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite3"
+    old = make_engine(f"sqlite:///{path}")
+    migrate.run_migrations(old, "0001")
+    with old.begin() as connection:
+        connection.execute(tables.meta.insert().values(key="network", value=b"regtest"))
+    migrate.upgrade(old)
+    assert _schema(old) == _schema(engine)
+    copy = make_engine(f"sqlite:///{path}.version-0001")
+    assert migrate.current_revision(copy) == "0001"
+    for each in (old, copy):
+        with each.connect() as connection:
+            assert connection.execute(select(tables.meta.c.value)).scalar() == b"regtest"
+
+
 def test_a_newer_database_is_refused(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
