@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, field_validator
 
 from channeld.bolt.messages import Address, AddressType
 from channeld.bolt.messages import parse_address as parse_announced
 from channeld.paths import DEFAULT_ROOT, DataPaths, data_paths
-from watchtower.rpc.settings import ConfigError, explain, parse_address
-
-CONFIG_NAME = "channeld.toml"
-_BITCOIND_PORTS = {"mainnet": 8332, "testnet": 18332, "signet": 38332, "regtest": 18443}
-_BITCOIND_FOLDERS = {"mainnet": "", "testnet": "testnet3", "signet": "signet", "regtest": "regtest"}
+from watchtower.rpc.settings import ChainSettings, ConfigError, load_settings, parse_address, settings_config
 
 
-class Config(BaseSettings):
+class Config(ChainSettings):
     """channeld, a Lightning node.
 
     Every setting can be a flag, an environment variable (CHANNELD_ALIAS=...) or a line in channeld.toml in the data
     directory (alias = "..."); flags win over the environment, the environment over the file.
     """
 
-    toml_path: ClassVar[Path | None] = None
-    model_config = SettingsConfigDict(
-        env_prefix="CHANNELD_",
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_prog_name="channeld",
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags=True,
-    )
+    model_config = settings_config("channeld")
 
     datadir: Path = Field(DEFAULT_ROOT, description="where seed, database, logs and keys are kept")
-    network: Literal["mainnet", "testnet", "signet", "regtest"] = Field("mainnet", description="the Bitcoin network")
     alias: str = Field("", description="the node's name, at most 32 bytes")
     color: str = Field("3399ff", description="the node's color, six hex digits")
     listen: str = Field(
@@ -53,12 +36,6 @@ class Config(BaseSettings):
     )
     rpclisten: str = Field("127.0.0.1:10019", description="HOST:PORT of the gRPC API; port 0: a free one")
     rpchost: str = Field("", description="further names of this machine for the API's certificate, separated by commas")
-    bitcoind_url: str = Field("", description="bitcoind's RPC (default: http://127.0.0.1 and the network's usual port)")
-    bitcoind_user: str = Field("", description="bitcoind's RPC user, if it has a password")
-    bitcoind_password: str = Field("", description="bitcoind's RPC password; better in the environment or the file")
-    bitcoind_cookie: Path | None = Field(None, description="bitcoind's cookie file (default: the usual place)")
-    bitcoind_zmq: str = Field("", description="bitcoind's ZMQ address for blocks (default: what bitcoind tells)")
-    database: str = Field("", description="SQLAlchemy URL of the database (default: SQLite in the data directory)")
     seed_words: str = Field("", description="restore this seed at the first start; better in the environment")
     seed_passphrase: str = Field("", description="BIP 39 passphrase of the seed, for a new or restored one")
     seed_password: str = Field("", description="password that encrypts the seed file; better in the environment")
@@ -69,19 +46,6 @@ class Config(BaseSettings):
     min_channel_sat: int = Field(20_000, ge=1_000, description="smallest channel to accept, in sat")
     max_channel_sat: int = Field(1_000_000_000, ge=20_000, description="largest channel to accept, in sat")
     zero_conf_peers: str = Field("", description="node ids whose channels are used before confirmation; commas between")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much the log says")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags come in as `init_settings`."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.toml_path)
 
     @field_validator("alias")
     @classmethod
@@ -139,37 +103,10 @@ class Config(BaseSettings):
         except ValueError as error:
             raise ConfigError("zero_conf_peers must be node ids, 66 hex digits each, with commas between") from error
 
-    @property
-    def bitcoind_rpc_url(self) -> str:
-        """The URL, or the network's usual one."""
-        return self.bitcoind_url or f"http://127.0.0.1:{_BITCOIND_PORTS[self.network]}"
-
-    @property
-    def bitcoind_cookie_file(self) -> Path | None:
-        """The cookie file, unless there is a user."""
-        if self.bitcoind_user:
-            return None
-        if self.bitcoind_cookie is not None:
-            return self.bitcoind_cookie.expanduser()
-        return Path("~/.bitcoin").expanduser() / _BITCOIND_FOLDERS[self.network] / ".cookie"
-
 
 def load_config(arguments: Sequence[str]) -> Config:
     """From flags, environment and file. Raises ConfigError; SystemExit for `--help` and unknown flags."""
-    from pydantic_settings import CliSettingsSource
-
-    flags: dict[str, Any] = CliSettingsSource(Config, cli_parse_args=list(arguments))()
-    root = Path(flags.get("datadir") or os.environ.get("CHANNELD_DATADIR") or DEFAULT_ROOT).expanduser()
-    toml = root / CONFIG_NAME
-    located = type("Config", (Config,), {"toml_path": toml if toml.exists() else None, "__doc__": Config.__doc__})
-    try:
-        config = located(**flags)
-    except ValidationError as error:
-        raise ConfigError(explain(error, "channeld")) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{toml} cannot be read: {error}") from error
-    assert isinstance(config, Config)
-    return config
+    return load_settings(Config, arguments, DEFAULT_ROOT)
 
 
 def _split(text: str) -> list[str]:

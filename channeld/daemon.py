@@ -17,12 +17,11 @@ from channeld.config import Config
 from channeld.node.gossip import GossipSettings
 from channeld.node.node import Node
 from channeld.node.runtime import NodeSettings, Runtime
+from channeld.node.transport import in_words
 from channeld.paths import write_private
 from channeld.storage import CommitHook, Store, make_engine, upgrade
 from wallet.bitcoin.address import BY_NAME
-from wallet.bitcoind import BitcoindChainSource, BitcoindConfig
 from wallet.keys import Keys, Seed
-from wallet.rpc import RpcConfig
 from wallet.seedfile import read_seed, write_seed
 
 log = structlog.get_logger(__name__)
@@ -85,7 +84,7 @@ class Daemon:
         engine = make_engine(config.database or f"sqlite:///{paths.database}")
         upgrade(engine)
         store = Store(engine, self._database_failed, self._commit_hook)
-        source = self._source()
+        source = config.chain_source(self._waiting)
         try:
             self.runtime = await Runtime.create(store, keys, source, self._settings(birthday_height))
         except BaseException:
@@ -95,7 +94,7 @@ class Daemon:
         try:
             await self.runtime.start()
         except OSError as error:
-            raise StartError(f"cannot listen for peers on {config.listen}: {error.strerror or error}") from error
+            raise StartError(f"cannot listen for peers on {config.listen}: {in_words(error)}") from error
         self.api = ApiServer(
             Node(self.runtime), paths, *config.rpc_address, hosts=config.rpc_hosts, towers=self.runtime.towers
         )
@@ -111,17 +110,6 @@ class Daemon:
         )
         gossip = GossipSettings(config.paths.gossip, config.announced_addresses)
         return NodeSettings(config.alias, config.color, config.listen_addresses, policy, birthday_height, gossip)
-
-    def _source(self) -> BitcoindChainSource:
-        config = self.config
-        rpc = RpcConfig(
-            config.bitcoind_rpc_url,
-            config.bitcoind_user or None,
-            config.bitcoind_password or None,
-            config.bitcoind_cookie_file,
-        )
-        bitcoind = BitcoindConfig(rpc, config.bitcoind_zmq or None)
-        return BitcoindChainSource(bitcoind, BY_NAME[config.network], on_waiting=self._waiting)
 
     def _database_failed(self, error: BaseException) -> None:
         log.critical("the database failed", exc_info=error)

@@ -1,12 +1,112 @@
-"""What daemons' settings have in common."""
+"""What daemons' settings have in common: the chain they follow, and where settings come from."""
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+if TYPE_CHECKING:
+    from wallet.bitcoind import BitcoindChainSource
+
+_BITCOIND_PORTS = {"mainnet": 8332, "testnet": 18332, "signet": 38332, "regtest": 18443}
+_BITCOIND_FOLDERS = {"mainnet": "", "testnet": "testnet3", "signet": "signet", "regtest": "regtest"}
 
 
 class ConfigError(Exception):
     """A setting that cannot be; the text is a sentence for the operator."""
+
+
+def settings_config(program: str) -> SettingsConfigDict:
+    """How a program's flags and environment look."""
+    return SettingsConfigDict(
+        env_prefix=f"{program.upper()}_",
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_prog_name=program,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+    )
+
+
+class ChainSettings(BaseSettings):
+    """The settings of a program that follows a chain; flags win over the environment, the environment over the file."""
+
+    toml_path: ClassVar[Path | None] = None
+
+    network: Literal["mainnet", "testnet", "signet", "regtest"] = Field("mainnet", description="the Bitcoin network")
+    bitcoind_url: str = Field("", description="bitcoind's RPC (default: http://127.0.0.1 and the network's usual port)")
+    bitcoind_user: str = Field("", description="bitcoind's RPC user, if it has a password")
+    bitcoind_password: str = Field("", description="bitcoind's RPC password; better in the environment or the file")
+    bitcoind_cookie: Path | None = Field(None, description="bitcoind's cookie file (default: the usual place)")
+    bitcoind_zmq: str = Field("", description="bitcoind's ZMQ address for blocks (default: what bitcoind tells)")
+    database: str = Field("", description="SQLAlchemy URL of the database (default: SQLite in the data directory)")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much the log says")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags come in as `init_settings`."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.toml_path)
+
+    @property
+    def bitcoind_rpc_url(self) -> str:
+        """The URL, or the network's usual one."""
+        return self.bitcoind_url or f"http://127.0.0.1:{_BITCOIND_PORTS[self.network]}"
+
+    @property
+    def bitcoind_cookie_file(self) -> Path | None:
+        """The cookie file, unless there is a user."""
+        if self.bitcoind_user:
+            return None
+        if self.bitcoind_cookie is not None:
+            return self.bitcoind_cookie.expanduser()
+        return Path("~/.bitcoin").expanduser() / _BITCOIND_FOLDERS[self.network] / ".cookie"
+
+    def chain_source(self, on_waiting: Callable[[str], None]) -> BitcoindChainSource:
+        """Layer 1 as configured. `on_waiting` hears why it is waited for, in a sentence."""
+        from wallet.bitcoin.address import BY_NAME
+        from wallet.bitcoind import BitcoindChainSource, BitcoindConfig
+        from wallet.rpc import RpcConfig
+
+        user, password = self.bitcoind_user or None, self.bitcoind_password or None
+        rpc = RpcConfig(self.bitcoind_rpc_url, user, password, self.bitcoind_cookie_file)
+        bitcoind = BitcoindConfig(rpc, self.bitcoind_zmq or None)
+        return BitcoindChainSource(bitcoind, BY_NAME[self.network], on_waiting=on_waiting)
+
+
+S = TypeVar("S", bound=ChainSettings)
+
+
+def load_settings(kind: type[S], arguments: Sequence[str], default_root: Path) -> S:
+    """From flags, environment and `<program>.toml` in the data directory. Raises ConfigError; SystemExit for `--help`
+    and unknown flags."""
+    from pydantic_settings import CliSettingsSource
+
+    program = str(kind.model_config["cli_prog_name"])
+    flags: dict[str, Any] = CliSettingsSource(kind, cli_parse_args=list(arguments))()
+    root = Path(flags.get("datadir") or os.environ.get(f"{program.upper()}_DATADIR") or default_root).expanduser()
+    toml = root / f"{program}.toml"
+    located = type("Config", (kind,), {"toml_path": toml if toml.exists() else None, "__doc__": kind.__doc__})
+    try:
+        config = located(**flags)
+    except ValidationError as error:
+        raise ConfigError(explain(error, program)) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{toml} cannot be read: {error}") from error
+    assert isinstance(config, kind)
+    return config
 
 
 def explain(error: ValidationError, program: str) -> str:

@@ -2,58 +2,37 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field
 
 from wallet.bitcoin.address import BY_NAME, AddressError, script_of
 from watchtower.justice import MAX_REWARD_PERMILLE
-from watchtower.rpc.settings import ConfigError, explain, parse_address
+from watchtower.rpc.settings import ChainSettings, ConfigError, load_settings, parse_address, settings_config
 from watchtower.tower.paths import DEFAULT_ROOT, TowerPaths, tower_paths
 from watchtower.tower.sessions import Policy
 
-CONFIG_NAME = "watchtowerd.toml"
-_BITCOIND_PORTS = {"mainnet": 8332, "testnet": 18332, "signet": 38332, "regtest": 18443}
-_BITCOIND_FOLDERS = {"mainnet": "", "testnet": "testnet3", "signet": "signet", "regtest": "regtest"}
 _POLICY = Policy()
 
 
-class Config(BaseSettings):
+class Config(ChainSettings):
     """watchtowerd, a watchtower for Lightning nodes.
 
     Every setting can be a flag, an environment variable (WATCHTOWERD_NETWORK=...) or a line in watchtowerd.toml in the
     data directory (network = "..."); flags win over the environment, the environment over the file.
     """
 
-    toml_path: ClassVar[Path | None] = None
-    model_config = SettingsConfigDict(
-        env_prefix="WATCHTOWERD_",
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_prog_name="watchtowerd",
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_implicit_flags=True,
-    )
+    model_config = settings_config("watchtowerd")
 
     datadir: Path = Field(DEFAULT_ROOT, description="where database, log and keys are kept")
-    network: Literal["mainnet", "testnet", "signet", "regtest"] = Field("mainnet", description="the Bitcoin network")
     listen: str = Field("127.0.0.1:10029", description="HOST:PORT of the gRPC API; port 0: a free one")
     host: str = Field("", description="further names of this machine for the certificate, separated by commas")
     metrics: str = Field("127.0.0.1:10030", description="HOST:PORT of the Prometheus metrics; empty: none")
     access: Literal["open", "token"] = Field(
         "open", description="who may create sessions: anybody, or with client.token"
     )
-    bitcoind_url: str = Field("", description="bitcoind's RPC (default: http://127.0.0.1 and the network's usual port)")
-    bitcoind_user: str = Field("", description="bitcoind's RPC user, if it has a password")
-    bitcoind_password: str = Field("", description="bitcoind's RPC password; better in the environment or the file")
-    bitcoind_cookie: Path | None = Field(None, description="bitcoind's cookie file (default: the usual place)")
-    bitcoind_zmq: str = Field("", description="bitcoind's ZMQ address for blocks (default: what bitcoind tells)")
-    database: str = Field("", description="SQLAlchemy URL of the database (default: SQLite in the data directory)")
     reward_permille: int = Field(
         0, ge=0, le=MAX_REWARD_PERMILLE, description="share of what is saved, in permille; 0: none is taken"
     )
@@ -72,19 +51,6 @@ class Config(BaseSettings):
         _POLICY.sessions_per_minute, gt=0, description="most new sessions a minute from one network address"
     )
     sessions_burst: float = Field(_POLICY.sessions_burst, ge=1, description="most new sessions at once from one")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much the log says")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags come in as `init_settings`."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.toml_path)
 
     # --- derived
 
@@ -134,34 +100,7 @@ class Config(BaseSettings):
             sessions_burst=self.sessions_burst,
         )
 
-    @property
-    def bitcoind_rpc_url(self) -> str:
-        """The URL, or the network's usual one."""
-        return self.bitcoind_url or f"http://127.0.0.1:{_BITCOIND_PORTS[self.network]}"
-
-    @property
-    def bitcoind_cookie_file(self) -> Path | None:
-        """The cookie file, unless there is a user."""
-        if self.bitcoind_user:
-            return None
-        if self.bitcoind_cookie is not None:
-            return self.bitcoind_cookie.expanduser()
-        return Path("~/.bitcoin").expanduser() / _BITCOIND_FOLDERS[self.network] / ".cookie"
-
 
 def load_config(arguments: Sequence[str]) -> Config:
     """From flags, environment and file. Raises ConfigError; SystemExit for `--help` and unknown flags."""
-    from pydantic_settings import CliSettingsSource
-
-    flags: dict[str, Any] = CliSettingsSource(Config, cli_parse_args=list(arguments))()
-    root = Path(flags.get("datadir") or os.environ.get("WATCHTOWERD_DATADIR") or DEFAULT_ROOT).expanduser()
-    toml = root / CONFIG_NAME
-    located = type("Config", (Config,), {"toml_path": toml if toml.exists() else None, "__doc__": Config.__doc__})
-    try:
-        config = located(**flags)
-    except ValidationError as error:
-        raise ConfigError(explain(error, "watchtowerd")) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{toml} cannot be read: {error}") from error
-    assert isinstance(config, Config)
-    return config
+    return load_settings(Config, arguments, DEFAULT_ROOT)

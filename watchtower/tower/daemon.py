@@ -14,12 +14,9 @@ from typing import Any
 
 import structlog
 
-from wallet.bitcoin.address import BY_NAME
 from wallet.bitcoin.secp import is_valid_secret, pubkey_of
-from wallet.bitcoind import BitcoindChainSource, BitcoindConfig
 from wallet.chain import ChainError, ChainSource
 from wallet.db import Store, make_engine
-from wallet.rpc import RpcConfig
 from watchtower.rpc.files import write_private
 from watchtower.tower import tables
 from watchtower.tower.alerts import Alerts, read_alerts
@@ -89,7 +86,7 @@ class Tower:
         tables.open_database(engine, config.network)
         store = Store(engine, self._database_failed)
         self._closers.append(store.close)
-        source = self._given_source or self._bitcoind()
+        source = self._given_source or config.chain_source(self._waiting)
         self._closers.append(source.close)
         loaded = await store.read(load)
         alerts = Alerts(await store.read(read_alerts))
@@ -143,17 +140,6 @@ class Tower:
         self.server = TowerServer(paths, config.listen_address, config.hosts, config.access == "token")
         await self.server.start(tower, operator)
         self._closers.append(self.server.stop)
-
-    def _bitcoind(self) -> BitcoindChainSource:
-        config = self.config
-        rpc = RpcConfig(
-            config.bitcoind_rpc_url,
-            config.bitcoind_user or None,
-            config.bitcoind_password or None,
-            config.bitcoind_cookie_file,
-        )
-        bitcoind = BitcoindConfig(rpc, config.bitcoind_zmq or None)
-        return BitcoindChainSource(bitcoind, BY_NAME[config.network], on_waiting=self._waiting)
 
     def _waiting(self, reason: str) -> None:
         self.watcher.status = reason
