@@ -134,7 +134,9 @@ class RpcClient:
             except TimeoutError as error:
                 raise ChainUnavailable(f"bitcoind at {self.url} did not answer in time") from error
             except (aiohttp.ClientError, OSError) as error:
-                raise ChainUnavailable(f"bitcoind at {self.url} cannot be reached: {error}") from error
+                # aiohttp makes errors of its own that have a text, but no number.
+                own_text = error.strerror if isinstance(error, OSError) and error.errno is None else None
+                raise ChainUnavailable(f"bitcoind at {self.url} cannot be reached: {own_text or error}") from error
             if status == 503:
                 delay = next(busy, None)
                 if delay is None:

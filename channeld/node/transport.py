@@ -326,7 +326,7 @@ async def connect(host: str, port: int, local_key: bytes, remote_node_id: bytes)
     except TimeoutError:
         protocol.fail("no answer in time")
     except OSError as error:
-        protocol.fail(_in_words(error))
+        protocol.fail(in_words(error))
     except BaseException:
         protocol.fail("given up")
         if isinstance(protocol.result, Connection):
@@ -337,8 +337,8 @@ async def connect(host: str, port: int, local_key: bytes, remote_node_id: bytes)
     raise TransportError(f"no connection to {host}:{port}: {protocol.result}") from protocol.result
 
 
-def _in_words(error: OSError) -> str:
-    """asyncio writes its own text over the system's."""
+def in_words(error: OSError) -> str:
+    """Why a socket could not be opened. asyncio writes its own text over the system's."""
     if error.errno and not isinstance(error, socket.gaierror):
         return os.strerror(error.errno)
     return error.strerror or str(error)
