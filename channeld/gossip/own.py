@@ -177,7 +177,7 @@ class OwnGossip:
             own.away_since = now if own.away_since is None else own.away_since
         else:
             own.away_since = None
-        if was.scid != channel.scid:
+        if was.scid not in (None, channel.scid):  # the peer may have seen the first block before us
             own.remote_signatures = None
             own.refused_signatures = False
         return self._act(own, now)

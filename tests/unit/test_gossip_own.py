@@ -243,6 +243,19 @@ async def test_an_update_that_comes_before_our_announcement_is_not_lost(tmp_path
         assert latest(net, 1, 2, 1) == update
 
 
+async def test_signatures_that_come_before_we_saw_the_block_are_not_lost(tmp_path: Path) -> None:
+    async with network(tmp_path, 1, 2) as net:
+        net.connect(1, 2)
+        channel_id = net.open_channel(1, 2, SCID, real_scid=None, depth=0, is_ready=False)
+        net.members[2].change(channel_id, scid=SCID, depth=6, is_ready=True)
+        await net.settle()
+        assert len(net.sent(2, 1, AnnouncementSignatures)) == 1
+        net.members[1].change(channel_id, scid=SCID, depth=6, is_ready=True)
+        await net.settle()
+        assert net.members[1].gossip.own.is_announced(channel_id)
+        assert len(net.sent(2, 1, AnnouncementSignatures)) == 1
+
+
 async def test_wrong_signatures_get_a_warning_and_no_announcement(tmp_path: Path) -> None:
     async with network(tmp_path, 1, 2) as net:
         _, back = net.connect(1, 2)
