@@ -44,7 +44,7 @@ class Broadcasts:
         self._wake = asyncio.Event()
 
     def load(self, connection: Connection) -> None:
-        """What was not buried when the node stopped; all of it is published again."""
+        """What was not buried when the node stopped; `publish_all` publishes it again."""
         for row in connection.execute(select(tables.broadcasts)):
             entry = _Entry(Tx.parse(row.raw), row.raw, row.label, row.channel_key, row.created_seconds)
             entry.confirmed_height = row.confirmed_height
@@ -53,7 +53,7 @@ class Broadcasts:
     # --- before the commit: memory and rows
 
     def add(self, tx: Tx, label: str, channel_key: int | None) -> list[Write]:
-        """Rows that make the broadcast survive a crash; call `publish` once they are durable."""
+        """Rows that make the broadcast survive a crash; call `publish` once they are durable, not before."""
         txid = tx.txid()
         if txid in self._entries:
             return []
@@ -65,8 +65,6 @@ class Broadcasts:
         self._entries[txid] = entry
         for txin in entry.tx.inputs:
             self._spends.setdefault(txin.outpoint, set()).add(txid)
-        if entry.confirmed_height is None:
-            self._due[txid] = None
 
     def _row(self, txid: bytes, entry: _Entry) -> Write:
         return rows.SAVE_BROADCAST(
@@ -83,10 +81,6 @@ class Broadcasts:
             for rival in self._spends.get(txin.outpoint, ()):
                 self._entries[rival].beaten_height = height
         return []
-
-    def spends_any(self, outpoint: OutPoint) -> bool:
-        """Whether one of ours spends it."""
-        return outpoint in self._spends
 
     def disconnected(self, height: int) -> list[Write]:
         """The block at `height` left the chain."""
@@ -105,14 +99,22 @@ class Broadcasts:
         for txid, entry in list(self._entries.items()):
             settled = entry.confirmed_height or entry.beaten_height
             if settled is not None and height - settled + 1 >= BURIED_BLOCKS:
-                del self._entries[txid]
-                self._due.pop(txid, None)
-                for txin in entry.tx.inputs:
-                    self._spends[txin.outpoint].discard(txid)
-                    if not self._spends[txin.outpoint]:
-                        del self._spends[txin.outpoint]
-                writes.append(rows.FORGET_BROADCAST(txid))
+                writes.append(self._forget(txid, entry))
         return writes
+
+    def channel_over(self, channel_key: int) -> list[Write]:
+        """What was published for a channel is buried, or will never be mined."""
+        entries = [(txid, entry) for txid, entry in self._entries.items() if entry.channel_key == channel_key]
+        return [self._forget(txid, entry) for txid, entry in entries]
+
+    def _forget(self, txid: bytes, entry: _Entry) -> Write:
+        del self._entries[txid]
+        self._due.pop(txid, None)
+        for txin in entry.tx.inputs:
+            self._spends[txin.outpoint].discard(txid)
+            if not self._spends[txin.outpoint]:
+                del self._spends[txin.outpoint]
+        return rows.FORGET_BROADCAST(txid)
 
     # --- publishing
 
@@ -144,7 +146,7 @@ class Broadcasts:
                 txid = next(iter(self._due))
                 del self._due[txid]
                 entry = self._entries.get(txid)
-                if entry is None or entry.confirmed_height is not None:
+                if entry is None or entry.confirmed_height is not None or entry.beaten_height is not None:
                     continue
                 try:
                     result = await self._source.broadcast(entry.tx)

@@ -390,8 +390,9 @@ class Channels:
                 self._route(driver, driver.state.params.channel_id)  # funding_signed has the real id already
                 return NO_REACTION
             case fx.CloseCompleted():
-                writes = self._watches.remove(driver.channel_key)
-                return Reaction([*writes, rows.FORGET_REVOCABLES(driver.channel_key)])
+                key = driver.channel_key
+                writes = [*self._watches.remove(key), *self._broadcasts.channel_over(key)]
+                return Reaction([*writes, rows.FORGET_REVOCABLES(key)])
             case _:
                 return NO_REACTION
 

@@ -1,0 +1,127 @@
+"""Broadcasts: published until they are buried or beaten, across restarts and while layer 1 is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import cast
+
+import pytest
+from sqlalchemy import create_engine
+
+from channeld.node.broadcasts import BURIED_BLOCKS, Broadcasts
+from channeld.node.bus import EventBus
+from channeld.storage import Write, rows, tables
+from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
+from wallet.chain import BroadcastOutcome, BroadcastResult, ChainSource, ChainUnavailable
+
+
+class FakeSource:
+    def __init__(self) -> None:
+        self.offered: asyncio.Queue[Tx] = asyncio.Queue()
+        self.away = False
+
+    async def broadcast(self, tx: Tx) -> BroadcastResult:
+        self.offered.put_nowait(tx)
+        if self.away:
+            raise ChainUnavailable("layer 1 is away")
+        return BroadcastResult(BroadcastOutcome.ACCEPTED)
+
+    async def next(self) -> Tx:
+        return await asyncio.wait_for(self.offered.get(), 5)
+
+
+def spend(vout: int, value_sat: int) -> Tx:
+    return Tx(2, (TxIn(OutPoint(b"\x11" * 32, vout)),), (TxOut(value_sat, b"\x51"),), 0)
+
+
+@pytest.fixture
+async def source() -> FakeSource:
+    return FakeSource()
+
+
+@pytest.fixture
+async def broadcasts(source: FakeSource) -> AsyncIterator[Broadcasts]:
+    broadcasts = Broadcasts(cast(ChainSource, source), EventBus())
+    task = asyncio.create_task(broadcasts.run())
+    yield broadcasts
+    task.cancel()
+
+
+def statements(writes: list[Write]) -> list[object]:
+    return [write.statement for write in writes]
+
+
+async def test_it_is_published_again_until_it_is_six_deep(broadcasts: Broadcasts, source: FakeSource) -> None:
+    tx = spend(0, 1000)
+    assert statements(broadcasts.add(tx, "test", 1)) == [rows.SAVE_BROADCAST]
+    assert broadcasts.add(tx, "test", 1) == []
+    broadcasts.publish(tx.txid())
+    assert await source.next() == tx
+    broadcasts.publish_all()
+    assert await source.next() == tx
+    assert statements(broadcasts.scan(tx, tx.txid(), 100)) == [rows.SAVE_BROADCAST]
+    assert broadcasts.bury(100 + BURIED_BLOCKS - 2) == []
+    assert statements(broadcasts.disconnected(100)) == [rows.SAVE_BROADCAST]
+    broadcasts.publish_all()
+    assert await source.next() == tx
+    broadcasts.scan(tx, tx.txid(), 101)
+    assert broadcasts.bury(101 + BURIED_BLOCKS - 1) == [rows.FORGET_BROADCAST(tx.txid())]
+    broadcasts.publish(tx.txid())
+    broadcasts.publish_all()
+    await asyncio.sleep(0)
+    assert source.offered.empty()
+
+
+async def test_what_was_beaten_is_given_up_unless_the_winner_is_reorganised(
+    broadcasts: Broadcasts, source: FakeSource
+) -> None:
+    ours, rival = spend(0, 1000), spend(0, 900)
+    broadcasts.add(ours, "test", 1)
+    assert broadcasts.scan(rival, rival.txid(), 100) == []
+    broadcasts.publish_all()
+    await asyncio.sleep(0)
+    assert source.offered.empty()
+    broadcasts.disconnected(100)
+    broadcasts.publish_all()
+    assert await source.next() == ours
+    broadcasts.scan(rival, rival.txid(), 100)
+    assert broadcasts.bury(105) == [rows.FORGET_BROADCAST(ours.txid())]
+
+
+async def test_a_channel_that_is_over_publishes_nothing(broadcasts: Broadcasts, source: FakeSource) -> None:
+    first, second, other = spend(0, 1000), spend(1, 1000), spend(2, 1000)
+    broadcasts.add(first, "test", 1)
+    broadcasts.add(second, "test", 1)
+    broadcasts.add(other, "test", 2)
+    forgotten = broadcasts.channel_over(1)
+    assert forgotten == [rows.FORGET_BROADCAST(first.txid()), rows.FORGET_BROADCAST(second.txid())]
+    broadcasts.publish_all()
+    assert await source.next() == other
+
+
+async def test_while_layer_1_is_away_nothing_is_lost(broadcasts: Broadcasts, source: FakeSource) -> None:
+    tx = spend(0, 1000)
+    source.away = True
+    broadcasts.add(tx, "test", 1)
+    broadcasts.publish(tx.txid())
+    await asyncio.wait_for(broadcasts.wait_offered(tx.txid()), 5)
+    assert await source.next() == tx
+    source.away = False
+    broadcasts.publish_all()
+    assert await source.next() == tx
+
+
+async def test_what_was_stored_is_published_after_a_restart(source: FakeSource) -> None:
+    tx = spend(0, 1000)
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        tables.metadata.create_all(connection)
+        row = {"txid": tx.txid(), "raw": tx.serialize(), "label": "test", "channel_key": None, "created_seconds": 0}
+        connection.execute(tables.broadcasts.insert().values(row))
+        broadcasts = Broadcasts(cast(ChainSource, source), EventBus())
+        broadcasts.load(connection)
+    task = asyncio.create_task(broadcasts.run())
+    broadcasts.publish_all()
+    assert await source.next() == tx
+    task.cancel()
