@@ -114,6 +114,12 @@ async def test_a_revoked_commitment_is_taken_whole(layer1: Layer1, tmp_path: Pat
         await layer1.mine(99)
         await until_searched(tower, await layer1.height())
         assert tower.watcher.open_breaches == []
+        assert not tower.watcher._watched
+        # A block that leaves the chain now changes nothing.
+        await layer1.rpc.call("invalidateblock", await layer1.rpc.call("getbestblockhash"))
+        await layer1.mine(2)
+        await until_searched(tower, await layer1.height())
+        assert tower.watcher.open_breaches == []
 
 
 async def test_a_tower_that_was_off_catches_up(layer1: Layer1, tmp_path: Path) -> None:

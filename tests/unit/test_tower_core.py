@@ -281,6 +281,7 @@ def test_theft_is_lost_and_justice_is_saved() -> None:
     assert not br.is_resolved(lost, 400)
     undone = br.without_blocks_from(saved, 101)
     assert [target.state for target in br.targets(undone)] == ["open", "open"]
+    assert br.without_blocks_from(saved, 102) is saved
     gone = br.without_blocks_from(saved, 100)
     assert gone.height is None
     assert br.plan(gone, 99, 1_000) == []

@@ -126,10 +126,10 @@ def _target(
 
 
 def _taken_state(justice: Justice, penalty: Penalty, tx: Tx, index: int) -> OutputState:
-    if any(output.script_pubkey == justice.sweep_script for output in tx.outputs):
-        return "saved"
     if penalty.kind == "to_remote" or penalty.is_taken_by(tx.inputs[index].witness):
-        return "client"  # with the client's own keys: nobody else has them
+        # With the client's own keys: by a tower's transaction, or by the client itself.
+        is_swept = any(output.script_pubkey == justice.sweep_script for output in tx.outputs)
+        return "saved" if is_swept else "client"
     if penalty.kind != "htlc":
         return "lost"
     if index < len(tx.outputs) and _is_delayed(tx.inputs[index].witness):
@@ -169,6 +169,8 @@ def without_blocks_from(breach: Breach, height: int) -> Breach:
     """Blocks from `height` on left the chain."""
     kept = tuple(spend for spend in breach.spends if spend.height < height)
     confirmed = breach.height if breach.height is not None and breach.height < height else None
+    if (kept, confirmed) == (breach.spends, breach.height):
+        return breach
     return structs.replace(breach, spends=kept, height=confirmed, resolved=False)
 
 

@@ -111,7 +111,7 @@ class Watcher:
         self._recent: Prefixes | None = None
         self.breaches: dict[int, Breach] = {breach.breach_id: breach for breach in loaded.breaches}
         self._watched: defaultdict[OutPoint, set[int]] = defaultdict(set)
-        for breach in loaded.breaches:
+        for breach in self.open_breaches:
             self._watch(breach)
         self._lock = asyncio.Lock()
         self._late_tasks: set[asyncio.Task[None]] = set()
@@ -265,6 +265,13 @@ class Watcher:
         for outpoint in breaches.watched_outpoints(breach):
             self._watched[outpoint].add(breach.breach_id)
 
+    def _unwatch(self, breach: Breach) -> None:
+        for outpoint in breaches.watched_outpoints(breach):
+            keys = self._watched.get(outpoint, set())
+            keys.discard(breach.breach_id)
+            if not keys:
+                self._watched.pop(outpoint, None)
+
     def _spends(self, txid: bytes, tx: Tx, height: int, changed: dict[int, Breach], news: list[Alert]) -> None:
         """Parents come before children in a block, so that one walk finds the cheater's second stage, too."""
         concerned: set[int] = set()
@@ -304,8 +311,9 @@ class Watcher:
         news = []
         for breach in self.breaches.values():
             undone = breaches.without_blocks_from(breach, height)
-            if undone != breach:
+            if undone is not breach:
                 changed[breach.breach_id] = undone
+                self._watch(undone)
                 sentence = f"Block {height} left the chain, and with it something of a breach; it is followed on."
                 news.append(self._alerts.make("breach.reorganised", sentence, txid=breach.txid[::-1].hex()))
         await self._commit([tables.DELETE_BLOCK(height)], changed, news)
@@ -316,6 +324,9 @@ class Watcher:
     async def _commit(self, writes: list[Write], changed: dict[int, Breach], news: list[Alert]) -> None:
         await self._store.commit([*writes, *map(breach_row, changed.values()), *self._alerts.writes(news)])
         self.breaches.update(changed)
+        for breach in changed.values():
+            if breach.resolved:
+                self._unwatch(breach)
         self._alerts.publish(news)
 
     async def _save(self, breach: Breach, news: list[Alert]) -> None:
