@@ -357,7 +357,13 @@ def receive(c: Commitments, params: CommitmentParams, update: Update, after: Pre
     if after is None:
         after = apply(params, "local", next_local(c), (update,), False)
     theirs = c.theirs
-    return replace(c, theirs=RemoteChanges((*theirs.proposed, update), theirs.acked, theirs.signed), next_local=after)
+    proposed = _without_fees(theirs.proposed) if isinstance(update, FeeUpdate) else theirs.proposed
+    return replace(c, theirs=RemoteChanges((*proposed, update), theirs.acked, theirs.signed), next_local=after)
+
+
+def _without_fees(updates: tuple[Update, ...]) -> tuple[Update, ...]:
+    """Before a newer `update_fee`: only the last one counts, and a peer may send as many as it likes."""
+    return tuple(update for update in updates if not isinstance(update, FeeUpdate))
 
 
 def sign(c: Commitments, commit: RemoteCommit) -> Commitments:
@@ -380,11 +386,14 @@ def receive_signature(c: Commitments, params: CommitmentParams, commit: LocalCom
     preview_of_remote = next_remote(c)
     if theirs.proposed:
         preview_of_remote = apply(params, "remote", preview_of_remote, theirs.proposed, False)
+    acked = theirs.acked
+    if acked and any(isinstance(update, FeeUpdate) for update in theirs.proposed):
+        acked = _without_fees(acked)
     return replace(
         c,
         local=commit,
         ours=LocalChanges(ours.proposed, ours.signed, ()),
-        theirs=RemoteChanges((), (*theirs.acked, *theirs.proposed), theirs.signed),
+        theirs=RemoteChanges((), (*acked, *theirs.proposed), theirs.signed),
         next_remote=preview_of_remote,
     )
 

@@ -20,6 +20,7 @@ from channeld.bolt.messages import (
     UpdateFee,
     UpdateFulfillHtlc,
     decode,
+    encode,
 )
 from channeld.channel import commitments as cm
 from channeld.channel import effects as fx
@@ -383,6 +384,21 @@ def test_a_fee_out_of_range(feerate_per_kw: int) -> None:
     pair = open_pair()
     assert rejected(pair.alice, ev.UpdateFee(feerate_per_kw)).code == "invalid"
     violates(pair.bob, UpdateFee(pair.bob.funded.params.channel_id, feerate_per_kw), "not between")
+
+
+def test_many_fees_leave_only_the_last() -> None:
+    pair = open_pair()
+    for feerate_per_kw in range(500, 600):
+        pair.bob.receive(encode(UpdateFee(pair.bob.funded.params.channel_id, feerate_per_kw)))
+    assert pair.bob.commitments.theirs.proposed == (cm.FeeUpdate(599),)
+    pair = open_pair()
+    pair.alice.step(ev.UpdateFee(500))
+    pair.alice.step(ev.UpdateFee(600))
+    pair.alice.step(ev.Sign())
+    pair.settle()
+    for peer in pair.alice, pair.bob:
+        assert peer.commitments.local.spec.feerate_per_kw == 600
+        assert peer.commitments.remote.spec.feerate_per_kw == 600
 
 
 def test_a_fee_that_cannot_be_paid() -> None:
