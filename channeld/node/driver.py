@@ -282,6 +282,10 @@ class ChannelDriver(Generic[S]):
     def _freeze(self, event: ev.Event, error: BaseException) -> None:
         self.failure = f"{type(error).__name__}: {error}"
         self._host.frozen(self, event, error)
+        waiting, self._inbox = self._inbox, deque()
+        for item in waiting:  # nobody comes back to these: whoever asked must hear it now
+            if item.done is not None:
+                item.done(ChannelFrozen(self.failure))
 
     # --- after the commit
 

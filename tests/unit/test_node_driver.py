@@ -237,6 +237,14 @@ async def test_a_bug_freezes_the_channel_and_keeps_what_was_done_before(
     assert host.commits == []
 
 
+async def test_what_waited_behind_a_bug_is_answered(driver: ChannelDriver[State], host: FakeHost) -> None:
+    answers: list[Any] = []
+    driver.post(ev.NewBlock())
+    driver.post(ev.CloseChannel(b"", 253), (), answers.append)
+    await host.commit()
+    assert [type(answer) for answer in answers] == [ChannelFrozen]
+
+
 async def test_messages_of_another_connection_are_dropped(
     driver: ChannelDriver[State], host: FakeHost, link: FakeLink
 ) -> None:
