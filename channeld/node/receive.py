@@ -16,7 +16,7 @@ from channeld.bolt.transactions import Htlc
 from channeld.channel import events as ev
 from channeld.node.bus import EventBus
 from channeld.node.driver import Reaction
-from channeld.node.invoices import InvoiceBook, InvoiceRecord
+from channeld.node.invoices import MIN_FINAL_CLTV_EXPIRY_DELTA_BLOCKS, InvoiceBook, InvoiceRecord
 from channeld.node.refusals import refusal_event
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MPP_TIMEOUT_SECONDS = 60.0
 BLOCKS_UNDER_WAY = 3
 """Blocks that may be found while an HTLC travels; the invoice's delta has room for them."""
+LATEST_BLOCKS = MIN_FINAL_CLTV_EXPIRY_DELTA_BLOCKS // 2 - BLOCKS_UNDER_WAY
+"""A preimage is given away no later than so many blocks before an HTLC expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,10 @@ class Receiver:
             waiting = self._sets[htlc.payment_hash] = _Set(onion.total_msat, timer)
         waiting.parts.append(part)
         if waiting.received_msat() < waiting.total_msat:
+            return Reaction()
+        if any(p.htlc.cltv_expiry < self._height() + LATEST_BLOCKS for p in waiting.parts):
+            # They were in time when they came, which may be long ago: we may have been off, without layer 1 at hand.
+            self._fail_set(htlc.payment_hash, MppTimeout())
             return Reaction()
         waiting.timer.cancel()
         del self._sets[htlc.payment_hash]

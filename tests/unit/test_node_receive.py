@@ -1,0 +1,87 @@
+"""Sets of HTLCs for one invoice, with a recipient whose clock is the test's."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from channeld.bolt.onion.payment import BlindedRole, OnionContext, Receive
+from channeld.bolt.transactions import Htlc
+from channeld.channel import events as ev
+from channeld.node.bus import EventBus
+from channeld.node.driver import Reaction
+from channeld.node.invoices import InvoiceBook, InvoiceRecord
+from channeld.node.receive import LATEST_BLOCKS, Receiver
+
+HASH = bytes(range(32))
+SECRET = bytes(32)
+
+
+class FakeBook:
+    """One invoice of 1,000 msat, open."""
+
+    def __init__(self) -> None:
+        self.settled = False
+        self.record = InvoiceRecord(
+            payment_hash=HASH,
+            payment_preimage=bytes(32),
+            payment_secret=SECRET,
+            bolt11="",
+            description="",
+            amount_msat=1000,
+            created_seconds=0,
+            expiry_seconds=3600,
+            min_final_cltv_expiry_delta_blocks=42,
+        )
+
+    def lookup(self, payment_hash: bytes) -> InvoiceRecord:
+        return self.record
+
+    def settle(self, *_: object) -> str:
+        self.settled = True
+        return "the row"
+
+
+class FakeDriver:
+    def __init__(self, channel_key: int) -> None:
+        self.channel_key = channel_key
+        self.posted: list[ev.Event] = []
+
+    def post(self, event: ev.Event) -> None:
+        self.posted.append(event)
+
+
+class Recipient:
+    """A receiver at a height of the test's choice, and two channels."""
+
+    def __init__(self) -> None:
+        self.book = FakeBook()
+        self.height = 100
+        self.drivers = FakeDriver(0), FakeDriver(1)
+        book = cast(InvoiceBook, self.book)
+        self.receiver = Receiver(book, EventBus(), lambda: self.height, lambda: 1.0)
+
+    def part(self, channel: int, cltv_expiry: int) -> Reaction:
+        htlc = Htlc(7, 500, HASH, cltv_expiry, False)
+        context = OnionContext(bytes(32), bytes(32), BlindedRole.NONE)
+        onion = Receive(500, cltv_expiry, 1000, SECRET, None, None, None, (), context)
+        return self.receiver.receive(cast(Any, self.drivers[channel]), htlc, onion)
+
+
+async def test_parts_in_time_are_settled_together() -> None:
+    recipient = Recipient()
+    assert recipient.part(0, 145) == Reaction()
+    reaction = recipient.part(1, 145)
+    assert [type(event) for event in reaction.events] == [ev.FulfillHtlc]
+    assert [type(event) for event in recipient.drivers[0].posted] == [ev.FulfillHtlc]
+    assert recipient.book.settled
+
+
+async def test_no_preimage_for_a_part_that_is_about_to_expire() -> None:
+    # BOLT 2, "An offering node ... fulfillment deadline": the rest may come long after the first part, if we were off
+    recipient = Recipient()
+    assert recipient.part(0, 145) == Reaction()
+    recipient.height = 145 - LATEST_BLOCKS + 1
+    assert recipient.part(1, recipient.height + 45) == Reaction()
+    assert not recipient.book.settled
+    for driver in recipient.drivers:
+        assert [type(event) for event in driver.posted] == [ev.FailHtlc]
