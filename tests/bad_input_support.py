@@ -47,13 +47,14 @@ async def run(*command: str, env: Mapping[str, str] | None = None) -> Ran:
         await process.wait()
         raise
     assert process.returncode is not None
-    return Ran(process.returncode, stdout.decode(), " ".join(stderr.decode().split()))
+    return Ran(process.returncode, stdout.decode(), stderr.decode())
 
 
 async def ctl(daemon: DaemonProcess, *arguments: str) -> Ran:
     """`channelctl` for a daemon."""
     command = [sys.executable, "-m", "channeld.cli.main", "--datadir", str(daemon.paths.root), "--network", "regtest"]
-    return await run(*command, *arguments)
+    ran = await run(*command, *arguments)
+    return ran._replace(stderr=" ".join(ran.stderr.split()))  # sentences as they are, wherever lines were broken
 
 
 async def ctl_fails(daemon: DaemonProcess, status: int, words: str, *arguments: str) -> None:
