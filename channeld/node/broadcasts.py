@@ -27,6 +27,8 @@ class _Entry(Struct):
     confirmed_height: int | None = None
     beaten_height: int | None = None
     """Where another transaction took one of its inputs."""
+    durable: bool = False
+    """Its row is in the database: before, it must not be published."""
     last_answer: str = ""
     offered: asyncio.Event = field(default_factory=asyncio.Event)
     """Layer 1 was asked, whatever it said, or is away."""
@@ -47,7 +49,7 @@ class Broadcasts:
         """What was not buried when the node stopped; `publish_all` publishes it again."""
         for row in connection.execute(select(tables.broadcasts)):
             entry = _Entry(Tx.parse(row.raw), row.raw, row.label, row.channel_key, row.created_seconds)
-            entry.confirmed_height = row.confirmed_height
+            entry.confirmed_height, entry.durable = row.confirmed_height, True
             self._insert(row.txid, entry)
 
     # --- before the commit: memory and rows
@@ -120,14 +122,16 @@ class Broadcasts:
 
     def publish(self, txid: bytes) -> None:
         """Publish now (its rows are durable)."""
-        if txid in self._entries:
+        entry = self._entries.get(txid)
+        if entry is not None:
+            entry.durable = True
             self._due[txid] = None
             self._wake.set()
 
     def publish_all(self) -> None:
         """Publish everything that is not in a block: after each block, and when layer 1 is back."""
         for txid, entry in self._entries.items():
-            if entry.confirmed_height is None and entry.beaten_height is None:
+            if entry.durable and entry.confirmed_height is None and entry.beaten_height is None:
                 self._due[txid] = None
         self._wake.set()
 

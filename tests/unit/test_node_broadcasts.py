@@ -52,6 +52,23 @@ def statements(writes: list[Write]) -> list[object]:
     return [write.statement for write in writes]
 
 
+def add(broadcasts: Broadcasts, tx: Tx, channel_key: int) -> None:
+    """Added, durable, published."""
+    broadcasts.add(tx, "test", channel_key)
+    broadcasts.publish(tx.txid())
+
+
+async def test_nothing_is_published_before_it_is_durable(broadcasts: Broadcasts, source: FakeSource) -> None:
+    tx = spend(0, 1000)
+    broadcasts.add(tx, "test", 1)
+    broadcasts.publish_all()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert source.offered.empty()
+    broadcasts.publish(tx.txid())
+    assert await source.next() == tx
+
+
 async def test_it_is_published_again_until_it_is_six_deep(broadcasts: Broadcasts, source: FakeSource) -> None:
     tx = spend(0, 1000)
     assert statements(broadcasts.add(tx, "test", 1)) == [rows.SAVE_BROADCAST]
@@ -77,7 +94,8 @@ async def test_what_was_beaten_is_given_up_unless_the_winner_is_reorganised(
     broadcasts: Broadcasts, source: FakeSource
 ) -> None:
     ours, rival = spend(0, 1000), spend(0, 900)
-    broadcasts.add(ours, "test", 1)
+    add(broadcasts, ours, 1)
+    assert await source.next() == ours
     assert broadcasts.scan(rival, rival.txid(), 100) == []
     broadcasts.publish_all()
     await asyncio.sleep(0)
@@ -91,9 +109,9 @@ async def test_what_was_beaten_is_given_up_unless_the_winner_is_reorganised(
 
 async def test_a_channel_that_is_over_publishes_nothing(broadcasts: Broadcasts, source: FakeSource) -> None:
     first, second, other = spend(0, 1000), spend(1, 1000), spend(2, 1000)
-    broadcasts.add(first, "test", 1)
-    broadcasts.add(second, "test", 1)
-    broadcasts.add(other, "test", 2)
+    for tx, channel_key in ((first, 1), (second, 1), (other, 2)):
+        add(broadcasts, tx, channel_key)
+        assert await source.next() == tx
     forgotten = broadcasts.channel_over(1)
     assert forgotten == [rows.FORGET_BROADCAST(first.txid()), rows.FORGET_BROADCAST(second.txid())]
     broadcasts.publish_all()
