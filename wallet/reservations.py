@@ -56,6 +56,10 @@ class Reservations:
             del self._by_outpoint[outpoint]
         return [store.delete_reservation(reservation)]
 
+    def hold_again(self, reservation: int, outpoints: Iterable[OutPoint]) -> None:
+        """Undo `release`, if its writes are not going to be committed."""
+        self.restore(ReservedCoin(outpoint, reservation, None) for outpoint in outpoints)
+
     def release_if_held(self, reservation: int | None) -> list[Write]:
         """Free the coins, if the reservation is still there."""
         return self.release(reservation) if reservation is not None and self.outpoints(reservation) else []

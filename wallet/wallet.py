@@ -411,6 +411,10 @@ class Wallet:
         self._changes.add(self._reservations.release_if_held(reservation))
         return self._changes.collect()
 
+    def hold_again(self, reservation: int, outpoints: Sequence[OutPoint]) -> None:
+        """Undo `unreserve`, whose writes were not committed: what used the coins goes on using them."""
+        self._reservations.hold_again(reservation, outpoints)
+
     def reservations(self) -> dict[int, list[OutPoint]]:
         """Which coins are reserved, by number."""
         self._expire()

@@ -72,8 +72,20 @@ class Maker:
     def _with_coins(
         self, plan: Plan, known: Known, signer: ChannelSecrets, height: int, replaced: Attempt | None
     ) -> Made:
-        """HTLC transactions, or a child of our commitment, paid for with the wallet's coins."""
-        freed = self.release(replaced.reservation) if replaced is not None else []
+        """HTLC transactions, or a child of our commitment, paid for with the wallet's coins. If that fails, those of
+        what was to be replaced stay reserved: it is out, and nothing else may spend them."""
+        number = 0 if replaced is None else replaced.reservation
+        held = self._wallet.reservations().get(number, [])
+        freed = self.release(number)
+        try:
+            made = self._paid(plan, known, signer, height)
+        except BaseException:
+            if held:
+                self._wallet.hold_again(number, held)
+            raise
+        return Made(made.attempt, [*freed, *made.writes])
+
+    def _paid(self, plan: Plan, known: Known, signer: ChannelSecrets, height: int) -> Made:
         request = _child_request(plan, known) if plan.group == "anchor" else _htlc_request(plan)
         try:
             # Only confirmed coins: a replacement may bring no new unconfirmed ones (BIP 125, rule 2), and a child that
@@ -88,7 +100,7 @@ class Maker:
             raise CannotMake(f"a fee of {funded.fee_sat} sat is more than the {plan.max_fee_sat} sat it is worth")
         tx = self._signed(plan, funded, signer)
         attempt = build.attempt_of(plan, tx, funded.fee_sat, height, funded.reservation)
-        return Made(attempt, [*freed, *to_rows(writes)])
+        return Made(attempt, to_rows(writes))
 
     def _signed(self, plan: Plan, funded: FundedTx, signer: ChannelSecrets) -> Tx:
         if plan.group == "anchor":

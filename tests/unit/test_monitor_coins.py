@@ -1,0 +1,40 @@
+"""The wallet's coins in the monitor's transactions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from channeld.node import monitor_coins
+from channeld.node.monitor_coins import CannotMake, Maker
+from tests.wallet_world import STRANGER, World
+from wallet.bitcoin import TxOut
+from wallet.errors import InsufficientFunds
+from wallet.funding import Request
+
+RATE = 1_000
+
+
+@pytest.mark.parametrize(("amount_sat", "max_fee_sat"), [(10_000_000, 10_000), (20_000, 1)])
+async def test_a_replacement_that_cannot_be_made_leaves_the_coins_to_what_is_out(
+    monkeypatch: pytest.MonkeyPatch, amount_sat: int, max_fee_sat: int
+) -> None:
+    world = World()
+    await world.start()
+    await world.receive(60_000)
+    wallet = world.wallet
+    published = await wallet.create_tx([TxOut(30_000, STRANGER)], RATE)
+    held = wallet.reservations()
+    assert list(held) == [published.reservation]
+    request = Request((TxOut(amount_sat, STRANGER),), RATE)
+    monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _: request)
+    plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=max_fee_sat))
+    replaced = cast(Any, SimpleNamespace(reservation=published.reservation))
+    with pytest.raises(CannotMake):
+        Maker(wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, replaced)
+    assert wallet.reservations() == held
+    with pytest.raises(InsufficientFunds):
+        await wallet.create_tx([TxOut(30_000, STRANGER)], RATE)
+    assert (await world.restart()).reservations() == held
