@@ -35,7 +35,7 @@ async def net(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Net]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def carol(net: Net) -> DaemonProcess:
-    """A third daemon, with money on chain; each test leaves it stopped."""
+    """A third daemon, with money on chain; each test leaves it stopped, and the last one finds its money there."""
     (daemon,) = await net.lab.daemons("carol")
     await net.lab.fund(daemon, CAROL_SAT)
     await daemon.stop()
@@ -87,10 +87,8 @@ async def test_a_wrong_seed_word(net: Net, carol: DaemonProcess, tmp_path: Path)
         await does_not_start(command, "abandn", CHANNELD_SEED_WORDS=misspelt)
         swapped = " ".join([words[-1], *words[1:-1], words[0]])
         await does_not_start(command, "checksum is wrong", CHANNELD_SEED_WORDS=swapped)
-        await does_not_start(command, "24 words", CHANNELD_SEED_WORDS=" ".join(words[:-1]))
         assert not (tmp_path / "regtest" / "seed").exists()
         await does_not_start(carol.process.command, "there is a seed", CHANNELD_SEED_WORDS=" ".join(words))
-    await starts_and_owns_the_same(carol)
 
 
 async def test_a_data_directory_in_use(net: Net) -> None:
@@ -109,7 +107,6 @@ async def test_a_port_in_use(net: Net, carol: DaemonProcess) -> None:
         api = net.alice.paths.grpc_address.read_text().strip()
         await does_not_start(with_option(command, "--rpclisten", api), f"{api}: another program uses")
         assert net.alice.paths.grpc_address.read_text().strip() == api
-    await starts_and_owns_the_same(carol)
 
 
 async def test_a_database_of_a_newer_version(net: Net, carol: DaemonProcess) -> None:
@@ -131,7 +128,6 @@ async def test_a_chain_with_another_genesis(net: Net, carol: DaemonProcess) -> N
     async with net.nothing_lost():
         command = with_option(carol.process.command, "--network", "signet")
         await does_not_start(command, "genesis", "signet")
-    await starts_and_owns_the_same(carol)
 
 
 async def test_a_chain_that_ends_far_below_what_was_processed(net: Net, carol: DaemonProcess, tmp_path: Path) -> None:
@@ -177,14 +173,13 @@ async def test_layer_1_is_away_at_the_start_and_in_the_middle(net: Net, carol: D
     """Carol starts without it; Alice and Bob lose it, and go on paying."""
     async with net.nothing_lost():
         await net.lab.stop_layer1()
+        await carol.process.start()
         # Which of its files or sockets is missed first is chance; the sentence names bitcoind.
         daemons = (net.alice, net.bob)
         lost = [(daemon, (await event(daemon, "chain.lost", "bitcoind")).sequence) for daemon in daemons]
-        await carol.process.start()
         waiting = await carol.process.wait_line("channeld waits for layer 1")
         assert "layer 1 is away since" in waiting
-        for daemon in (net.alice, carol):
-            shown = await ctl(daemon, "--json", "info")
+        for shown in await asyncio.gather(*(ctl(daemon, "--json", "info") for daemon in (net.alice, carol))):
             assert shown.status == 0, shown
             told = json.loads(shown.stdout)
             assert told["chain_status"].startswith("layer 1 is away since"), told
