@@ -33,7 +33,7 @@ from channeld.node.interface import NodeError
 from channeld.node.peer import PeerLink
 from channeld.node.switch import Switch
 from channeld.node.watches import Watches
-from channeld.storage import Store, Write, rows
+from channeld.storage import Store, StoreFailed, Write, rows
 from wallet.bitcoin import Tx
 
 log = structlog.get_logger(__name__)
@@ -363,7 +363,7 @@ class Channels:
             return (rows.UPDATE_CHANNEL(blob, key),)
         return (rows.UPDATE_CHANNEL_PHASE(driver.channel_id, phase, driver.is_over, blob, key),)
 
-    def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
+    def submit(self, writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
         """To the one writer."""
         self._store.submit(writes, done)
 

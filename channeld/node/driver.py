@@ -19,7 +19,7 @@ from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import writes as wr
 from channeld.channel.env import Env
-from channeld.storage import Write
+from channeld.storage import StoreFailed, Write
 from channeld.storage.rows import channel_write
 
 log = structlog.get_logger(__name__)
@@ -92,7 +92,7 @@ class Host(Protocol[S]):
         """A batch is durable and its effects are performed."""
         ...
 
-    def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
+    def submit(self, writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
         """Commit, then `done`; in order."""
         ...
 
@@ -154,8 +154,9 @@ class ChannelDriver(Generic[S]):
 
     def post(self, event: ev.Event, writes: Iterable[Write] = (), done: CommandDone | None = None) -> None:
         """Queue an event. `writes` are read when the channel accepts it, and committed with it. `done(None)` is called
-        when that is durable, `done(error)` when the channel refused it (CommandRejected) or cannot take it
-        (ChannelFrozen)."""
+        when that is durable, `done(error)` when the channel refused it (CommandRejected), cannot take it
+        (ChannelFrozen), or took it and the commit failed (StoreFailed: the node stops, and knows more at its next
+        start)."""
         self._put(_Item(event, None, writes, done))
 
     def post_message(self, message: Message, raw: bytes, link: Link) -> None:
@@ -289,11 +290,11 @@ class ChannelDriver(Generic[S]):
 
     # --- after the commit
 
-    def _committed(self, batch: _Batch, error: BaseException | None) -> None:
+    def _committed(self, batch: _Batch, error: StoreFailed | None) -> None:
         if error is not None:
             self.failure = str(error)
             for done in batch.done:
-                done(ChannelFrozen(self.failure))
+                done(error)
             return
         for effect, link in batch.effects:
             match effect:

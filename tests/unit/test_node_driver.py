@@ -14,7 +14,7 @@ from channeld.channel import events as ev
 from channeld.channel import writes as wr
 from channeld.channel.env import Env
 from channeld.node.driver import NO_REACTION, ChannelDriver, ChannelFrozen, Reaction
-from channeld.storage import Statement, Write, rows
+from channeld.storage import Statement, StoreFailed, Write, rows
 
 State = tuple[str, ...]
 
@@ -77,7 +77,7 @@ class FakeHost:
     """Holds commits back until the test lets them through."""
 
     def __init__(self) -> None:
-        self.commits: list[tuple[list[Write], Callable[[BaseException | None], None]]] = []
+        self.commits: list[tuple[list[Write], Callable[[StoreFailed | None], None]]] = []
         self.performed: list[fx.Effect] = []
         self.frozen_by: list[BaseException] = []
         self.reactions: dict[type, Reaction] = {}
@@ -94,7 +94,7 @@ class FakeHost:
     def perform(self, driver: ChannelDriver[State], effect: fx.Effect) -> None:
         self.performed.append(effect)
 
-    def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
+    def submit(self, writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
         self.commits.append((list(writes), done))
 
     def batch_done(self, driver: ChannelDriver[State]) -> None:
@@ -106,7 +106,7 @@ class FakeHost:
     def violated(self, driver: ChannelDriver[State], violation: ev.ProtocolViolation) -> None:
         pass
 
-    async def commit(self, error: BaseException | None = None) -> list[Write]:
+    async def commit(self, error: StoreFailed | None = None) -> list[Write]:
         """Let the oldest commit through; what was in it."""
         await asyncio.sleep(0)
         writes, done = self.commits.pop(0)
@@ -266,7 +266,8 @@ async def test_a_failed_commit_says_nothing(driver: ChannelDriver[State], host: 
     answers: list[Any] = []
     say(driver, link, "one")
     driver.post(ev.CloseChannel(b"", 253), (), answers.append)
-    await host.commit(OSError("the disk is full"))
+    failure = StoreFailed("the disk is full")
+    await host.commit(failure)
     assert link.words() == []
-    assert isinstance(answers[0], ChannelFrozen)
+    assert answers == [failure]
     assert driver.failure is not None

@@ -40,7 +40,7 @@ class CommitHook(Protocol):
 
 class _Job(NamedTuple):
     writes: Sequence[Write]
-    done: Callable[[BaseException | None], None]
+    done: Callable[[StoreFailed | None], None]
 
 
 def make_engine(url: str) -> Engine:
@@ -81,7 +81,7 @@ class Store:
         self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
         self._thread.start()
 
-    def submit(self, writes: Sequence[Write], done: Callable[[BaseException | None], None]) -> None:
+    def submit(self, writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
         """Commit `writes` (an empty sequence too) as one; then, in the loop, `done(None)`, or `done(StoreFailed)`. Jobs
         are committed, and their `done` called, in the order of submission."""
         self._jobs.put(_Job(writes, done))
@@ -90,7 +90,7 @@ class Store:
         """Like `submit`, with a future."""
         future: asyncio.Future[None] = self._loop.create_future()
 
-        def done(error: BaseException | None) -> None:
+        def done(error: StoreFailed | None) -> None:
             if future.done():
                 return
             if error is None:
