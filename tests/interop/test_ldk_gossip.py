@@ -26,7 +26,8 @@ async def test_ldk_and_we_tell_each_other_the_network(lab: MixedLab, tmp_path: P
     await lab.mine(6)
     await ldk.wait("ChannelReady", mark)
     second = await bob.wait_channel(opened.channel.channel_id)
-    await ldk.call("announce", alias="ldk")
+    await wait_known(alice, tmp_path, 2, 2)
+    await ldk.call("announce", alias="ldk")  # before its channel is known, nobody would take it
 
     # Alice hears of LDK's channel, of both its policies, and of LDK itself.
     channels = await wait_known(alice, tmp_path, 2, 3)
