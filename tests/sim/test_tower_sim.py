@@ -31,7 +31,6 @@ from wallet.chain import BroadcastResult, ChainUnavailable
 from watchtower.appointment import Mode
 from watchtower.tower.daemon import Tower
 
-
 RUNS = int(os.environ.get("TOWER_SIM_RUNS", "8"))
 
 
