@@ -297,9 +297,7 @@ class Forwarder:
         """What was forwarded, the newest first."""
         table, incoming, outgoing = tables.forwards, tables.channels.alias(), tables.channels.alias()
         query = (
-            select(
-                table, incoming.c.channel_id.label("incoming_channel"), outgoing.c.channel_id.label("outgoing_channel")
-            )
+            select(table, incoming.c.channel_id.label("came_over"), outgoing.c.channel_id.label("went_over"))
             .join(incoming, incoming.c.channel_key == table.c.incoming_key)
             .join(outgoing, outgoing.c.channel_key == table.c.outgoing_key)
             .order_by(table.c.settled_ms.desc(), table.c.incoming_key, table.c.incoming_id)

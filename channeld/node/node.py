@@ -268,12 +268,16 @@ class Node:
         timeout_seconds: float = 60,
         idempotency_key: str = "",
     ) -> PaymentView:
-        """See Payments. Over a direct channel there is no fee, so any `max_fee_msat` holds."""
+        """See Payments."""
         payments = self.runtime.payments
 
         async def first(mark: Mark) -> PaymentView:
             return await payments.pay(
-                bolt11, amount_msat, timeout_seconds, lambda payment_id: mark(payment_id.to_bytes(8, "big"))
+                bolt11,
+                amount_msat,
+                timeout_seconds,
+                lambda payment_id: mark(payment_id.to_bytes(8, "big")),
+                max_fee_msat,
             )
 
         async def again(reference: bytes) -> PaymentView:

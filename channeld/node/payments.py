@@ -12,112 +12,74 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
-from msgspec import Struct
+import structlog
 from msgspec.structs import replace
 from sqlalchemy import Connection, func, select
 
 from channeld.bolt.features import Feature, unknown_required
 from channeld.bolt.invoice import SUPPORTED_FEATURES, Invoice, InvoiceError, decode_invoice
-from channeld.bolt.onion.failures import decode_failure
 from channeld.bolt.onion.payment import build_payment_onion, final_payload
-from channeld.bolt.onion.returns import ReturnPacket, read_failure
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel.state import Funded
-from channeld.node import failures
 from channeld.node.bus import EventBus
 from channeld.node.interface import ErrorKind, NodeError, PaymentView
-from channeld.storage import Store, Write, rows, tables
+from channeld.node.payment_record import PartRecord, PaymentRecord, decode, save
+from channeld.node.router import MAX_PARTS, Planned, Router, Session, read
+from channeld.routing.values import NoRoute
+from channeld.storage import Store, StoreFailed, Write, rows, tables
 from wallet.bitcoin.address import Network
 
 if TYPE_CHECKING:
     from channeld.node.channels import Channels, Driver
 
+log = structlog.get_logger(__name__)
 PAYMENT_ORIGIN = b"P"
-MAX_PARTS = 16
-
-
-class PartRecord(Struct, frozen=True, array_like=True):
-    """One HTLC of a payment. `shared_secrets`: what reads the error that may come back."""
-
-    channel_key: int
-    amount_msat: int
-    cltv_expiry: int
-    shared_secrets: tuple[bytes, ...]
-    state: Literal["in_flight", "settled", "failed"] = "in_flight"
-    failure: str = ""
-
-
-class PaymentRecord(Struct, frozen=True, kw_only=True):
-    """A payment as stored."""
-
-    payment_id: int
-    payment_hash: bytes
-    bolt11: str
-    destination: bytes
-    amount_msat: int
-    created_seconds: int
-    parts: tuple[PartRecord, ...]
-    state: Literal["in_flight", "succeeded", "failed"] = "in_flight"
-    ended_seconds: int | None = None
-    payment_preimage: bytes | None = None
-    failure: str = ""
-
-    def view(self) -> PaymentView:
-        """What the API shows."""
-        sent_msat = sum(part.amount_msat for part in self.parts)
-        return PaymentView(
-            payment_hash=self.payment_hash,
-            state=self.state,
-            amount_msat=self.amount_msat,
-            fee_msat=max(0, sent_msat - self.amount_msat) if self.state != "failed" else 0,
-            destination=self.destination,
-            bolt11=self.bolt11,
-            created_seconds=self.created_seconds,
-            ended_seconds=self.ended_seconds,
-            payment_preimage=self.payment_preimage,
-            failure=self.failure,
-            parts=len(self.parts),
-        )
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(PaymentRecord).decode
-
-
-def save(record: PaymentRecord) -> Write:
-    """The record's row."""
-    live_hash = None if record.state == "failed" else record.payment_hash
-    return rows.SAVE_PAYMENT(record.payment_id, record.payment_hash, live_hash, record.state, _encode(record))
+MOST_PARTS = 128
+"""Parts that one payment may have, failed ones included."""
+LEAST_FEE_LIMIT_MSAT = 10_000
+"""Where nobody said how much a payment may cost: 1 % of it, but at least this."""
 
 
 class _Live:
     """A payment in memory, from its start until its outcome is durable. `stored`: its rows are in the database, or on
-    the way there with a part that its channel took."""
+    the way there with a part that its channel took. With a `session` it is tried again, by the task `retry`."""
 
-    __slots__ = ("outcome", "record", "stored")
+    __slots__ = ("extra", "outcome", "record", "retry", "session", "stored")
 
-    def __init__(self, record: PaymentRecord, stored: bool = False) -> None:
+    def __init__(
+        self,
+        record: PaymentRecord,
+        stored: bool = False,
+        session: Session | None = None,
+        extra: Sequence[Write] = (),
+    ) -> None:
         self.record = record
         self.stored = stored
+        self.session = session
+        self.extra = extra
+        self.retry: asyncio.Task[None] | None = None
         self.outcome: asyncio.Future[PaymentRecord] = asyncio.get_running_loop().create_future()
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether nothing more is tried once all parts have failed."""
+        return self.session is None or bool(self.session.stopped)
 
 
 class _StartRows:
     """What must be durable with each part, made when its channel takes it: another part may have been refused by
     then, and an older record must not be written over a newer one."""
 
-    __slots__ = ("_extra", "_live")
+    __slots__ = ("_live",)
 
-    def __init__(self, live: _Live, extra: Sequence[Write]) -> None:
+    def __init__(self, live: _Live) -> None:
         self._live = live
-        self._extra = extra
 
     def __iter__(self) -> Iterator[Write]:
         self._live.stored = True
         yield save(self._live.record)
-        yield from self._extra
+        yield from self._live.extra
 
 
 class Payments:
@@ -130,6 +92,7 @@ class Payments:
         node_id: bytes,
         bus: EventBus,
         channels: Channels,
+        router: Router,
         height: Callable[[], int],
         now: Callable[[], float],
     ) -> None:
@@ -138,6 +101,7 @@ class Payments:
         self._node_id = node_id
         self._bus = bus
         self._channels = channels
+        self._router = router
         self._height = height
         self._now = now
         self._live: dict[bytes, _Live] = {}
@@ -149,7 +113,7 @@ class Payments:
         table = tables.payments
         self._next_id = (connection.execute(select(func.max(table.c.payment_id))).scalar() or 0) + 1
         for row in connection.execute(select(table.c.record).where(table.c.state == "in_flight")):
-            live = _Live(_decode(row.record), stored=True)
+            live = _Live(decode(row.record), stored=True)
             self._enter(live)
             self._fail_unsent(live)
 
@@ -163,6 +127,8 @@ class Payments:
             origins = driver.state.commitments.origins.values() if known else ()  # type: ignore[union-attr]
             if part.state == "in_flight" and _origin(live.record.payment_id, index) not in origins:
                 writes += self._part_ended(live, index, "failed", "the node stopped before it was sent")
+        if live.record.state == "in_flight" and not live.record.good_parts:  # stopped between two attempts
+            writes += self._end(live, f"{live.record.parts[-1].failure}; the node stopped before it tried again")
         if writes:
             payment_hash = live.record.payment_hash
             self._store.submit(writes, lambda failure: self.durable(payment_hash) if failure is None else None)
@@ -182,15 +148,47 @@ class Payments:
         amount_msat: int | None,
         timeout_seconds: float,
         extra: Callable[[int], Sequence[Write]] = lambda _: (),
+        max_fee_msat: int | None = None,
     ) -> PaymentView:
-        """Pay and wait for the outcome, `timeout_seconds` at most (then it is still in flight). `extra(payment_id)`:
-        rows for the transaction that makes the payment exist. Raises NodeError if there is no payment."""
+        """Pay and wait for the outcome, `timeout_seconds` at most (then it is still in flight, and what fails is not
+        tried again). `extra(payment_id)`: rows for the transaction that makes the payment exist. `max_fee_msat`: for
+        all parts together. Raises NodeError if there is no payment."""
         invoice = self._check_invoice(bolt11)
         amount = _amount(invoice, amount_msat)
         self._check_not_paid(invoice.payment_hash)
-        plan = self._plan(invoice, amount)
-        live = self._start(invoice, bolt11, amount, plan, extra)
+        if max_fee_msat is None:
+            max_fee_msat = max(LEAST_FEE_LIMIT_MSAT, amount // 100)
+        # A few blocks more than asked for: blocks are found meanwhile, and the recipient cannot tell the last hop.
+        final_delta = invoice.min_final_cltv_expiry_delta + 1 + os.urandom(1)[0] % 6
+        session = Session(invoice, amount, max_fee_msat, self._now() + timeout_seconds, final_delta)
+        plan = self._direct(invoice, amount)
+        if plan is None:
+            plan = await self._routed(session)
+            self._check_not_paid(invoice.payment_hash)
+        live = self._start(session, bolt11, plan, extra)
         return await self._wait(live, timeout_seconds)
+
+    def _direct(self, invoice: Invoice, amount_msat: int) -> list[Planned] | None:
+        """Over channels with the payee; None if there may be other ways and these will not do."""
+        elsewhere = self._router.knows_ways(invoice)
+        try:
+            plan = [Planned(driver, part_msat) for driver, part_msat in self._plan(invoice, amount_msat)]
+        except NodeError:
+            if elsewhere:
+                return None
+            raise
+        if elsewhere and any(self._channels.available_msat(part.driver) < part.amount_msat for part in plan):
+            return None
+        return plan
+
+    async def _routed(self, session: Session) -> list[Planned]:
+        """Over channels of others, or if there is no such way, whatever the direct channels say."""
+        found = await self._router.find(session, session.amount_msat, session.max_fee_msat, (), MAX_PARTS)
+        if not isinstance(found, NoRoute):
+            return found
+        if self._channels.of_peer(session.invoice.payee):
+            return [Planned(*part) for part in self._plan(session.invoice, session.amount_msat)]
+        raise NodeError("failed_precondition", f"no way to the payee was found: {found.reason}")
 
     async def wait(self, payment_id: int, timeout_seconds: float) -> PaymentView:
         """The outcome of a payment that was started before."""
@@ -202,7 +200,7 @@ class Payments:
         record = await self._store.read(lambda c: c.execute(query).scalar())
         if record is None:
             raise NodeError("failed_precondition", "the first call with this key came to nothing: nothing was paid")
-        return _decode(record).view()
+        return decode(record).view()
 
     def _check_invoice(self, bolt11: str) -> Invoice:
         try:
@@ -245,52 +243,131 @@ class Payments:
         return _split(room[::-1], amount_msat)
 
     def _start(
-        self,
-        invoice: Invoice,
-        bolt11: str,
-        amount_msat: int,
-        plan: Sequence[tuple[Driver, int]],
-        extra: Callable[[int], Sequence[Write]],
+        self, session: Session, bolt11: str, plan: Sequence[Planned], extra: Callable[[int], Sequence[Write]]
     ) -> _Live:
         payment_id, self._next_id = self._next_id, self._next_id + 1
-        # A few blocks more than asked for: blocks are found meanwhile, and the recipient cannot tell the last hop.
-        expiry = self._height() + invoice.min_final_cltv_expiry_delta + 1 + os.urandom(1)[0] % 6
-        offers: list[tuple[Driver, ev.AddHtlc]] = []
-        parts = []
-        for index, (driver, part_msat) in enumerate(plan):
-            payload = final_payload(part_msat, expiry, invoice.payment_secret, amount_msat, invoice.payment_metadata)
-            onion = build_payment_onion([(invoice.payee, payload)], os.urandom(32), invoice.payment_hash)
-            parts.append(PartRecord(driver.channel_key, part_msat, expiry, onion.shared_secrets))
-            origin = _origin(payment_id, index)
-            offers.append((driver, ev.AddHtlc(part_msat, invoice.payment_hash, expiry, onion.packet, origin)))
+        invoice = session.invoice
         record = PaymentRecord(
             payment_id=payment_id,
             payment_hash=invoice.payment_hash,
             bolt11=bolt11.strip(),
             destination=invoice.payee,
-            amount_msat=amount_msat,
+            amount_msat=session.amount_msat,
             created_seconds=int(self._now()),
-            parts=tuple(parts),
+            parts=(),
         )
-        live = _Live(record)
+        is_routed = any(part.route is not None for part in plan)
+        live = _Live(record, session=session if is_routed else None, extra=extra(payment_id))
         self._enter(live)
-        writes = _StartRows(live, extra(payment_id))
-        for index, (driver, add) in enumerate(offers):
-            driver.post(add, writes, partial(self._offered, live, index))
+        self._send(live, session, plan)
         return live
+
+    def _send(self, live: _Live, session: Session, plan: Sequence[Planned]) -> None:
+        """More parts: all of them are in the record before the first one is offered."""
+        first = len(live.record.parts)
+        offers: list[tuple[Driver, ev.AddHtlc]] = []
+        parts = list(live.record.parts)
+        for index, planned in enumerate(plan, first):
+            part, packet = self._part(session, planned)
+            parts.append(part)
+            origin = _origin(live.record.payment_id, index)
+            add = ev.AddHtlc(part.amount_msat, session.invoice.payment_hash, part.cltv_expiry, packet, origin)
+            offers.append((planned.driver, add))
+        live.record = replace(live.record, parts=tuple(parts))
+        writes = _StartRows(live)
+        for index, (driver, add) in enumerate(offers, first):
+            driver.post(add, writes, partial(self._offered, live, index))
+
+    def _part(self, session: Session, planned: Planned) -> tuple[PartRecord, bytes]:
+        """The record of a part, and its onion."""
+        invoice, route = session.invoice, planned.route
+        if route is None:
+            expiry = self._height() + session.final_delta
+            amounts = (planned.amount_msat, expiry, invoice.payment_secret, session.amount_msat)
+            hops = [(invoice.payee, final_payload(*amounts, invoice.payment_metadata))]
+        else:
+            expiry = route.hops[0].cltv_expiry
+            hops = self._router.payloads(session, route)
+        onion = build_payment_onion(hops, os.urandom(32), invoice.payment_hash)
+        part = PartRecord(
+            planned.driver.channel_key, planned.amount_msat, expiry, onion.shared_secrets, route=planned.route
+        )
+        return part, onion.packet
 
     def _offered(self, live: _Live, index: int, error: Exception | None) -> None:
         """A part is in its channel, durably, or the channel refused it."""
-        if error is None:
-            return
+        if error is None or isinstance(error, StoreFailed):
+            return  # after StoreFailed the node stops; whether the part is out is known at the next start
+        if live.session is not None:
+            self._router.refused(live.session, live.record.parts[index])
         writes = self._part_ended(live, index, "failed", f"our channel refused it: {error}")
         record = live.record
         if not live.stored:
             if record.state == "failed":  # nothing was stored: there is no payment at all
                 self._leave(live)
                 live.outcome.set_exception(_refused(error))
+            else:
+                self._try_again(live)
             return
         self._store.submit(writes, lambda failure: self.durable(record.payment_hash) if failure is None else None)
+
+    # --- trying again
+
+    def _try_again(self, live: _Live) -> None:
+        """If something of a payment is missing, look for other ways."""
+        if live.session is None or live.retry is not None or live.record.state != "in_flight":
+            return
+        if live.record.missing_msat > 0:
+            live.retry = asyncio.get_running_loop().create_task(self._retry(live, live.session))
+
+    async def _retry(self, live: _Live, session: Session) -> None:
+        try:
+            while not session.stopped and live.record.state == "in_flight" and live.record.missing_msat > 0:
+                await self._attempt(live, session)
+        except Exception:
+            log.critical("looking for a way stumbled over a bug", exc_info=True)
+            session.stopped = "an internal error stopped the search for ways"
+        finally:
+            live.retry = None
+        if live.record.state != "in_flight" or live.record.good_parts:
+            return
+        last = live.record.parts[-1].failure
+        reason = session.stopped if session.stopped == last else f"{last}; {session.stopped}"
+        writes = self._end(live, reason)
+        payment_hash = live.record.payment_hash
+        if live.stored:
+            self._store.submit(writes, lambda failure: self.durable(payment_hash) if failure is None else None)
+        else:
+            self._leave(live)
+            live.outcome.set_exception(NodeError("failed_precondition", f"nothing was paid: {reason}"))
+
+    async def _attempt(self, live: _Live, session: Session) -> None:
+        """Parts for what is missing now, or the end of all attempts."""
+        record = live.record
+        room = min(MAX_PARTS, MOST_PARTS - len(record.parts))
+        if self._now() >= session.deadline or room <= 0:
+            session.stopped = "the time for trying is over" if room > 0 else f"{MOST_PARTS} parts were tried"
+            return
+        under_way = [part for part in record.parts if part.state == "in_flight"]
+        left_msat = session.max_fee_msat - record.fee_msat
+        found = await self._router.find(session, record.missing_msat, left_msat, under_way, room)
+        if live.record is not record:
+            return  # something happened meanwhile: look again
+        if isinstance(found, NoRoute):
+            session.stopped = f"no other way was found: {found.reason}"
+        else:
+            self._send(live, session, found)
+
+    def _end(self, live: _Live, reason: str) -> list[Write]:
+        """All parts failed, and nothing more is tried."""
+        live.record = replace(live.record, state="failed", failure=reason, ended_seconds=int(self._now()))
+        return [save(live.record)]
+
+    def close(self) -> None:
+        """No more attempts."""
+        for live in self._live.values():
+            if live.retry is not None:
+                live.retry.cancel()
 
     async def _wait(self, live: _Live, timeout_seconds: float) -> PaymentView:
         try:
@@ -306,6 +383,7 @@ class Payments:
         live, index = self._of(effect.origin)
         if live is None:
             return []
+        self._router.succeeded(live.record.parts[index])
         return self._part_ended(live, index, "settled", "", effect.payment_preimage)
 
     def failed(self, effect: fx.HtlcFailed) -> list[Write]:
@@ -313,7 +391,11 @@ class Payments:
         live, index = self._of(effect.origin)
         if live is None:
             return []
-        return self._part_ended(live, index, "failed", self._explain(live.record.parts[index], effect))
+        part = live.record.parts[index]
+        reading = read(part, effect)
+        if live.session is not None:
+            self._router.failed(live.session, part, effect, reading)
+        return self._part_ended(live, index, "failed", reading.sentence)
 
     def _part_ended(
         self,
@@ -332,7 +414,7 @@ class Payments:
         ended = int(self._now())
         if preimage is not None and record.state == "in_flight":
             record = replace(record, state="succeeded", payment_preimage=preimage, ended_seconds=ended)
-        elif record.state == "in_flight" and all(part.state == "failed" for part in parts):
+        elif record.state == "in_flight" and not record.good_parts and live.gives_up:
             record = replace(record, state="failed", failure=failure, ended_seconds=ended)
         live.record = record
         return [save(record)]
@@ -340,13 +422,16 @@ class Payments:
     def durable(self, payment_hash: bytes) -> None:
         """The record in memory is in the database: if that ended the payment, tell who waits."""
         live = self._live.get(payment_hash)
-        if live is None or live.record.state == "in_flight":
+        if live is None:
+            return
+        if live.record.state == "in_flight":
+            self._try_again(live)
             return
         record = live.record
         if not live.outcome.done():
             live.outcome.set_result(record)
             self._announce(record)
-        if all(part.state != "in_flight" for part in record.parts):
+        if record.is_over:
             self._leave(live)
 
     def _announce(self, record: PaymentRecord) -> None:
@@ -360,18 +445,6 @@ class Payments:
     def _of(self, origin: bytes) -> tuple[_Live | None, int]:
         return self._by_id.get(int.from_bytes(origin[1:9], "big")), origin[9]
 
-    def _explain(self, part: PartRecord, effect: fx.HtlcFailed) -> str:
-        if effect.never_sent:
-            return "the connection was lost before the payment was sent; nothing was paid"
-        if effect.failure_code is not None:
-            return failures.explain_code(effect.failure_code)
-        if effect.reason is None:
-            return "the channel was closed, and the payment with it"
-        found = read_failure(part.shared_secrets, ReturnPacket(effect.reason, effect.attribution_data))
-        if found.erring_hop is None:
-            return "it failed, and the reason that came back cannot be read"
-        return failures.explain(decode_failure(found.failure_message))
-
     # --- views
 
     async def views(self, limit: int, offset: int) -> list[PaymentView]:
@@ -379,7 +452,7 @@ class Payments:
         table = tables.payments
         query = select(table.c.record).order_by(table.c.payment_id.desc()).limit(limit).offset(offset)
         found = await self._store.read(lambda c: [row.record for row in c.execute(query)])
-        return [_decode(record).view() for record in found]
+        return [decode(record).view() for record in found]
 
     async def get(self, payment_hash: bytes) -> PaymentView:
         """The last attempt for this hash. Raises NodeError if there is none."""
@@ -391,7 +464,7 @@ class Payments:
         record = await self._store.read(lambda c: c.execute(query.limit(1)).scalar())
         if record is None:
             raise NodeError("not_found", f"there is no payment with the hash {payment_hash.hex()}")
-        return _decode(record).view()
+        return decode(record).view()
 
 
 def _origin(payment_id: int, index: int) -> bytes:

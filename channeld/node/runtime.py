@@ -32,6 +32,7 @@ from channeld.node.payments import Payments
 from channeld.node.peers import Peers
 from channeld.node.policies import Policies
 from channeld.node.receive import Receiver
+from channeld.node.router import Router
 from channeld.node.switch import Switch
 from channeld.node.towers import NodeTowers
 from channeld.node.wallet_store import NodeWalletStore
@@ -119,8 +120,16 @@ class Runtime:
         self.coins = Coins(self.wallet, store, source, self.feerates, bus)
         self.invoices = InvoiceBook(store, self.identity, network, bus, time.time, self._route_hints)
         self._receiver = Receiver(self.invoices, bus, lambda: self.wallet.height, time.time)
+        self.router = Router(self.identity.node_id, self.channels, self.gossip, lambda: self.wallet.height, time.time)
         self.payments = Payments(
-            store, network, self.identity.node_id, bus, self.channels, lambda: self.wallet.height, time.time
+            store,
+            network,
+            self.identity.node_id,
+            bus,
+            self.channels,
+            self.router,
+            lambda: self.wallet.height,
+            time.time,
         )
         self.forwarder = Forwarder(
             store, self.channels, self.policies, bus, lambda: self.wallet.height, self.gossip.public_update
@@ -227,6 +236,7 @@ class Runtime:
     async def close(self) -> None:
         """Stop everything, the store last."""
         self._receiver.close()
+        self.payments.close()
         await self.peers.stop()
         await self.coins.close()
         for task in self._tasks:
