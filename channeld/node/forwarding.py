@@ -32,7 +32,9 @@ from channeld.bolt.transactions import Htlc
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import machine
-from channeld.channel.state import Funded, Normal
+from channeld.channel.commitments import htlc_key
+from channeld.channel.economics import reason_to_close
+from channeld.channel.state import Funded, Normal, ShuttingDown
 from channeld.node import views
 from channeld.node.bus import EventBus
 from channeld.node.driver import Reaction
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 FORWARD_ORIGIN = b"F"
 HtlcKey = tuple[int, int]
 """(channel_key, htlc id) of an incoming HTLC."""
+LATEST_BLOCKS = 6
+"""So long before an incoming HTLC expires, its peer is told that nothing came of it."""
 
 
 class Circuit(Struct, frozen=True, array_like=True):
@@ -239,6 +243,31 @@ class Forwarder:
             self._answer(offer.circuit, refusal_event(offer.circuit.incoming_id, refusal))
 
         candidate.post(offer.event, (), done)
+
+    def expire(self, height: int) -> None:
+        """A block came. An outgoing HTLC that is not worth closing its channel for (`economics`) may stay there long
+        after it expired. The incoming one must not: its peer would close that channel. What may be lost by failing it
+        is less than either close costs."""
+        for driver in self._channels.all():
+            state = driver.state
+            if not isinstance(state, Normal | ShuttingDown) or driver.failure is not None:
+                continue
+            if not state.commitments.origins or reason_to_close(
+                state.commitments, state.params, self._channels.env(driver)
+            ):
+                continue  # what is worth it is taken on chain, and told when that is done
+            for origin in state.commitments.origins.values():
+                circuit = circuit_of(origin)
+                if circuit is not None and circuit.key in self._live and self._is_late(circuit, height):
+                    refusal = circuit.context.refusal(f.PermanentChannelFailure(), "the next node did not answer")
+                    self._answer(circuit, refusal_event(circuit.incoming_id, refusal))
+
+    def _is_late(self, circuit: Circuit, height: int) -> bool:
+        incoming = self._channels.by_key(circuit.incoming_key)
+        if incoming is None or not isinstance(incoming.state, Normal | ShuttingDown):
+            return False
+        htlc = incoming.state.commitments.remote.spec.htlcs.get(htlc_key(circuit.incoming_id, False))
+        return htlc is not None and htlc.cltv_expiry - height <= LATEST_BLOCKS
 
     # --- outcomes
 

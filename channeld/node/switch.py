@@ -113,7 +113,8 @@ class Switch:
     # --- housekeeping
 
     def expire(self, height: int) -> list[Write]:
-        """Onions whose HTLCs have expired cannot be replayed any more."""
+        """A block came. Onions whose HTLCs have expired cannot be replayed any more."""
+        self._forwarder.expire(height)
         expired = [key for key, (_, _, cltv_expiry) in self._onions.items() if cltv_expiry < height]
         for key in expired:
             del self._onions[key]
