@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +24,14 @@ async def tower(lab: Lab, directory: Path, *arguments: str) -> AsyncIterator[Tow
         yield await start(process, tower_paths("regtest", directory))
     finally:
         await process.terminate()
+
+
+async def channelctl(daemon: DaemonProcess, *arguments: str) -> tuple[int, str]:
+    """Exit status and what it prints."""
+    command = (sys.executable, "-m", "channeld.cli.main", "--datadir", str(daemon.paths.root), "tower", *arguments)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    return process.returncode or 0, out.decode()
 
 
 async def up_to_date(daemon: DaemonProcess) -> towers_pb2.CheckTowersResponse:
@@ -51,11 +62,21 @@ async def test_payments_are_backed_up_to_a_tower_that_came_late_and_one_that_was
             (channel,) = listed.channels
             assert channel.revoked == channel.backed_up >= 6
             assert listed.sent == channel.backed_up
+            assert await channelctl(alice, "check") == (0, f"{uri}: yes\n")
+            status, text = await channelctl(alice, "stats", "--json")
+            assert (status, json.loads(text)["towers"][0]["channels"][0]["backed_up"]) == (0, channel.backed_up)
+            assert "works" in (await channelctl(alice, "list"))[1]
+            assert (await channelctl(alice, "pause", uri.tower_id.hex()[:6]))[0] == 0
+            assert "it is paused" in (await channelctl(alice, "check"))[1]
+            assert (await channelctl(alice, "resume", uri.tower_id.hex()))[0] == 0
+            assert (await channelctl(alice, "remove", "ffff"))[0] == 3
         # Away: payments go on, the backlog grows.
         for _ in range(2):
             await alice.pay((await bob.invoice(10_000_000)).bolt11)
         (listed,) = (await alice.client.towers.List(towers_pb2.ListTowersRequest())).towers
         assert listed.backlog >= 2
+        status, text = await channelctl(alice, "check")
+        assert (status, "cannot be reached" in text) == (1, True)
         await alice.restart()
         async with tower(lab, directory, "--listen", uri.address):
             await up_to_date(alice)
