@@ -574,8 +574,10 @@ class Wallet:
         What is refused stays: a low fee may do later. A parent too cheap by itself is offered with its child.
         """
         assert self.broadcaster is not None
+        waiting = list(self._ledger.unconfirmed())
+        await self._store.commit(())  # what was recorded just now is durable before anybody hears of it
         results: dict[bytes, BroadcastResult] = {}
-        for wallet_tx in self._ledger.unconfirmed():
+        for wallet_tx in waiting:
             if not wallet_tx.own or (wallet_tx.txid in results and results[wallet_tx.txid].ok):
                 continue
             result = results[wallet_tx.txid] = await self.broadcaster.broadcast(wallet_tx.tx)

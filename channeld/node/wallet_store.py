@@ -50,6 +50,5 @@ class NodeWalletStore:
         return self._store.read_now(wallet_store.load_snapshot)
 
     async def commit(self, writes: Sequence[wallet_store.Write]) -> None:
-        """Durable when this returns."""
-        if writes:
-            await self._store.commit(to_rows(writes))
+        """Durable when this returns, and so is all that was submitted before (also without `writes`)."""
+        await self._store.commit(to_rows(writes))

@@ -99,6 +99,7 @@ class Story:
             await self.mine(3)
             fresh = [c for c in await alice.api.list_channels() if c.channel_id not in known and c.phase != "opening"]
             if fresh:
+                assert len(fresh) == 1
                 await self.both_active(fresh[0].channel_id)
                 return fresh[0].channel_id
         raise AssertionError("no channel in five attempts")
