@@ -16,6 +16,7 @@ from channeld.node.interface import (
     ClosedChannelView,
     CoinView,
     DecodedInvoice,
+    ForwardView,
     HtlcView,
     InvoiceView,
     NodeError,
@@ -24,6 +25,7 @@ from channeld.node.interface import (
     OutputView,
     PaymentView,
     PeerView,
+    PolicyView,
     TransactionView,
 )
 from tests.fake_invoices import decode_bolt11, make_bolt11
@@ -380,6 +382,35 @@ class FakeNode:
             )
 
         return await self._once(idempotency_key, ("close", channel_id, force, address, feerate_per_kw), close)
+
+    async def set_policy(
+        self,
+        channel_id: bytes | None,
+        fee_base_msat: int | None = None,
+        fee_proportional_millionths: int | None = None,
+        cltv_expiry_delta: int | None = None,
+        htlc_minimum_msat: int | None = None,
+        htlc_maximum_msat: int | None = None,
+    ) -> list[PolicyView]:
+        channels = await self.list_channels() if channel_id is None else [await self.get_channel(channel_id)]
+        return [
+            PolicyView(
+                channel.channel_id,
+                1000 if fee_base_msat is None else fee_base_msat,
+                fee_proportional_millionths or 0,
+                cltv_expiry_delta or 34,
+                htlc_minimum_msat or 1,
+                htlc_maximum_msat or channel.capacity_sat * 1000,
+            )
+            for channel in channels
+        ]
+
+    async def list_forwards(self, limit: int = 100, offset: int = 0) -> list[ForwardView]:
+        channel_id = b"\x11" * 32
+        forward = ForwardView(
+            channel_id, channel_id, b"\x22" * 32, 101_500, 100_000, 1_500, 1_700_000_000.0, 1_700_000_000.25
+        )
+        return [forward][offset : offset + limit]
 
     async def create_invoice(
         self,

@@ -68,3 +68,25 @@ class ChannelsServicer(channels_pb2_grpc.ChannelsServicer):
     ) -> channels_pb2.GetClosingResponse:
         view = await self._node.closed_channel(convert.hash32(request.channel_id, "a channel id"))
         return convert.closing(view)
+
+    async def SetPolicy(self, request: channels_pb2.SetPolicyRequest, context: Any) -> channels_pb2.SetPolicyResponse:
+        def given(name: str) -> int | None:
+            return getattr(request, name) if request.HasField(name) else None  # type: ignore[arg-type]
+
+        channel_id = convert.hash32(request.channel_id, "a channel id") if request.HasField("channel_id") else None
+        policies = await self._node.set_policy(
+            channel_id,
+            given("fee_base_msat"),
+            given("fee_proportional_millionths"),
+            given("cltv_expiry_delta_blocks"),
+            given("htlc_minimum_msat"),
+            given("htlc_maximum_msat"),
+        )
+        return channels_pb2.SetPolicyResponse(policies=[convert.policy(view) for view in policies])
+
+    async def ListForwards(
+        self, request: channels_pb2.ListForwardsRequest, context: Any
+    ) -> channels_pb2.ListForwardsResponse:
+        limit, offset = convert.page(request)
+        views = await self._node.list_forwards(limit, offset)
+        return channels_pb2.ListForwardsResponse(forwards=[convert.forward(view) for view in views])

@@ -217,6 +217,30 @@ def _htlc(view: interface.HtlcView) -> channels_pb2.Htlc:
     )
 
 
+def policy(view: interface.PolicyView) -> channels_pb2.ForwardingPolicy:
+    return channels_pb2.ForwardingPolicy(
+        channel_id=view.channel_id,
+        fee_base_msat=view.fee_base_msat,
+        fee_proportional_millionths=view.fee_proportional_millionths,
+        cltv_expiry_delta_blocks=view.cltv_expiry_delta,
+        htlc_minimum_msat=view.htlc_minimum_msat,
+        htlc_maximum_msat=view.htlc_maximum_msat,
+    )
+
+
+def forward(view: interface.ForwardView) -> channels_pb2.Forward:
+    return channels_pb2.Forward(
+        incoming_channel_id=view.incoming_channel_id,
+        outgoing_channel_id=view.outgoing_channel_id,
+        payment_hash=view.payment_hash,
+        incoming_msat=view.incoming_msat,
+        outgoing_msat=view.outgoing_msat,
+        fee_msat=view.fee_msat,
+        received_seconds=view.received_seconds,
+        settled_seconds=view.settled_seconds,
+    )
+
+
 def channel(view: interface.ChannelView) -> channels_pb2.Channel:
     return channels_pb2.Channel(
         channel_id=view.channel_id,

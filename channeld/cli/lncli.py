@@ -8,6 +8,7 @@ import typer
 
 from channeld.cli import (
     channel_commands,
+    forward_commands,
     invoice_commands,
     node_commands,
     payment_commands,
@@ -352,5 +353,6 @@ def register(app: typer.Typer) -> None:
         ("payinvoice", payinvoice),
         ("decodepayreq", decodepayreq),
         ("listpayments", listpayments),
+        ("fwdinghistory", forward_commands.forwards),
     ):
         command(app, name, panel=PANEL)(function)

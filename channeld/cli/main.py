@@ -12,6 +12,7 @@ import typer
 
 from channeld.cli import (
     channel_commands,
+    forward_commands,
     invoice_commands,
     lncli,
     node_commands,
@@ -99,6 +100,7 @@ for module in (
     wallet_commands,
     peer_commands,
     channel_commands,
+    forward_commands,
     invoice_commands,
     payment_commands,
     tower_commands,

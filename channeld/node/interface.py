@@ -322,6 +322,20 @@ class NodeService(Protocol):
         """Returns when the closing transaction is broadcast, or when the peer is awaited (see `status`)."""
         ...
 
+    async def set_policy(
+        self,
+        channel_id: bytes | None,
+        fee_base_msat: int | None = None,
+        fee_proportional_millionths: int | None = None,
+        cltv_expiry_delta: int | None = None,
+        htlc_minimum_msat: int | None = None,
+        htlc_maximum_msat: int | None = None,
+    ) -> list[PolicyView]:
+        """What to ask for forwarding over a channel, or (None) over all; what is None stays as it is."""
+        ...
+
+    async def list_forwards(self, limit: int = 100, offset: int = 0) -> list[ForwardView]: ...
+
     async def create_invoice(
         self,
         amount_msat: int | None,

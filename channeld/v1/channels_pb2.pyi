@@ -632,3 +632,228 @@ class GetClosingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__commitment_number) -> _WhichOneofReturnType__commitment_number | None: ...
 
 Global___GetClosingResponse: _TypeAlias = GetClosingResponse  # noqa: Y015
+
+@_typing.final
+class SetPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    FEE_BASE_MSAT_FIELD_NUMBER: _builtins.int
+    FEE_PROPORTIONAL_MILLIONTHS_FIELD_NUMBER: _builtins.int
+    CLTV_EXPIRY_DELTA_BLOCKS_FIELD_NUMBER: _builtins.int
+    HTLC_MINIMUM_MSAT_FIELD_NUMBER: _builtins.int
+    HTLC_MAXIMUM_MSAT_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.bytes
+    """32 bytes; absent means all channels."""
+    fee_base_msat: _builtins.int
+    """The part of the fee that does not depend on the amount."""
+    fee_proportional_millionths: _builtins.int
+    """The part that does, in millionths of the amount."""
+    cltv_expiry_delta_blocks: _builtins.int
+    """Blocks between the expiries of the incoming and the outgoing payment."""
+    htlc_minimum_msat: _builtins.int
+    """The least that is forwarded."""
+    htlc_maximum_msat: _builtins.int
+    """The most that is forwarded at once."""
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.bytes | None = ...,
+        fee_base_msat: _builtins.int | None = ...,
+        fee_proportional_millionths: _builtins.int | None = ...,
+        cltv_expiry_delta_blocks: _builtins.int | None = ...,
+        htlc_minimum_msat: _builtins.int | None = ...,
+        htlc_maximum_msat: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_channel_id", b"_channel_id", "_cltv_expiry_delta_blocks", b"_cltv_expiry_delta_blocks", "_fee_base_msat", b"_fee_base_msat", "_fee_proportional_millionths", b"_fee_proportional_millionths", "_htlc_maximum_msat", b"_htlc_maximum_msat", "_htlc_minimum_msat", b"_htlc_minimum_msat", "channel_id", b"channel_id", "cltv_expiry_delta_blocks", b"cltv_expiry_delta_blocks", "fee_base_msat", b"fee_base_msat", "fee_proportional_millionths", b"fee_proportional_millionths", "htlc_maximum_msat", b"htlc_maximum_msat", "htlc_minimum_msat", b"htlc_minimum_msat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_id", b"_channel_id", "_cltv_expiry_delta_blocks", b"_cltv_expiry_delta_blocks", "_fee_base_msat", b"_fee_base_msat", "_fee_proportional_millionths", b"_fee_proportional_millionths", "_htlc_maximum_msat", b"_htlc_maximum_msat", "_htlc_minimum_msat", b"_htlc_minimum_msat", "channel_id", b"channel_id", "cltv_expiry_delta_blocks", b"cltv_expiry_delta_blocks", "fee_base_msat", b"fee_base_msat", "fee_proportional_millionths", b"fee_proportional_millionths", "htlc_maximum_msat", b"htlc_maximum_msat", "htlc_minimum_msat", b"htlc_minimum_msat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__channel_id: _TypeAlias = _typing.Literal["channel_id"]  # noqa: Y015
+    _WhichOneofArgType__channel_id: _TypeAlias = _typing.Literal["_channel_id", b"_channel_id"]  # noqa: Y015
+    _WhichOneofReturnType__cltv_expiry_delta_blocks: _TypeAlias = _typing.Literal["cltv_expiry_delta_blocks"]  # noqa: Y015
+    _WhichOneofArgType__cltv_expiry_delta_blocks: _TypeAlias = _typing.Literal["_cltv_expiry_delta_blocks", b"_cltv_expiry_delta_blocks"]  # noqa: Y015
+    _WhichOneofReturnType__fee_base_msat: _TypeAlias = _typing.Literal["fee_base_msat"]  # noqa: Y015
+    _WhichOneofArgType__fee_base_msat: _TypeAlias = _typing.Literal["_fee_base_msat", b"_fee_base_msat"]  # noqa: Y015
+    _WhichOneofReturnType__fee_proportional_millionths: _TypeAlias = _typing.Literal["fee_proportional_millionths"]  # noqa: Y015
+    _WhichOneofArgType__fee_proportional_millionths: _TypeAlias = _typing.Literal["_fee_proportional_millionths", b"_fee_proportional_millionths"]  # noqa: Y015
+    _WhichOneofReturnType__htlc_maximum_msat: _TypeAlias = _typing.Literal["htlc_maximum_msat"]  # noqa: Y015
+    _WhichOneofArgType__htlc_maximum_msat: _TypeAlias = _typing.Literal["_htlc_maximum_msat", b"_htlc_maximum_msat"]  # noqa: Y015
+    _WhichOneofReturnType__htlc_minimum_msat: _TypeAlias = _typing.Literal["htlc_minimum_msat"]  # noqa: Y015
+    _WhichOneofArgType__htlc_minimum_msat: _TypeAlias = _typing.Literal["_htlc_minimum_msat", b"_htlc_minimum_msat"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__channel_id) -> _WhichOneofReturnType__channel_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cltv_expiry_delta_blocks) -> _WhichOneofReturnType__cltv_expiry_delta_blocks | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fee_base_msat) -> _WhichOneofReturnType__fee_base_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fee_proportional_millionths) -> _WhichOneofReturnType__fee_proportional_millionths | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__htlc_maximum_msat) -> _WhichOneofReturnType__htlc_maximum_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__htlc_minimum_msat) -> _WhichOneofReturnType__htlc_minimum_msat | None: ...
+
+Global___SetPolicyRequest: _TypeAlias = SetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class ForwardingPolicy(_message.Message):
+    """What is asked for forwarding over a channel (BOLT 7, `channel_update`)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    FEE_BASE_MSAT_FIELD_NUMBER: _builtins.int
+    FEE_PROPORTIONAL_MILLIONTHS_FIELD_NUMBER: _builtins.int
+    CLTV_EXPIRY_DELTA_BLOCKS_FIELD_NUMBER: _builtins.int
+    HTLC_MINIMUM_MSAT_FIELD_NUMBER: _builtins.int
+    HTLC_MAXIMUM_MSAT_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.bytes
+    """32 bytes."""
+    fee_base_msat: _builtins.int
+    """The part of the fee that does not depend on the amount."""
+    fee_proportional_millionths: _builtins.int
+    """The part that does, in millionths of the amount."""
+    cltv_expiry_delta_blocks: _builtins.int
+    """Blocks between the expiries of the incoming and the outgoing payment."""
+    htlc_minimum_msat: _builtins.int
+    """The least that is forwarded."""
+    htlc_maximum_msat: _builtins.int
+    """The most that is forwarded at once."""
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.bytes = ...,
+        fee_base_msat: _builtins.int = ...,
+        fee_proportional_millionths: _builtins.int = ...,
+        cltv_expiry_delta_blocks: _builtins.int = ...,
+        htlc_minimum_msat: _builtins.int = ...,
+        htlc_maximum_msat: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "cltv_expiry_delta_blocks", b"cltv_expiry_delta_blocks", "fee_base_msat", b"fee_base_msat", "fee_proportional_millionths", b"fee_proportional_millionths", "htlc_maximum_msat", b"htlc_maximum_msat", "htlc_minimum_msat", b"htlc_minimum_msat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardingPolicy: _TypeAlias = ForwardingPolicy  # noqa: Y015
+
+@_typing.final
+class SetPolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForwardingPolicy]:
+        """What holds now, one for each channel that was meant."""
+
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___ForwardingPolicy] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPolicyResponse: _TypeAlias = SetPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ListForwardsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """How many at most, up to 10000; absent means 100."""
+    offset: _builtins.int
+    """How many of the newest to leave out."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int | None = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___ListForwardsRequest: _TypeAlias = ListForwardsRequest  # noqa: Y015
+
+@_typing.final
+class Forward(_message.Message):
+    """A payment of somebody else's that went through this node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCOMING_CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    OUTGOING_CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    PAYMENT_HASH_FIELD_NUMBER: _builtins.int
+    INCOMING_MSAT_FIELD_NUMBER: _builtins.int
+    OUTGOING_MSAT_FIELD_NUMBER: _builtins.int
+    FEE_MSAT_FIELD_NUMBER: _builtins.int
+    RECEIVED_SECONDS_FIELD_NUMBER: _builtins.int
+    SETTLED_SECONDS_FIELD_NUMBER: _builtins.int
+    incoming_channel_id: _builtins.bytes
+    """The channel that it came over, 32 bytes."""
+    outgoing_channel_id: _builtins.bytes
+    """The channel that it left by, 32 bytes."""
+    payment_hash: _builtins.bytes
+    """What its preimage hashes to, 32 bytes."""
+    incoming_msat: _builtins.int
+    """What came in."""
+    outgoing_msat: _builtins.int
+    """What went out."""
+    fee_msat: _builtins.int
+    """What was earned: the difference."""
+    received_seconds: _builtins.float
+    """When it came in, in Unix time."""
+    settled_seconds: _builtins.float
+    """When its preimage came back."""
+    def __init__(
+        self,
+        *,
+        incoming_channel_id: _builtins.bytes = ...,
+        outgoing_channel_id: _builtins.bytes = ...,
+        payment_hash: _builtins.bytes = ...,
+        incoming_msat: _builtins.int = ...,
+        outgoing_msat: _builtins.int = ...,
+        fee_msat: _builtins.int = ...,
+        received_seconds: _builtins.float = ...,
+        settled_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fee_msat", b"fee_msat", "incoming_channel_id", b"incoming_channel_id", "incoming_msat", b"incoming_msat", "outgoing_channel_id", b"outgoing_channel_id", "outgoing_msat", b"outgoing_msat", "payment_hash", b"payment_hash", "received_seconds", b"received_seconds", "settled_seconds", b"settled_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forward: _TypeAlias = Forward  # noqa: Y015
+
+@_typing.final
+class ListForwardsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORWARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def forwards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Forward]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        forwards: _abc.Iterable[Global___Forward] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forwards", b"forwards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListForwardsResponse: _TypeAlias = ListForwardsResponse  # noqa: Y015

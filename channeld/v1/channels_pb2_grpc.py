@@ -60,6 +60,16 @@ class ChannelsStub:
                 request_serializer=channeld_dot_v1_dot_channels__pb2.GetClosingRequest.SerializeToString,
                 response_deserializer=channeld_dot_v1_dot_channels__pb2.GetClosingResponse.FromString,
                 _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/channeld.v1.Channels/SetPolicy',
+                request_serializer=channeld_dot_v1_dot_channels__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_channels__pb2.SetPolicyResponse.FromString,
+                _registered_method=True)
+        self.ListForwards = channel.unary_unary(
+                '/channeld.v1.Channels/ListForwards',
+                request_serializer=channeld_dot_v1_dot_channels__pb2.ListForwardsRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_channels__pb2.ListForwardsResponse.FromString,
+                _registered_method=True)
 
 
 class ChannelsServicer:
@@ -105,6 +115,21 @@ class ChannelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetPolicy(self, request, context):
+        """Changes what is asked for forwarding over a channel, or over all of them; the network is told. What is absent stays
+        as it is; without any change the answer shows what is asked now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListForwards(self, request, context):
+        """Payments of others that went through this node, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChannelsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +157,16 @@ def add_ChannelsServicer_to_server(servicer, server):
                     servicer.GetClosing,
                     request_deserializer=channeld_dot_v1_dot_channels__pb2.GetClosingRequest.FromString,
                     response_serializer=channeld_dot_v1_dot_channels__pb2.GetClosingResponse.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=channeld_dot_v1_dot_channels__pb2.SetPolicyRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_channels__pb2.SetPolicyResponse.SerializeToString,
+            ),
+            'ListForwards': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListForwards,
+                    request_deserializer=channeld_dot_v1_dot_channels__pb2.ListForwardsRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_channels__pb2.ListForwardsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -270,6 +305,60 @@ class Channels:
             '/channeld.v1.Channels/GetClosing',
             channeld_dot_v1_dot_channels__pb2.GetClosingRequest.SerializeToString,
             channeld_dot_v1_dot_channels__pb2.GetClosingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/channeld.v1.Channels/SetPolicy',
+            channeld_dot_v1_dot_channels__pb2.SetPolicyRequest.SerializeToString,
+            channeld_dot_v1_dot_channels__pb2.SetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListForwards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/channeld.v1.Channels/ListForwards',
+            channeld_dot_v1_dot_channels__pb2.ListForwardsRequest.SerializeToString,
+            channeld_dot_v1_dot_channels__pb2.ListForwardsResponse.FromString,
             options,
             channel_credentials,
             insecure,

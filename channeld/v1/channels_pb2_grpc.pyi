@@ -50,6 +50,12 @@ class ChannelsStub:
     """How a channel ended, or is ending on chain, and what became of every satoshi in it (BOLT 5).
     FAILED_PRECONDITION while its funding output is not spent.
     """
+    SetPolicy: _grpc.UnaryUnaryMultiCallable[_channels_pb2.SetPolicyRequest, _channels_pb2.SetPolicyResponse]
+    """Changes what is asked for forwarding over a channel, or over all of them; the network is told. What is absent stays
+    as it is; without any change the answer shows what is asked now.
+    """
+    ListForwards: _grpc.UnaryUnaryMultiCallable[_channels_pb2.ListForwardsRequest, _channels_pb2.ListForwardsResponse]
+    """Payments of others that went through this node, newest first."""
 
 @_typing.type_check_only
 class ChannelsAsyncStub(ChannelsStub):
@@ -73,6 +79,12 @@ class ChannelsAsyncStub(ChannelsStub):
     """How a channel ended, or is ending on chain, and what became of every satoshi in it (BOLT 5).
     FAILED_PRECONDITION while its funding output is not spent.
     """
+    SetPolicy: _aio.UnaryUnaryMultiCallable[_channels_pb2.SetPolicyRequest, _channels_pb2.SetPolicyResponse]  # type: ignore[assignment]
+    """Changes what is asked for forwarding over a channel, or over all of them; the network is told. What is absent stays
+    as it is; without any change the answer shows what is asked now.
+    """
+    ListForwards: _aio.UnaryUnaryMultiCallable[_channels_pb2.ListForwardsRequest, _channels_pb2.ListForwardsResponse]  # type: ignore[assignment]
+    """Payments of others that went through this node, newest first."""
 
 class ChannelsServicer(metaclass=_abc_1.ABCMeta):
     """Opening, looking at and closing channels."""
@@ -123,5 +135,23 @@ class ChannelsServicer(metaclass=_abc_1.ABCMeta):
         """How a channel ended, or is ending on chain, and what became of every satoshi in it (BOLT 5).
         FAILED_PRECONDITION while its funding output is not spent.
         """
+
+    @_abc_1.abstractmethod
+    def SetPolicy(
+        self,
+        request: _channels_pb2.SetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_channels_pb2.SetPolicyResponse, _abc.Awaitable[_channels_pb2.SetPolicyResponse]]:
+        """Changes what is asked for forwarding over a channel, or over all of them; the network is told. What is absent stays
+        as it is; without any change the answer shows what is asked now.
+        """
+
+    @_abc_1.abstractmethod
+    def ListForwards(
+        self,
+        request: _channels_pb2.ListForwardsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_channels_pb2.ListForwardsResponse, _abc.Awaitable[_channels_pb2.ListForwardsResponse]]:
+        """Payments of others that went through this node, newest first."""
 
 def add_ChannelsServicer_to_server(servicer: ChannelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
