@@ -72,6 +72,7 @@ def uploaders(towers: Towers) -> list[Uploader]:
 def quick(uploader: Uploader) -> None:
     uploader.retry_seconds = 0.01
     uploader.share_of_a_core = 1.0
+    uploader.gather_seconds = 0.0
 
 
 async def use(towers: Towers, tower: Tower, **options: Any) -> TowerUri:

@@ -40,6 +40,8 @@ RENEW_BLOCKS = 1_008
 """A session that ends so soon gets more time."""
 SHARE_OF_A_CORE = 0.1
 """How much of one core making blobs may take: payments come first, a tower may lag behind them for a while."""
+GATHER_SECONDS = 0.2
+"""How long what is revoked next may wait for company, after a call: one for each would cost more than the blobs."""
 STALE_BLOCKS = 3
 """A tower whose last block is so much older than ours is not up to date."""
 
@@ -83,6 +85,7 @@ class Uploader:
         self._failures = 0
         self.retry_seconds = FIRST_RETRY_SECONDS
         self.share_of_a_core = SHARE_OF_A_CORE
+        self.gather_seconds = GATHER_SECONDS
         self._spent_seconds = 0.0
         self._problem = ""
         self._problem_since = 0.0
@@ -173,11 +176,15 @@ class Uploader:
                 busy = busy or result
             spent, self._spent_seconds = self._spent_seconds, 0.0
             await asyncio.sleep(spent / self.share_of_a_core - spent)
+        if all(newest - count < BATCH for _, count, newest in work):
+            await asyncio.sleep(self.gather_seconds)
         return busy
 
     async def _upload(self, channel: bytes, first: int, newest: int) -> bool:
         """One call's worth; False if the channel turns out to be gone."""
+        began = time.perf_counter()
         kits = await self._backups.kits(channel, first, min(BATCH, newest - first))
+        self._spent_seconds += time.perf_counter() - began
         if not kits:
             self.progress.pop(channel, None)
             return False
