@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import structlog
+
 from channeld.bolt.features import Feature
 from channeld.bolt.invoice import Invoice, RoutingHop
 from channeld.bolt.onion import failures as f
@@ -23,17 +25,23 @@ from channeld.node import failures, views
 from channeld.node.payment_record import PartRecord
 from channeld.routing.hints import hint_edges
 from channeld.routing.values import EdgeKey, LocalChannel, NoRoute, Route, RouteRequest
+from channeld.storage import Write, rows
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from channeld.node.channels import Channels, Driver
     from channeld.node.gossip import NodeGossip
     from channeld.routing.scoring import Scorer
 
+log = structlog.get_logger(__name__)
 MAX_CLTV_BLOCKS = 2000
 """Others take HTLCs of up to 2016 blocks; blocks are found meanwhile."""
 RELIABLE = 0.5
 """A single way at least so probable is taken without looking for a split."""
 MAX_PARTS = 16
+SCORES = "scores"
+"""Where the database keeps what was learnt."""
 MOST_STUCK = 3
 """So often a channel may lack money in one payment before it is left alone."""
 
@@ -96,6 +104,20 @@ class Router:
         self._height = height
         self._now = now
         self._scorer: Scorer | None = None
+        self._stored = b""
+        self._learnt = False
+
+    def load(self, connection: Connection) -> None:
+        """What was learnt in earlier lives; read when it is first needed."""
+        self._stored = rows.load_meta(connection).get(SCORES, b"")
+
+    def save(self) -> list[Write]:
+        """What was learnt since the last time, to be kept: knowledge, not money, so now and then is enough."""
+        if not self._learnt or self._scorer is None:
+            return []
+        self._learnt = False
+        self._scorer.forget_old(self._now())
+        return [rows.SET_META(SCORES, self._scorer.export())]
 
     @property
     def scorer(self) -> Scorer:
@@ -104,6 +126,12 @@ class Router:
             from channeld.routing.scoring import Scorer
 
             self._scorer = Scorer()
+            if self._stored:
+                try:
+                    self._scorer.import_(self._stored)
+                except ValueError as error:
+                    log.warning("what was learnt of other channels cannot be read", reason=str(error))
+                self._stored = b""
         return self._scorer
 
     def knows_ways(self, invoice: Invoice) -> bool:
@@ -208,6 +236,7 @@ class Router:
     def succeeded(self, part: PartRecord) -> None:
         """A part was settled."""
         if part.route is not None:
+            self._learnt = True
             self.scorer.route_succeeded(self._gossip.graph, part.route, self._now())
 
     def refused(self, session: Session, part: PartRecord) -> None:
@@ -219,6 +248,7 @@ class Router:
         """A part came back: what may not be tried again, and whether anything may."""
         route = part.route
         assert route is not None
+        self._learnt = True
         hops = route.hops
         last = len(hops) - 1
         if effect.reason is None and effect.failure_code is None:

@@ -182,6 +182,7 @@ class Runtime:
         self._switch.load(connection)
         self.policies.load(connection)
         self.forwarder.load(connection)
+        self.router.load(connection)
         self.payments.load(connection)
         hashes = {h.payment_hash for d in self.channels.all() for h in views.htlcs(d.state) if not h.offered}
         self.invoices.load(connection, tuple(hashes))
@@ -250,7 +251,7 @@ class Runtime:
 
     def _on_height(self, height: int) -> list[Write]:
         self.invoices.forget_expired()
-        return self._switch.expire(height)
+        return [*self._switch.expire(height), *self.router.save()]
 
     def _touched(self, driver: Driver) -> None:
         self.gossip.touched(driver)

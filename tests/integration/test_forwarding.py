@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from channeld.bolt.onion import failures as f
-from channeld.node.interface import NodeError
+from channeld.node.interface import NodeError, PaymentView
 from channeld.storage import StoreFailed
 from tests.integration.world import TestNode, World, world_in
 
@@ -46,9 +46,9 @@ class Net:
     async def know(self, count: int) -> None:
         """Until every node knows `count` public channels with both policies."""
         await self.world.mine(6)
-        await asyncio.gather(*(node.until(partial(self._knows, node, count)) for node in self.nodes.values()))
+        await asyncio.gather(*(node.until(partial(self.knows, node, count)) for node in self.nodes.values()))
 
-    async def _knows(self, node: TestNode, count: int) -> bool:
+    async def knows(self, node: TestNode, count: int) -> bool:
         graph = node.runtime.gossip.graph
         policies = [policy for channel in graph.channels() for policy in channel.policies]
         return len(policies) == 2 * count and all(policy is not None and policy.enabled for policy in policies)
@@ -62,6 +62,18 @@ class Net:
     async def active(self) -> None:
         for link, channel_id in self.channels.items():
             await asyncio.gather(*(self.nodes[name].wait_active(channel_id) for name in link))
+
+    async def restarted(self, node: TestNode) -> bool:
+        """No crash from here on. Whether there was one; then the node runs again."""
+        node.hook.disarm()
+        try:
+            await node.flush()
+        except StoreFailed:
+            await node.runtime.stopped.wait()
+        if not node.has_crashed:
+            return False
+        await node.restart()
+        return True
 
     async def owns(self, name: str) -> int:
         """What a node has in its channels, msat."""
@@ -217,11 +229,11 @@ class Story:
         paying = asyncio.ensure_future(net["a"].api.pay(invoice.bolt11))
         stopped = asyncio.ensure_future(middle.runtime.stopped.wait())
         await asyncio.wait((paying, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=20)
-        crashed = await self._restarted(middle)
+        crashed = await net.restarted(middle)
         stopped.cancel()
         payment = await asyncio.wait_for(paying, 20)
         if not crashed:
-            crashed = await self._restarted(middle)
+            crashed = await net.restarted(middle)
         await net.active()
         await net.quiet()
         settled = (await net["c"].api.get_invoice(invoice.payment_hash)).state == "settled"
@@ -234,17 +246,6 @@ class Story:
         hashes = [forward.payment_hash for forward in await middle.api.list_forwards()]
         assert hashes.count(invoice.payment_hash) == int(settled)
         return crashed
-
-    async def _restarted(self, middle: TestNode) -> bool:
-        try:
-            middle.hook.disarm()
-            await middle.flush()
-        except StoreFailed:
-            pass
-        if not middle.has_crashed:
-            return False
-        await middle.restart()
-        return True
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -261,3 +262,50 @@ async def test_the_middle_dies_at_every_commit(net: Net, when: str, pays: bool) 
         if not crashed:
             break
     assert crashes >= LEAST_COMMITS
+
+
+async def _outcome_of(net: Net, bolt11: str, payment_hash: bytes, key: str) -> PaymentView | None:
+    """What became of a payment whose payer may die meanwhile; None if it never began."""
+    payer = net["a"]
+    while True:
+        calling = asyncio.ensure_future(payer.api.pay(bolt11, idempotency_key=key))
+        stopped = asyncio.ensure_future(payer.runtime.stopped.wait())
+        await asyncio.wait((calling, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        stopped.cancel()
+        if not payer.has_crashed:
+            try:
+                return await asyncio.wait_for(calling, 20)
+            except NodeError as refusal:
+                if "came to nothing" in refusal.sentence:
+                    return None
+                raise
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        await payer.restart()
+        await net.active()
+        await payer.until(partial(net.knows, payer, 2))  # its gossip was in a temporary file
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_the_payer_dies_at_every_commit_of_a_routed_payment(net: Net, when: str) -> None:
+    await net.make("ab", "bc")
+    await net.know(2)
+    for commit in range(1, MOST_COMMITS):
+        payer = net["a"]
+        before = {name: await net.owns(name) for name in "abc"}
+        invoice = await net["c"].api.create_invoice(AMOUNT_MSAT, "the payer dies")
+        payer.hook.arm(commit, when)  # type: ignore[arg-type]
+        payment = await _outcome_of(net, invoice.bolt11, invoice.payment_hash, f"{when} {commit}")
+        is_over = payer.hook.is_armed
+        await net.restarted(payer)
+        await net.active()
+        await payer.until(partial(net.knows, payer, 2))
+        await net.quiet()
+        settled = (await net["c"].api.get_invoice(invoice.payment_hash)).state == "settled"
+        assert settled is (payment is not None and payment.state == "succeeded")
+        amount_msat, fee_msat = (AMOUNT_MSAT, DEFAULT_FEE_MSAT) if settled else (0, 0)
+        gains = {"a": -amount_msat - fee_msat, "b": fee_msat, "c": amount_msat}
+        assert {name: await net.owns(name) - before[name] for name in "abc"} == gains
+        if is_over:
+            break
+    assert commit > 2
