@@ -67,6 +67,8 @@ class ChainFollower:
         self._lost_since: float | None = time.time()
         self._reason = "waiting for the first contact"
         self.synced = False
+        self.in_step = False
+        """Not just between two blocks: the chain was caught up with, and layer 1 was not lost since."""
 
     @property
     def status(self) -> str:
@@ -78,6 +80,7 @@ class ChainFollower:
 
     def waiting(self, reason: str) -> None:
         """Layer 1 does not answer; called again and again while that lasts."""
+        self.in_step = False
         first = self._reason != reason
         self._reason = reason
         if self._lost_since is None:
@@ -141,7 +144,7 @@ class ChainFollower:
         if writes:
             await self._store.commit(writes)
         await self._feerates.refresh()
-        self.synced = True
+        self.synced = self.in_step = True
         self._bus.publish(
             "chain.block", f"at block {event.height}", height=event.height, block_hash=event.hash[::-1].hex()
         )

@@ -109,6 +109,7 @@ class Forwarder:
         policies: Policies,
         bus: EventBus,
         height: Callable[[], int],
+        knows_height: Callable[[], bool],
         public_update: Callable[[int, bytes], bytes],
     ) -> None:
         self._store = store
@@ -116,6 +117,7 @@ class Forwarder:
         self._policies = policies
         self._bus = bus
         self._height = height
+        self._knows_height = knows_height
         self._public_update = public_update
         self._live: set[HtlcKey] = set()
         self._settled: dict[HtlcKey, bytes] = {}
@@ -158,6 +160,8 @@ class Forwarder:
             return Reaction()
         if again:
             return self._refuse(htlc, onion.context.refusal(f.TemporaryChannelFailure(), "interrupted"))
+        if not self._knows_height():  # nobody can say whether there is time left
+            return self._refuse(htlc, onion.context.refusal(f.TemporaryNodeFailure(), "layer 1 is away"))
         asked = self._asked(onion)
         if asked is None:
             return self._refuse(htlc, onion.context.refusal(f.UnknownNextPeer()))
@@ -175,7 +179,7 @@ class Forwarder:
     def _asked(self, onion: Forward) -> Driver | None:
         """The channel that the onion names."""
         if onion.next_node_id is not None:
-            drivers = self._channels.of_peer(onion.next_node_id)
+            drivers = [d for d in self._channels.of_peer(onion.next_node_id) if isinstance(d.state, Funded)]
             return next((d for d in drivers if views.is_usable(d.state)), drivers[0] if drivers else None)
         scid = onion.short_channel_id
         assert scid is not None

@@ -132,7 +132,13 @@ class Runtime:
             time.time,
         )
         self.forwarder = Forwarder(
-            store, self.channels, self.policies, bus, lambda: self.wallet.height, self.gossip.public_update
+            store,
+            self.channels,
+            self.policies,
+            bus,
+            lambda: self.wallet.height,
+            lambda: self.chain.in_step,
+            self.gossip.public_update,
         )
         self._switch = Switch(self.identity, self._receiver, self.payments, self.forwarder)
         self.channels.connect_parts(self._switch, self.coins)

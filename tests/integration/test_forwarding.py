@@ -160,6 +160,8 @@ async def test_failures_on_the_way_have_their_codes(net: Net, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(b.forwarder, "_asked", lambda _: None)
         assert f"code {f.UnknownNextPeer.CODE}]" in await failure()
+    b.chain.waiting("a test says so")
+    assert f"code {f.TemporaryNodeFailure.CODE}]" in await failure()
     await net.quiet()
     assert await net["b"].api.list_forwards() == []
 
