@@ -68,7 +68,8 @@ class ChainFollower:
         self._reason = "waiting for the first contact"
         self.synced = False
         self.in_step = False
-        """Not just between two blocks: the chain was caught up with, and layer 1 was not lost since."""
+        """The height may be relied on: the chain was caught up with, and also after layer 1 was away."""
+        self._was_away = False
 
     @property
     def status(self) -> str:
@@ -81,6 +82,7 @@ class ChainFollower:
     def waiting(self, reason: str) -> None:
         """Layer 1 does not answer; called again and again while that lasts."""
         self.in_step = False
+        self._was_away = True
         first = self._reason != reason
         self._reason = reason
         if self._lost_since is None:
@@ -108,6 +110,7 @@ class ChainFollower:
     async def _connected(self, event: BlockConnected) -> None:
         self._found()
         self.synced = False
+        self.in_step = self.in_step and not self._was_away
         writes = to_rows(self._wallet.process(event))
         writes += self._scan(event.block, event.height)
         writes += self._on_height(event.height)
@@ -130,6 +133,7 @@ class ChainFollower:
     async def _disconnected(self, event: BlockDisconnected) -> None:
         self._found()
         self.synced = False
+        self.in_step = self.in_step and not self._was_away
         writes = to_rows(self._wallet.process(event))
         writes += self._watches.disconnected(event.height)
         writes += self._broadcasts.disconnected(event.height)
@@ -145,6 +149,7 @@ class ChainFollower:
             await self._store.commit(writes)
         await self._feerates.refresh()
         self.synced = self.in_step = True
+        self._was_away = False
         self._bus.publish(
             "chain.block", f"at block {event.height}", height=event.height, block_hash=event.hash[::-1].hex()
         )
@@ -176,5 +181,6 @@ class ChainFollower:
 
     def _back(self) -> None:
         self._found()
+        self.in_step = self.synced  # at the same block as before, unless blocks follow now
         self._bus.publish("chain.back", "layer 1 is back")
         self._broadcasts.publish_all()

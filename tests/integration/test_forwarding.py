@@ -162,6 +162,11 @@ async def test_failures_on_the_way_have_their_codes(net: Net, monkeypatch: pytes
         assert f"code {f.UnknownNextPeer.CODE}]" in await failure()
     b.chain.waiting("a test says so")
     assert f"code {f.TemporaryNodeFailure.CODE}]" in await failure()
+    b.chain._back()
+    assert f"code {f.TemporaryChannelFailure.CODE}]" in await failure()
+    b.chain.waiting("again")
+    await net.world.mine()
+    assert f"code {f.TemporaryChannelFailure.CODE}]" in await failure()
     await net.quiet()
     assert await net["b"].api.list_forwards() == []
 
