@@ -26,7 +26,6 @@ from channeld.gossip.validate import signature_jobs
 from channeld.gossip.verify import SignatureChecker, check
 from channeld.gossip.view import NetworkView
 from channeld.node.gossip import GraphFeed
-from channeld.routing.graph import Graph
 from tests.gossip_support import (
     CAPACITY_SAT,
     CHAIN_HASH,
@@ -188,7 +187,7 @@ def measure_load(path: Path) -> LoadFigures:
     gc.collect()
     memory = _resident_bytes() - before
     filled = time.perf_counter()
-    GraphFeed(Graph()).load(view)
+    GraphFeed().load(view)
     graph = time.perf_counter()
     plan = view.store.plan_compaction(view.topology)
     planned = time.perf_counter() - graph
