@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from channeld.lab.client import Client
-from channeld.lab.processes import ManagedProcess
+from channeld.lab.processes import ManagedProcess, ProcessEnded
 from channeld.paths import DataPaths, data_paths
 from channeld.v1 import channels_pb2, events_pb2, invoices_pb2, node_pb2, payments_pb2, peers_pb2, wallet_pb2
+
+WAIT_SECONDS = 30.0
 
 
 class DaemonProcess:
@@ -161,11 +164,15 @@ class DaemonProcess:
 
     async def wait_until(self, reached: Callable[[], Any]) -> Any:
         """Until the coroutine that `reached` makes says so (a true value, which is returned); asked again after each
-        event."""
-        async with self.events() as events:
-            while not (found := await reached()):
-                await anext(events)
-            return found
+        event. Raises ProcessEnded when it takes more than 30 s."""
+        try:
+            async with asyncio.timeout(WAIT_SECONDS), self.events() as events:
+                while not (found := await reached()):
+                    await anext(events)
+                return found
+        except TimeoutError:
+            what = f"{self.name} waited {WAIT_SECONDS:g} s in vain ({reached.__qualname__})"
+            raise ProcessEnded(f"{what}: {self.process.last_words()}") from None
 
     async def wait_peer(self, node_id: bytes) -> None:
         """Until a peer is connected."""
