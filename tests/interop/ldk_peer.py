@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import shutil
 import subprocess
@@ -26,9 +27,17 @@ def missing() -> str | None:
 
 
 def install() -> None:
-    """Installs the locked npm packages, once."""
-    if not (HERE / "node_modules" / "lightningdevkit-node-net").exists():
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=HERE, check=True, capture_output=True, timeout=300)
+    """Installs the locked npm packages, once, also when several test processes want them at the same time."""
+    done = HERE / "node_modules" / ".installed"
+    with (HERE / ".install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done.exists():
+            return
+        command = ["npm", "ci", "--no-audit", "--no-fund"]
+        result = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=300, check=False)
+        if result.returncode:
+            raise RuntimeError(f"npm could not install LDK: {result.stderr.strip()[-500:]}")
+        done.touch()
 
 
 class LdkError(Exception):
