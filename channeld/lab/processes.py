@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
+import shutil
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STOP_SECONDS = 15.0
-_PR_SET_PDEATHSIG = 1
 
 
 class ProcessEnded(Exception):
     """A child ended that should run; the text has its last words."""
 
 
-def _die_with_parent() -> None:
-    """Between fork and exec: the kernel kills the child when its parent dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with_parent() -> list[str]:
+    """What goes before a command so that the kernel kills it when its parent dies. A `preexec_fn` could do the same,
+    but it makes Python fork by itself, which gRPC's threads in the parent do not survive."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv is not None else []
 
 
 class ManagedProcess:
@@ -71,13 +70,13 @@ class ManagedProcess:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
+                *_die_with_parent(),
                 *self.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=self._env,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         self._reader = asyncio.create_task(self._read(self._process))
 
