@@ -77,16 +77,28 @@ class Runtime:
         self.started = time.time()
         self.listening: list[str] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._build(keys, source)
+        self._build(source)
 
-    def _build(self, keys: Keys, source: ChainSource) -> None:
+    def _build(self, source: ChainSource) -> None:
         """All parts; those that need each other meet in the end."""
-        network, chain_hash, store, bus = keys.network, keys.network.chain_hash, self._store, self.bus
+        self._first_sync = asyncio.Event()
         self.feerates = FeeRates(source)
         self._watches = Watches()
-        self._broadcasts = Broadcasts(source, bus)
-        self.idempotency = Idempotency(store)
-        self.peers = Peers(store, self.identity, bus, LOCAL_FEATURES, chain_hash)
+        self._broadcasts = Broadcasts(source, self.bus)
+        self.idempotency = Idempotency(self._store)
+        self._build_peers_and_channels(source)
+        self._build_money(source)
+        self.channels.connect_parts(self._switch, self.coins)
+        self.peers.set_channels(self.channels)
+        self.peers.set_gossip(self.gossip)
+        self._build_chain(source)
+
+    def _height(self) -> int:
+        return self.wallet.height
+
+    def _build_peers_and_channels(self, source: ChainSource) -> None:
+        network, store, bus = self.keys.network, self._store, self.bus
+        self.peers = Peers(store, self.identity, bus, LOCAL_FEATURES, network.chain_hash)
         self.channels = Channels(
             store,
             self.identity,
@@ -96,8 +108,8 @@ class Runtime:
             self._broadcasts,
             self.settings.policy,
             LOCAL_FEATURES,
-            chain_hash,
-            lambda: self.wallet.height,
+            network.chain_hash,
+            self._height,
         )
         self.policies = Policies(store, self.channels, time.time)
         self.gossip = NodeGossip(
@@ -105,47 +117,48 @@ class Runtime:
             self.channels,
             source,
             bus,
-            chain_hash,
-            lambda: self.wallet.height,
+            network.chain_hash,
+            self._height,
             self.settings.alias,
             self.settings.color,
             self.settings.gossip,
             network.name == "regtest",
             self.policies.of,
         )
-        self.gossip.core.sync.may_start = lambda: self._first_sync.is_set()
+        self.gossip.core.sync.may_start = self._first_sync.is_set
         self.towers = NodeTowers(store, self.identity, self.channels, self.wallet)
         self.channels.on_touched = self._touched
         self.channels.update_of_peer = self.gossip.core.own.remote_update
+
+    def _build_money(self, source: ChainSource) -> None:
+        network, store, bus, node_id = self.keys.network, self._store, self.bus, self.identity.node_id
         self.coins = Coins(self.wallet, store, source, self.feerates, bus)
         self.invoices = InvoiceBook(store, self.identity, network, bus, time.time, self._route_hints)
-        self._receiver = Receiver(self.invoices, bus, lambda: self.wallet.height, time.time)
-        self.router = Router(self.identity.node_id, self.channels, self.gossip, lambda: self.wallet.height, time.time)
-        self.payments = Payments(
-            store,
-            network,
-            self.identity.node_id,
-            bus,
-            self.channels,
-            self.router,
-            lambda: self.wallet.height,
-            time.time,
-        )
+        self._receiver = Receiver(self.invoices, bus, self._height, time.time)
+        self.router = Router(node_id, self.channels, self.gossip, self._height, time.time)
+        self.payments = Payments(store, network, node_id, bus, self.channels, self.router, self._height, time.time)
         self.forwarder = Forwarder(
             store,
             self.channels,
             self.policies,
             bus,
-            lambda: self.wallet.height,
+            self._height,
             lambda: self.chain.in_step,
             self.gossip.public_update,
         )
         self._switch = Switch(self.identity, self._receiver, self.payments, self.forwarder)
-        self.channels.connect_parts(self._switch, self.coins)
-        self.peers.set_channels(self.channels)
-        self.peers.set_gossip(self.gossip)
+
+    def _build_chain(self, source: ChainSource) -> None:
+        store, bus = self._store, self.bus
         self.verbs = ChannelVerbs(
-            store, self.channels, self.peers, self.coins, self._broadcasts, self.feerates, self.idempotency, chain_hash
+            store,
+            self.channels,
+            self.peers,
+            self.coins,
+            self._broadcasts,
+            self.feerates,
+            self.idempotency,
+            self.keys.network.chain_hash,
         )
         self.monitor = Monitor(store, source, self.wallet, self.channels, self._watches, bus)
         self.channels.on_closing = self.monitor.touched
@@ -163,7 +176,6 @@ class Runtime:
             self._on_synced,
             self.gossip,
         )
-        self._first_sync = asyncio.Event()
 
     @classmethod
     async def create(cls, store: Store, keys: Keys, source: ChainSource, settings: NodeSettings) -> Runtime:
