@@ -20,8 +20,7 @@ AMOUNT_MSAT = 50_000_123
 DEFAULT_FEE_MSAT = 1000 + AMOUNT_MSAT // 1_000_000
 MOST_COMMITS = 20
 LEAST_COMMITS = 3
-"""Commits that wait for each other share one, more so on a busy machine: fewer than these means that nothing crashed."""
-"""Forwarding takes a node at least so many commits."""
+"""Forwarding takes a node at least so many commits, even if those that wait for each other share one."""
 
 
 class Net:
