@@ -112,6 +112,7 @@ __all__ = [
     "decode_state",
     "encode_state",
     "initiate",
+    "prepare",
     "phase_name",
     "resume",
     "step",
@@ -315,6 +316,13 @@ def _on_sign(state: State, env: Env) -> Transition:
 def can_sign(state: State) -> bool:
     """Whether `Sign` would do anything: give it after each batch of events if so."""
     return isinstance(state, Funded) and normal.can_sign(state)
+
+
+def prepare(state: State, env: Env) -> None:
+    """Does ahead what the next commitments need: call it while there is nothing else to do, such as during a commit to
+    the database. Changes nothing but caches."""
+    if isinstance(state, Funded):
+        normal.prepare(state, env)
 
 
 def _on_give_up(state: State, event: ForceClose | ForgetChannel, env: Env) -> Transition:

@@ -23,7 +23,7 @@ from channeld.bolt.messages import (
 )
 from channeld.bolt.messages import UpdateFee as UpdateFeeMessage
 from channeld.bolt.shachain import InconsistentSecret
-from channeld.bolt.transactions.commitment import build_commitment
+from channeld.bolt.transactions.commitment import build_commitment, prepare_commitment
 from channeld.bolt.transactions.signing import InvalidSignature, verify_commitment
 from channeld.bolt.transactions.spec import Htlc
 from channeld.channel import commitments as cm
@@ -283,6 +283,16 @@ def can_sign(state: Funded) -> bool:
         and isinstance(c.remote_next, ReadyToSign)
         and c.has_changes_to_sign
     )
+
+
+def prepare(state: Funded, env: Env) -> None:
+    """Derives the keys of the commitments that come next, whose points are known already. Only fills a cache."""
+    if not isinstance(state, Normal | ShuttingDown) or not isinstance(state.link, Live):
+        return
+    c, params = state.commitments, state.params.commitment
+    prepare_commitment(params, "local", env.signer.per_commitment_point(c.local.index + 1))
+    if isinstance(c.remote_next, ReadyToSign):
+        prepare_commitment(params, "remote", c.remote_next.next_point)
 
 
 def sign(state: Normal | ShuttingDown, env: Env) -> Transition:

@@ -52,6 +52,7 @@ class Machine(Protocol[S]):
 
     def step(self, state: S, event: ev.Event, env: Env) -> Transition[S]: ...
     def can_sign(self, state: S) -> bool: ...
+    def prepare(self, state: S, env: Env) -> None: ...
 
 
 class ChannelFrozen(Exception):
@@ -201,6 +202,8 @@ class ChannelDriver(Generic[S]):
             self._take(_Item(ev.Sign(), None, (), None), env, batch)
         batch.writes.extend(self._host.rows(self, before))
         self._host.submit(batch.writes, lambda error: self._committed(batch, error))
+        if self.failure is None:
+            self._machine.prepare(self.state, env)  # while the writer writes
 
     def _take(self, item: _Item, env: Env, batch: _Batch) -> None:
         event = item.event

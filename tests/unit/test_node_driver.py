@@ -54,6 +54,9 @@ class ToyMachine:
             return Transition((*state, word), [fx.HtlcRemoved(7, True)], [wr.ForgetAdd(False, 7)])
         return Transition((*state, word), [fx.Send(Ping(0, word.encode()))])
 
+    def prepare(self, state: State, env: Env) -> None:
+        pass
+
     def can_sign(self, state: State) -> bool:
         return bool(state) and state[-1] not in ("signed", "Connected") and not state[-1].startswith("closed")
 
