@@ -1,100 +1,163 @@
-"""Where the money went: what each side owned before, had in the channel and owns after, with every fee named.
+"""Where the money went: what everybody owned before and owns after, and every reason for the difference.
 
-What the sides own is asked of the daemons; what fees were paid is read from the chain itself.
+What the sides own is asked of the daemons; what fees were paid is read from the chain itself. All in msat: forwarding
+is paid for in fractions of a satoshi.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rich.table import Table
 
 from channeld.lab.daemon import DaemonProcess
 from channeld.lab.lab import Lab
-from channeld.v1 import wallet_pb2
+from channeld.v1 import channels_pb2, wallet_pb2
 from wallet.bitcoin import Tx
+
+PAID = "paid"
+RECEIVED = "received"
+ROUTING_FEES = "fees paid for forwarding"
+EARNED = "earned by forwarding"
+FUNDING_FEES = "fees of funding transactions"
+CLOSING_FEES = "fees of closing transactions"
+FRACTIONS = "fractions of a satoshi, lost in closing"
+MINERS = (FUNDING_FEES, CLOSING_FEES, FRACTIONS)
+"""What leaves the network; all else goes from one to another."""
 
 
 @dataclass
 class Account:
-    """One side's amounts, all in sat."""
+    """One side's amounts, all in msat."""
 
     name: str
-    before_sat: int
-    in_channel_at_open_sat: int = 0
-    paid_sat: int = 0
-    received_sat: int = 0
-    in_channel_at_close_sat: int = 0
-    """As the daemon itself said before closing."""
-    from_closing_sat: int = 0
-    """What the closing transaction paid it."""
-    after_sat: int = 0
-    fees_sat: dict[str, int] = field(default_factory=dict)
+    before_msat: int
+    put_in_msat: int = 0
+    """What it put into channels when they were opened."""
+    share_msat: int = 0
+    """What it had in channels when they were closed, as the daemon itself said."""
+    after_msat: int = 0
+    lines: dict[str, int] = field(default_factory=dict)
+    """Every reason for a difference: more if positive, less if negative."""
+
+    def book(self, line: str, msat: int) -> None:
+        """Adds to a line."""
+        self.lines[line] = self.lines.get(line, 0) + msat
 
     @property
-    def unexplained_sat(self) -> int:
-        """What is missing (or too much, if negative) after payments and fees."""
-        due_sat = self.before_sat - self.paid_sat + self.received_sat - sum(self.fees_sat.values())
-        return due_sat - self.after_sat
+    def unexplained_msat(self) -> int:
+        """What is missing (or too much, if negative) after all that is explained."""
+        return self.before_msat + sum(self.lines.values()) - self.after_msat
 
     @property
-    def channel_error_sat(self) -> int:
-        """By how much the channel's own books are off."""
-        return self.in_channel_at_open_sat - self.paid_sat + self.received_sat - self.in_channel_at_close_sat
+    def channel_error_msat(self) -> int:
+        """By how much the channels' own books are off."""
+        moved = sum(msat for line, msat in self.lines.items() if line in (PAID, RECEIVED, ROUTING_FEES, EARNED))
+        return self.put_in_msat + moved - self.share_msat
 
 
-@dataclass
 class Ledger:
-    """The opener, who brought the money in, and the other side."""
+    """An account for each daemon of an act."""
 
-    opener: Account
-    other: Account
+    def __init__(self, title: str = "Every satoshi") -> None:
+        self.title = title
+        self.accounts: dict[str, Account] = {}
 
-    @property
-    def accounts(self) -> tuple[Account, Account]:
-        """Both."""
-        return self.opener, self.other
+    async def open(self, *daemons: DaemonProcess) -> None:
+        """What they own now is what they had before."""
+        for daemon in daemons:
+            name = daemon.name.title()
+            self.accounts[name] = Account(name, await confirmed_sat(daemon) * 1000)
 
-    def payment(self, payer: Account, amount_sat: int) -> None:
+    async def close(self, *daemons: DaemonProcess) -> None:
+        """What they own now is what they have after."""
+        for daemon in daemons:
+            self[daemon].after_msat = await confirmed_sat(daemon) * 1000
+
+    def __getitem__(self, daemon: DaemonProcess) -> Account:
+        return self.accounts[daemon.name.title()]
+
+    def payment(self, payer: DaemonProcess, payee: DaemonProcess, amount_msat: int, fee_msat: int = 0) -> None:
         """Books a payment that succeeded."""
-        payee = self.other if payer is self.opener else self.opener
-        payer.paid_sat += amount_sat
-        payee.received_sat += amount_sat
+        self[payer].book(PAID, -amount_msat)
+        self[payee].book(RECEIVED, amount_msat)
+        if fee_msat:
+            self[payer].book(ROUTING_FEES, -fee_msat)
+
+    async def funded(self, lab: Lab, opener: DaemonProcess, channel: channels_pb2.Channel) -> Tx:
+        """Books a channel that was opened; its funding transaction."""
+        funding = await fetch_tx(lab, channel.funding_txid)
+        self[opener].put_in_msat += int(channel.capacity_sat) * 1000
+        self[opener].book(FUNDING_FEES, -await fee_sat(lab, funding) * 1000)
+        return funding
+
+    def closed(self, shares_msat: dict[DaemonProcess, int], paid_sat: dict[DaemonProcess, int], fee_sat: int) -> None:
+        """Books a channel that was closed together: what each had in it, what the closing transaction paid to whom, and
+        its fee. The fee is whoever's who got less than its share, and must be what all are short of."""
+        short_msat = 0
+        for daemon, share_msat in shares_msat.items():
+            account = self[daemon]
+            account.share_msat += share_msat
+            whole_sat, fraction_msat = divmod(share_msat, 1000)
+            lacking_msat = (whole_sat - paid_sat[daemon]) * 1000
+            if fraction_msat:
+                account.book(FRACTIONS, -fraction_msat)
+            if lacking_msat:
+                account.book(CLOSING_FEES, -lacking_msat)
+            short_msat += lacking_msat + fraction_msat
+        if short_msat != fee_sat * 1000:
+            raise LedgerError(f"a closing transaction pays {fee_sat} sat, but its sides are short of {short_msat} msat")
 
     def faults(self) -> list[str]:
-        """A sentence for each satoshi that is not where it must be; none is what is wanted."""
+        """A sentence for each millisatoshi that is not where it must be; none is what is wanted."""
         sentences = []
-        for account in self.accounts:
-            if account.channel_error_sat:
-                sentences.append(f"the channel's share of {account.name} is off by {account.channel_error_sat} sat")
-            if account.unexplained_sat > 0:
-                sentences.append(f"{account.unexplained_sat} sat of {account.name} are missing")
-            elif account.unexplained_sat < 0:
-                sentences.append(f"{account.name} has {-account.unexplained_sat} sat too many")
+        for account in self.accounts.values():
+            if account.channel_error_msat:
+                sentences.append(f"{account.name}'s share of channels is off by {account.channel_error_msat} msat")
+            if account.unexplained_msat > 0:
+                sentences.append(f"{account.unexplained_msat} msat of {account.name} are missing")
+            elif account.unexplained_msat < 0:
+                sentences.append(f"{account.name} has {-account.unexplained_msat} msat too many")
+        moved = self._total(lambda line: line not in MINERS)
+        if moved:
+            sentences.append(f"what some gave and others got differs by {abs(moved)} msat")
         return sentences
+
+    def _total(self, counts: Callable[[str], bool]) -> int:
+        return sum(msat for a in self.accounts.values() for line, msat in a.lines.items() if counts(line))
 
     def table(self) -> Table:
         """Everything, line by line; the amounts of each column add up from top to bottom."""
-        table = Table(title="Every satoshi", title_justify="left")
+        accounts = list(self.accounts.values())
+        table = Table(title=f"{self.title} (sat)", title_justify="left")
         table.add_column("")
-        for account in self.accounts:
+        for account in accounts:
             table.add_column(account.name, justify="right")
 
-        def line(label: str, amounts: list[int], sign: str = "", end_section: bool = False) -> None:
-            cells = (f"{sign if sat else ''}{sat:,} sat" for sat in amounts)
-            table.add_row(label, *cells, end_section=end_section)
+        def line(label: str, amounts: list[int], sign: str = "") -> None:
+            table.add_row(label, *(_sat(msat, sign) for msat in amounts))
 
-        line("on chain before", [a.before_sat for a in self.accounts])
-        line("  put into the channel", [a.in_channel_at_open_sat for a in self.accounts])
-        line("  share when it closed", [a.in_channel_at_close_sat for a in self.accounts], end_section=True)
-        line("paid", [a.paid_sat for a in self.accounts], "-")
-        line("received", [a.received_sat for a in self.accounts], "+")
-        for fee in dict.fromkeys(name for account in self.accounts for name in account.fees_sat):
-            line(f"fee of the {fee}", [a.fees_sat.get(fee, 0) for a in self.accounts], "-")
+        line("on chain before", [a.before_msat for a in accounts])
+        line("  put into channels", [a.put_in_msat for a in accounts])
+        line("  share when they closed", [a.share_msat for a in accounts])
         table.add_section()
-        line("on chain after", [a.after_sat for a in self.accounts])
-        line("unexplained", [a.unexplained_sat for a in self.accounts])
+        for label in dict.fromkeys(name for account in accounts for name in account.lines):
+            line(label, [a.lines.get(label, 0) for a in accounts], "+")
+        table.add_section()
+        line("on chain after", [a.after_msat for a in accounts])
+        line("unexplained", [a.unexplained_msat for a in accounts])
         return table
+
+
+class LedgerError(Exception):
+    """The books contradict the chain; the text is a sentence."""
+
+
+def _sat(msat: int, sign: str) -> str:
+    """In satoshi, with three decimals where there are fractions; with its sign if one is wanted."""
+    number = f"{msat // 1000:{sign},}" if msat % 1000 == 0 else f"{msat / 1000:{sign},.3f}"
+    return number if msat else "0"
 
 
 async def fetch_tx(lab: Lab, txid: bytes) -> Tx:
