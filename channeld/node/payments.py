@@ -26,7 +26,7 @@ from channeld.node.bus import EventBus
 from channeld.node.interface import ErrorKind, NodeError, PaymentView
 from channeld.node.payment_record import PartRecord, PaymentRecord, decode, save
 from channeld.node.router import MAX_PARTS, Planned, Router, Session, read
-from channeld.routing.values import NoRoute
+from channeld.routing.values import NoRoute, default_fee_limit_msat
 from channeld.storage import Store, StoreFailed, Write, rows, tables
 from wallet.bitcoin.address import Network
 
@@ -37,8 +37,6 @@ log = structlog.get_logger(__name__)
 PAYMENT_ORIGIN = b"P"
 MOST_PARTS = 128
 """Parts that one payment may have, failed ones included."""
-LEAST_FEE_LIMIT_MSAT = 10_000
-"""Where nobody said how much a payment may cost: 1 % of it, but at least this."""
 
 
 class _Live:
@@ -157,7 +155,7 @@ class Payments:
         amount = _amount(invoice, amount_msat)
         self._check_not_paid(invoice.payment_hash)
         if max_fee_msat is None:
-            max_fee_msat = max(LEAST_FEE_LIMIT_MSAT, amount // 100)
+            max_fee_msat = default_fee_limit_msat(amount)
         # A few blocks more than asked for: blocks are found meanwhile, and the recipient cannot tell the last hop.
         final_delta = invoice.min_final_cltv_expiry_delta + 1 + os.urandom(1)[0] % 6
         session = Session(invoice, amount, max_fee_msat, self._now() + timeout_seconds, final_delta)

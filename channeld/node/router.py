@@ -179,6 +179,10 @@ class Router:
                     found[scid] = driver
         return found
 
+    def local_channels(self) -> tuple[LocalChannel, ...]:
+        """Our channels that can carry something now, private ones among them, with what they can send."""
+        return tuple(self._local(scid, driver) for scid, driver in self._usable().items())
+
     def _request(
         self,
         session: Session,

@@ -20,6 +20,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from channeld.bolt.primitives import format_short_channel_id
 from channeld.routing.costs import Problem, Table, lay_out
 from channeld.routing.graph import Graph
 from channeld.routing.scoring import Scorer
@@ -56,7 +57,7 @@ class Obstacle(Struct, frozen=True):
     limit: int
 
     def __str__(self) -> str:
-        where = "the way" if self.key is None else f"channel {scid_text(self.key.short_channel_id)}"
+        where = "the way" if self.key is None else f"channel {format_short_channel_id(self.key.short_channel_id)}"
         match self.rule:
             case Rule.DISABLED:
                 return f"{where} is disabled in this direction"
@@ -137,11 +138,6 @@ class Explanation(Struct, frozen=True):
     hops: tuple[HopCost, ...]
     cheaper: tuple[Candidate, ...]
     runners_up: tuple[Candidate, ...]
-
-
-def scid_text(short_channel_id: int) -> str:
-    """As people write it: block x transaction x output."""
-    return f"{short_channel_id >> 40}x{short_channel_id >> 16 & 0xFFFFFF}x{short_channel_id & 0xFFFF}"
 
 
 def explain(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: float) -> Explanation:

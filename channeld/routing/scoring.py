@@ -20,6 +20,7 @@ import numpy as np
 from msgspec import Struct
 
 from channeld.routing.graph import Floats, Graph, Indices, Topology
+from channeld.routing.knowledge import ChannelKnowledge, NodeKnowledge
 from channeld.routing.values import EdgeKey, Route
 
 _VERSION = 1
@@ -43,24 +44,6 @@ class ScorerConfig(Struct, frozen=True):
     node_failure_nats: float = 3.0
     distribution: Literal["uniform", "bimodal"] = "uniform"
     bimodal_scale_msat: float = 3e8
-
-
-class ChannelKnowledge(Struct, frozen=True, array_like=True):
-    """Bounds in msat on what direction 0 could send, `seconds` ago. `capacity_msat` is what they refer to."""
-
-    short_channel_id: int
-    lower_msat: int
-    upper_msat: int
-    capacity_msat: int
-    learnt_seconds: float
-
-
-class NodeKnowledge(Struct, frozen=True, array_like=True):
-    """A node that failed: how bad (nats) at which time."""
-
-    node_id: bytes
-    nats: float
-    learnt_seconds: float
 
 
 class _Export(Struct, frozen=True, array_like=True):
@@ -217,14 +200,40 @@ class Scorer:
 
     # keeping
 
-    def export(self) -> bytes:
-        """Everything learnt, as MessagePack."""
-        channels = tuple(
+    def knowledge(self) -> tuple[list[ChannelKnowledge], list[NodeKnowledge]]:
+        """Everything learnt, as values."""
+        channels = [
             ChannelKnowledge(scid, int(row[0]), int(row[1]), int(row[2]), row[3])
             for scid, row in zip(self._scids, self._rows.tolist(), strict=False)
-        )
-        nodes = tuple(NodeKnowledge(node_id, *knowledge) for node_id, knowledge in self._nodes.items())
-        return msgspec.msgpack.encode(_Export(_VERSION, channels, nodes))
+        ]
+        return channels, [NodeKnowledge(node_id, *known) for node_id, known in self._nodes.items()]
+
+    def merge(self, channels: Iterable[ChannelKnowledge], nodes: Iterable[NodeKnowledge]) -> tuple[int, int]:
+        """Takes over what is newer than what is known; how many channels and nodes that were.
+
+        Raises ValueError for what cannot be; nothing is taken over then.
+        """
+        channels, nodes = list(channels), list(nodes)
+        for bounds in channels:
+            bounds.check()
+        for failure in nodes:
+            failure.check()
+        taken_channels = taken_nodes = 0
+        for channel in channels:
+            row = self._row_of.get(channel.short_channel_id)
+            if row is None or self._rows[row, 3] < channel.learnt_seconds:
+                self._put(channel)
+                taken_channels += 1
+        for node in nodes:
+            if self._nodes.get(node.node_id, (0.0, float("-inf")))[1] < node.learnt_seconds:
+                self._nodes[node.node_id] = node.nats, node.learnt_seconds
+                taken_nodes += 1
+        return taken_channels, taken_nodes
+
+    def export(self) -> bytes:
+        """Everything learnt, as MessagePack."""
+        channels, nodes = self.knowledge()
+        return msgspec.msgpack.encode(_Export(_VERSION, tuple(channels), tuple(nodes)))
 
     def import_(self, data: bytes) -> int:
         """Merges what was exported, the newer knowledge wins; how many channels were taken over.
@@ -237,18 +246,7 @@ class Scorer:
             raise ValueError(f"not an export of scores: {error}") from error
         if exported.version != _VERSION:
             raise ValueError(f"scores of version {exported.version} cannot be read, only {_VERSION}")
-        taken = 0
-        for channel in exported.channels:
-            if not 0 <= channel.lower_msat <= channel.upper_msat <= channel.capacity_msat:
-                raise ValueError(f"scores of channel {channel.short_channel_id} contradict themselves")
-            row = self._row_of.get(channel.short_channel_id)
-            if row is None or self._rows[row, 3] < channel.learnt_seconds:
-                self._put(channel)
-                taken += 1
-        for node in exported.nodes:
-            if self._nodes.get(node.node_id, (0.0, float("-inf")))[1] < node.learnt_seconds:
-                self._nodes[node.node_id] = node.nats, node.learnt_seconds
-        return taken
+        return self.merge(exported.channels, exported.nodes)[0]
 
     def reset(self, short_channel_ids: Iterable[int] | None = None) -> None:
         """Forgets some channels, or everything."""

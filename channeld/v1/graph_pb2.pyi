@@ -301,6 +301,7 @@ class GetGraphInfoResponse(_message.Message):
     median_cltv_expiry_delta_blocks: _builtins.int
     """... and in blocks of lock time."""
     num_own_public_channels: _builtins.int
+    """This node's public channels ..."""
     num_own_private_channels: _builtins.int
     """... and its open ones that are not announced: nobody else learns of these."""
     is_synced: _builtins.bool
