@@ -15,15 +15,18 @@ from watchtower.justice import (
     Justice,
     Penalty,
     Rung,
+    all_shares,
     encode,
     make_tx,
-    shares,
+    outputs_of,
     signatures_of,
 )
 
 Mode = Literal["blind", "own"]
 DEFAULT_LADDER_PER_KW = (253, 1_000, 2_500, 6_250, 16_000, 40_000)
 """1 to 160 sat/vB: each pays for replacing the one before (BIP 125, rule 4)."""
+MANY_OUTPUTS = 8
+"""A transaction that takes more is signed at every other fee rate: signatures are what a blob costs."""
 MAX_FEE_PERMILLE = 900
 """At most this share of what a transaction takes goes to miners."""
 
@@ -82,7 +85,7 @@ def fit_appointment(kit: JusticeKit, terms: Terms, max_blob_bytes: int) -> Appoi
             return made
         if len(ladder) < 2 or terms.mode == "own":
             raise ValueError(f"a blob of {len(made.blob)} bytes is more than the {max_blob_bytes} that the tower takes")
-        ladder = ladder[1 - len(ladder) % 2 :: 2] if len(ladder) > 2 else ladder[1:]
+        ladder = every_other(ladder)
 
 
 def make_justice(kit: JusticeKit, terms: Terms) -> Justice:
@@ -119,14 +122,36 @@ def _bundle(kit: JusticeKit, terms: Terms, places: tuple[int, ...]) -> Bundle:
     outpoints = [OutPoint(kit.txid, penalty.vout) for penalty in penalties]
     secrets = [kit.payment_secret if p.kind == "to_remote" else kit.revocation_secret for p in penalties]
     budget_sat = sum(penalty.amount_sat for penalty in penalties) * MAX_FEE_PERMILLE // 1000
-    # Nobody else can take `to_remote`: there is no hurry, and fewer steps will do.
-    ladder = terms.ladder_per_kw[::2] if terms.mode == "own" else terms.ladder_per_kw
-    rungs = []
-    for feerate in ladder:
-        split = shares(penalties, feerate, kit.sweep_script, terms.reward_script, terms.reward_permille)
+    ladder = _ladder(terms, penalties)
+    script, reward = kit.sweep_script, terms.reward_script
+    steps = []
+    for feerate, split in zip(
+        ladder, all_shares(penalties, ladder, script, reward, terms.reward_permille), strict=True
+    ):
         if split is None or split.fee_sat > budget_sat:
             break
-        tx = make_tx(outpoints, penalties, kit.sweep_script, split.client_sat, terms.reward_script, split.reward_sat)
-        signatures = b"".join(signatures_of(tx, penalties, secrets))
-        rungs.append(Rung(feerate, split.client_sat, split.reward_sat, signatures))
-    return Bundle(places, tuple(rungs))
+        steps.append((feerate, split.client_sat, split.reward_sat))
+    if not steps:
+        return Bundle(places, ())
+    variants = [outputs_of(script, client_sat, reward, reward_sat) for _, client_sat, reward_sat in steps]
+    tx = make_tx(outpoints, penalties, script, 0, reward, 0)
+    signatures = signatures_of(tx, penalties, secrets, variants)
+    return Bundle(places, tuple(Rung(*step, b"".join(each)) for step, each in zip(steps, signatures, strict=True)))
+
+
+def _ladder(terms: Terms, penalties: Sequence[Penalty]) -> tuple[int, ...]:
+    """The fee rates at which a set of outputs is signed for.
+
+    In own mode it is `to_remote` alone, which nobody else can take: there is no hurry, and fewer steps will do. Each
+    HTLC alone is the second try, when the cheater was faster with another one, and there may be hundreds of them.
+    """
+    if terms.mode == "own":
+        return terms.ladder_per_kw[::2]
+    if len(penalties) > MANY_OUTPUTS or all(penalty.kind == "htlc" for penalty in penalties):
+        return every_other(terms.ladder_per_kw)
+    return terms.ladder_per_kw
+
+
+def every_other(ladder_per_kw: tuple[int, ...]) -> tuple[int, ...]:
+    """Half of the fee rates, the highest among them."""
+    return ladder_per_kw[1 - len(ladder_per_kw) % 2 :: 2]

@@ -15,7 +15,7 @@ import msgspec
 from wallet.bitcoin.encoding import compact_size, hash160
 from wallet.bitcoin.script import p2wpkh, p2wpkh_script_code, p2wsh
 from wallet.bitcoin.secp import compact_to_der, is_valid_secret, sign
-from wallet.bitcoin.sighash import SIGHASH_ALL, SighashCache, segwit_v0_sighash
+from wallet.bitcoin.sighash import SIGHASH_ALL, SegwitV0Inputs, SighashCache, segwit_v0_sighash
 from wallet.bitcoin.tx import SEQUENCE_RBF, OutPoint, Tx, TxIn, TxOut
 from wallet.fees import dust_threshold_sat, fee_for_tx
 
@@ -56,8 +56,12 @@ class Penalty(msgspec.Struct, frozen=True, array_like=True):
 
     def sighash(self, tx: Tx, index: int, cache: SighashCache) -> bytes:
         """What input `index` of `tx` signs."""
-        code = self.script or p2wpkh_script_code(hash160(self.tail[0]))
-        return segwit_v0_sighash(tx, index, code, self.amount_sat, SIGHASH_ALL, cache)
+        return segwit_v0_sighash(tx, index, self.script_code, self.amount_sat, SIGHASH_ALL, cache)
+
+    @property
+    def script_code(self) -> bytes:
+        """What BIP 143 calls so."""
+        return self.script or p2wpkh_script_code(hash160(self.tail[0]))
 
     def witness(self, signature: bytes) -> tuple[bytes, ...]:
         """With a 64-byte compact signature."""
@@ -190,17 +194,37 @@ def shares(
 ) -> Shares | None:
     """At a fee rate, and at least `min_fee_sat`; None if nothing above dust would be left for the client. The reward is
     a share of what is taken; where it would be dust there is none."""
+    (split,) = all_shares(penalties, (feerate_per_kw,), sweep_script, reward_script, reward_permille, min_fee_sat)
+    return split
+
+
+def all_shares(
+    penalties: Sequence[Penalty],
+    feerates_per_kw: Sequence[int],
+    sweep_script: bytes,
+    reward_script: bytes = b"",
+    reward_permille: int = 0,
+    min_fee_sat: int = 0,
+) -> list[Shares | None]:
+    """`shares` at each of several fee rates."""
     total_sat = sum(penalty.amount_sat for penalty in penalties)
     reward_sat = total_sat * reward_permille // 1000 if reward_script else 0
     if reward_sat < dust_threshold_sat(reward_script or sweep_script):
         reward_sat = 0
     scripts = (sweep_script, reward_script) if reward_sat else (sweep_script,)
     weight = weight_of(penalties, scripts)
-    fee_sat = max(fee_for_tx(feerate_per_kw, weight), min_fee_sat)
-    client_sat = total_sat - reward_sat - fee_sat
-    if client_sat < dust_threshold_sat(sweep_script):
-        return None
-    return Shares(client_sat, reward_sat, fee_sat, weight)
+    dust_sat = dust_threshold_sat(sweep_script)
+    found: list[Shares | None] = []
+    for feerate_per_kw in feerates_per_kw:
+        fee_sat = max(fee_for_tx(feerate_per_kw, weight), min_fee_sat)
+        client_sat = total_sat - reward_sat - fee_sat
+        found.append(Shares(client_sat, reward_sat, fee_sat, weight) if client_sat >= dust_sat else None)
+    return found
+
+
+def outputs_of(sweep_script: bytes, client_sat: int, reward_script: bytes, reward_sat: int) -> tuple[TxOut, ...]:
+    """Of a justice transaction."""
+    return (TxOut(client_sat, sweep_script), *((TxOut(reward_sat, reward_script),) if reward_sat else ()))
 
 
 def make_tx(
@@ -215,16 +239,17 @@ def make_tx(
     inputs = tuple(
         TxIn(outpoint, b"", penalty.sequence) for outpoint, penalty in zip(outpoints, penalties, strict=True)
     )
-    outputs = (TxOut(client_sat, sweep_script), *((TxOut(reward_sat, reward_script),) if reward_sat else ()))
-    return Tx(2, inputs, outputs, 0)
+    return Tx(2, inputs, outputs_of(sweep_script, client_sat, reward_script, reward_sat), 0)
 
 
-def signatures_of(tx: Tx, penalties: Sequence[Penalty], secrets: Sequence[bytes]) -> list[bytes]:
-    """64 bytes compact for each input."""
-    cache = SighashCache(tx)
+def signatures_of(
+    tx: Tx, penalties: Sequence[Penalty], secrets: Sequence[bytes], variants: Sequence[Sequence[TxOut]] = ()
+) -> list[list[bytes]]:
+    """For each of the `variants` of the outputs (none given: those that `tx` has) 64 bytes compact for each input."""
+    inputs = SegwitV0Inputs(tx, [(penalty.script_code, penalty.amount_sat) for penalty in penalties])
     return [
-        sign(secret, penalty.sighash(tx, index, cache))
-        for index, (penalty, secret) in enumerate(zip(penalties, secrets, strict=True))
+        [sign(secret, digest) for secret, digest in zip(secrets, inputs.sighashes(outputs), strict=True)]
+        for outputs in variants or (tx.outputs,)
     ]
 
 
@@ -270,4 +295,5 @@ def own_tx(
         return None
     tx = make_tx(outpoints, penalties, justice.sweep_script, split.client_sat, justice.reward_script, split.reward_sat)
     secrets = [justice.revocation_secret] * len(penalties)
-    return with_witnesses(tx, penalties, signatures_of(tx, penalties, secrets)), split
+    (signatures,) = signatures_of(tx, penalties, secrets)
+    return with_witnesses(tx, penalties, signatures), split

@@ -53,7 +53,7 @@ async def _measure(lab: Lab, alone: int, busy: int) -> PaymentFigures:
     idle_memory_bytes = max(alice.memory_bytes(), bob.memory_bytes())
     await lab.fund(alice, CAPACITY_SAT + 1_000_000)
     await lab.open_channel(alice, bob, CAPACITY_SAT, push_msat=CAPACITY_SAT * 100)
-    await _pay_all(alice, await _invoices(bob, 20), 1)  # warm
+    await pay_all(alice, await invoices(bob, 20), 1)  # warm
     latencies, alone_cpu, _ = await _timed(alice, bob, alone, 1)
     cuts = quantiles(latencies, n=20)
     _, busy_cpu, busy_seconds = await _timed(alice, bob, busy, IN_FLIGHT)
@@ -74,26 +74,27 @@ async def _timed(
     alice: DaemonProcess, bob: DaemonProcess, count: int, in_flight: int
 ) -> tuple[list[float], float, float]:
     """(latencies in seconds, CPU seconds of both daemons, wall seconds)."""
-    invoices = await _invoices(bob, count)
+    bolt11s = await invoices(bob, count)
     cpu = alice.cpu_seconds() + bob.cpu_seconds()
     began = time.perf_counter()
-    latencies = await _pay_all(alice, invoices, in_flight)
+    latencies = await pay_all(alice, bolt11s, in_flight)
     wall = time.perf_counter() - began
     return latencies, alice.cpu_seconds() + bob.cpu_seconds() - cpu, wall
 
 
-async def _invoices(payee: DaemonProcess, count: int) -> list[str]:
+async def invoices(payee: DaemonProcess, count: int) -> list[str]:
+    """So many, of `AMOUNT_MSAT`."""
     return [(await payee.invoice(AMOUNT_MSAT, f"goods {number}")).bolt11 for number in range(count)]
 
 
-async def _pay_all(payer: DaemonProcess, invoices: list[str], in_flight: int) -> list[float]:
+async def pay_all(payer: DaemonProcess, bolt11s: list[str], in_flight: int) -> list[float]:
     """Pays over one stream, never more than `in_flight` at a time; the latency of each. Every payment must succeed."""
     room = asyncio.Semaphore(in_flight)
     sent: dict[int, float] = {}
     latencies: list[float] = []
 
     async def requests() -> AsyncIterator[payments_pb2.PayStreamRequest]:
-        for number, bolt11 in enumerate(invoices):
+        for number, bolt11 in enumerate(bolt11s):
             await room.acquire()
             sent[number] = time.perf_counter()
             yield payments_pb2.PayStreamRequest(request_id=number, pay=payments_pb2.PayRequest(bolt11=bolt11))
@@ -103,5 +104,5 @@ async def _pay_all(payer: DaemonProcess, invoices: list[str], in_flight: int) ->
         room.release()
         if response.payment.state != payments_pb2.PAYMENT_STATE_SUCCEEDED:
             reason = response.payment.failure or response.error.sentence
-            raise RuntimeError(f"payment {response.request_id} of {len(invoices)} failed: {reason}")
+            raise RuntimeError(f"payment {response.request_id} of {len(bolt11s)} failed: {reason}")
     return latencies

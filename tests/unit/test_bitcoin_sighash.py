@@ -26,6 +26,7 @@ from wallet.bitcoin.secp import (
 from wallet.bitcoin.sighash import (
     SIGHASH_ALL,
     SIGHASH_SINGLE,
+    SegwitV0Inputs,
     SighashCache,
     segwit_v0_sighash,
     tapleaf_hash,
@@ -222,3 +223,13 @@ def test_hash_types_that_are_valid_but_not_standard() -> None:
 def test_bytes_that_are_no_transaction() -> None:
     with pytest.raises(ValueError, match="cannot be decoded"):
         verify(b"\x00" * 5, [])
+
+
+def test_variants_of_the_outputs_sign_what_each_transaction_alone_would() -> None:
+    inputs = tuple(TxIn(OutPoint(bytes((place,)) * 32, place), b"", place) for place in range(3))
+    spent = [(bytes((place,)) * (30 + 120 * place), 1_000 + place) for place in range(3)]
+    variants = [(TxOut(5, b"\x00\x14" + bytes(20)),), (TxOut(7, b"\x51"), TxOut(9, b"\x52"))]
+    shared = SegwitV0Inputs(Tx(2, inputs, variants[0], 11), spent)
+    for outputs in variants:
+        tx = Tx(2, inputs, outputs, 11)
+        assert shared.sighashes(outputs) == [segwit_v0_sighash(tx, place, *spent[place]) for place in range(3)]

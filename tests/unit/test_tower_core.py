@@ -154,12 +154,21 @@ def test_outputs_that_are_not_the_transactions_are_refused() -> None:
 def test_a_blob_that_is_too_large_loses_fee_rates_first() -> None:
     kit = revoked("a", FUNDING, 10_000_000, htlcs_sat=(30_000,) * 60).kit
     whole = make_appointment(kit, BLIND)
-    fitted = fit_appointment(kit, BLIND, len(whole.blob) * 2 // 3)
-    assert len(fitted.blob) <= len(whole.blob) * 2 // 3
-    ladder = [rung.feerate_per_kw for rung in jus.decode(unseal(kit.txid, fitted.blob)).bundles[0].rungs]
-    assert ladder == [1_000, 6_250, 40_000]
+    fitted = fit_appointment(kit, BLIND, len(whole.blob) * 4 // 5)
+    assert len(fitted.blob) <= len(whole.blob) * 4 // 5
+    bundles = jus.decode(unseal(kit.txid, fitted.blob)).bundles
+    assert [rung.feerate_per_kw for rung in bundles[0].rungs] == [1_000, 40_000]
+    assert [rung.feerate_per_kw for rung in bundles[1].rungs] == [1_000, 6_250, 40_000]
     with pytest.raises(ValueError, match="takes"):
         fit_appointment(kit, BLIND, 1_000)
+
+
+def test_few_signatures_for_many_htlcs_and_the_highest_fee_rate_for_every_set() -> None:
+    """Signatures are what a blind blob costs its maker."""
+    kit = revoked("a", FUNDING, 10_000_000, htlcs_sat=(30_000,) * 60).kit
+    bundles = make_justice(kit, BLIND).bundles
+    assert all(bundle.rungs[-1].feerate_per_kw == BLIND.ladder_per_kw[-1] for bundle in bundles)
+    assert sum(len(rung.signatures) for bundle in bundles for rung in bundle.rungs) == 64 * (3 * 62 + 6 * 2 + 3 * 60)
 
 
 # --- the index

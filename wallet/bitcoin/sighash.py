@@ -83,23 +83,43 @@ def segwit_v0_sighash(
         hash_outputs = sha256d(tx.outputs[index].serialize())
     else:
         hash_outputs = _ZERO32
+    head = _v0_head(tx, index, script_code, value_sat, hash_prevouts, hash_sequence)
+    return sha256d(b"".join((head, hash_outputs, _U32.pack(tx.locktime), _U32.pack(sighash_type))))
+
+
+def _v0_head(
+    tx: Tx, index: int, script_code: bytes, value_sat: int, hash_prevouts: bytes, hash_sequence: bytes
+) -> bytes:
     txin = tx.inputs[index]
-    return sha256d(
-        b"".join(
-            (
-                _I32.pack(tx.version),
-                hash_prevouts,
-                hash_sequence,
-                txin.outpoint.serialize(),
-                var_bytes(script_code),
-                _I64.pack(value_sat),
-                _U32.pack(txin.sequence),
-                hash_outputs,
-                _U32.pack(tx.locktime),
-                _U32.pack(sighash_type),
-            )
+    return b"".join(
+        (
+            _I32.pack(tx.version),
+            hash_prevouts,
+            hash_sequence,
+            txin.outpoint.serialize(),
+            var_bytes(script_code),
+            _I64.pack(value_sat),
+            _U32.pack(txin.sequence),
         )
     )
+
+
+class SegwitV0Inputs:
+    """Signature messages (SIGHASH_ALL) of all inputs of a transaction in variants that differ in their outputs alone:
+    what does not change is put together once. `spent` are (script code, value in satoshi) of each input."""
+
+    __slots__ = ("_heads", "_tail")
+
+    def __init__(self, tx: Tx, spent: Sequence[tuple[bytes, int]]) -> None:
+        cache = SighashCache(tx)
+        common = sha256(cache.prevouts()), sha256(cache.sequences())
+        self._heads = [_v0_head(tx, index, code, value_sat, *common) for index, (code, value_sat) in enumerate(spent)]
+        self._tail = _U32.pack(tx.locktime) + _U32.pack(SIGHASH_ALL)
+
+    def sighashes(self, outputs: Sequence[TxOut]) -> list[bytes]:
+        """One for each input."""
+        tail = sha256d(b"".join([output.serialize() for output in outputs])) + self._tail
+        return [sha256d(head + tail) for head in self._heads]
 
 
 def taproot_sighash(
