@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import structlog
 
-from channeld.bolt.features import decode_features
+from channeld.bolt.features import has_unknown_required
 from channeld.bolt.messages import ChannelAnnouncement, ChannelUpdate, NodeAnnouncement, decode
 from channeld.gossip.interface import Funding, GraphSink, output_of
 from channeld.gossip.store import CHANNEL, CHANNEL_HEAD, FORGET, NODE, SPENT, SPENT_BODY, UPDATE, GossipStore
@@ -299,4 +299,4 @@ def is_usable(update: ChannelUpdate, capacity_sat: int) -> bool:
 
 
 def _is_routable(features: bytes) -> bool:
-    return all(bit & 1 or bit in NO_CHANNEL_FEATURES_KNOWN for bit in decode_features(features))
+    return not has_unknown_required(features, NO_CHANNEL_FEATURES_KNOWN)

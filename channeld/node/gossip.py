@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from channeld.bolt.features import Context, decode_features, encode_features, in_context
+from channeld.bolt.features import Context, encode_features, in_context
 from channeld.bolt.messages import Address, ChannelUpdate, Message, NodeAnnouncement
 from channeld.channel.state import AwaitingFunding, Funded, Live, Normal
 from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
@@ -164,8 +164,7 @@ class GraphFeed:
             self._made.remove_channel(scid)
 
     def node_announced(self, announcement: NodeAnnouncement) -> None:
-        features = sum(1 << bit for bit in decode_features(announcement.features))
-        self.graph.set_node_features(announcement.node_id, features)
+        self.graph.set_node_features(announcement.node_id, int.from_bytes(announcement.features, "big"))
 
     def node_removed(self, node_id: bytes) -> None:
         if self._made is not None:

@@ -21,6 +21,7 @@ from channeld.bolt.features import (
     describe,
     encode_features,
     has,
+    has_unknown_required,
     in_context,
     missing_dependencies,
     optional,
@@ -165,3 +166,17 @@ def test_a_channel_type_has_to_be_negotiated() -> None:
     negotiated = NegotiatedFeatures(OURS, optional(Feature.option_anchors))
     assert ChannelType().is_negotiated(negotiated)
     assert not ChannelType(scid_alias=True).is_negotiated(negotiated)
+
+
+@pytest.mark.parametrize("known", [frozenset(), frozenset({4, 12})])
+@given(bits=st.frozensets(st.integers(0, 40)))
+def test_unknown_required_bits_are_found_without_listing_them(known: frozenset[int], bits: frozenset[int]) -> None:
+    expected = any(not bit & 1 and bit not in known for bit in bits)
+    assert has_unknown_required(encode_features(bits), known) == expected
+
+
+def test_the_longest_vector_costs_linear_time() -> None:
+    """Quadratic, this took a quarter of a minute: any stranger's `init` may hold it."""
+    vector = b"\xff" * 65_000
+    assert len(decode_features(vector)) == 520_000
+    assert encode_features(decode_features(vector)) == vector
