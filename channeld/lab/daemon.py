@@ -6,17 +6,22 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from channeld.gossip.view import PublicChannel
 from channeld.lab.client import Client
+from channeld.lab.known import known_channels
 from channeld.lab.processes import ManagedProcess, ProcessEnded
 from channeld.paths import DataPaths, data_paths
 from channeld.v1 import channels_pb2, events_pb2, invoices_pb2, node_pb2, payments_pb2, peers_pb2, wallet_pb2
 
 WAIT_SECONDS = 30.0
+LOOK_SECONDS = 0.02
+"""How often to look where no event tells."""
+MOST_LISTED = 10_000
 
 
 class DaemonProcess:
@@ -61,9 +66,9 @@ class DaemonProcess:
         command[command.index("--listen") + 1] = self.address
 
     async def kill(self) -> None:
-        """kill -9."""
-        await self._drop_client()
+        """kill -9. Calls under way end as they do for any client: UNAVAILABLE."""
         await self.process.kill()
+        await self._drop_client()
 
     async def stop(self) -> None:
         """SIGTERM, and wait."""
@@ -152,6 +157,31 @@ class DaemonProcess:
         """Pay and wait for the outcome."""
         return (await self.client.payments.Pay(payments_pb2.PayRequest(bolt11=bolt11, **fields))).payment
 
+    async def payment(self, payment_hash: bytes) -> payments_pb2.Payment:
+        """What became of a payment that it made."""
+        request = payments_pb2.GetPaymentRequest(payment_hash=payment_hash)
+        return (await self.client.payments.Get(request)).payment
+
+    async def received(self, payment_hash: bytes) -> invoices_pb2.Invoice:
+        """What became of an invoice that it made."""
+        request = invoices_pb2.GetInvoiceRequest(payment_hash=payment_hash)
+        return (await self.client.invoices.Get(request)).invoice
+
+    async def forwards(self) -> list[channels_pb2.Forward]:
+        """All that it forwarded, newest first."""
+        found: list[channels_pb2.Forward] = []
+        while len(found) % MOST_LISTED == 0:
+            request = channels_pb2.ListForwardsRequest(limit=MOST_LISTED, offset=len(found))
+            page = (await self.client.channels.ListForwards(request)).forwards
+            if not page:
+                break
+            found.extend(page)
+        return found
+
+    def graph(self) -> dict[int, PublicChannel]:
+        """The public channels that it has heard of, by short_channel_id."""
+        return known_channels(self.paths)
+
     @asynccontextmanager
     async def events(self, since_sequence: int | None = None) -> AsyncIterator[AsyncIterator[events_pb2.Event]]:
         """Its events from now on (0: from the oldest kept one); nothing is missed once this is entered."""
@@ -162,16 +192,16 @@ class DaemonProcess:
         finally:
             call.cancel()
 
-    async def wait_until(self, reached: Callable[[], Any]) -> Any:
+    async def wait_until(self, reached: Callable[[], Any], timeout_seconds: float = WAIT_SECONDS) -> Any:
         """Until the coroutine that `reached` makes says so (a true value, which is returned); asked again after each
-        event. Raises ProcessEnded when it takes more than 30 s."""
+        event. Raises ProcessEnded when it takes longer than `timeout_seconds`."""
         try:
-            async with asyncio.timeout(WAIT_SECONDS), self.events() as events:
+            async with asyncio.timeout(timeout_seconds), self.events() as events:
                 while not (found := await reached()):
                     await anext(events)
                 return found
         except TimeoutError:
-            what = f"{self.name} waited {WAIT_SECONDS:g} s in vain ({reached.__qualname__})"
+            what = f"{self.name} waited {timeout_seconds:g} s in vain ({reached.__qualname__})"
             raise ProcessEnded(f"{what}: {self.process.last_words()}") from None
 
     async def wait_peer(self, node_id: bytes) -> None:
@@ -192,6 +222,42 @@ class DaemonProcess:
         found = await self.wait_until(active)
         assert isinstance(found, channels_pb2.Channel)
         return found
+
+    async def wait_payment(self, payment_hash: bytes, timeout_seconds: float = WAIT_SECONDS) -> payments_pb2.Payment:
+        """Until a payment has succeeded or failed."""
+
+        async def over() -> payments_pb2.Payment | None:
+            payment = await self.payment(payment_hash)
+            return payment if payment.state != payments_pb2.PAYMENT_STATE_IN_FLIGHT else None
+
+        found = await self.wait_until(over, timeout_seconds)
+        assert isinstance(found, payments_pb2.Payment)
+        return found
+
+    async def wait_htlcs(self, present: bool, timeout_seconds: float = WAIT_SECONDS) -> None:
+        """Until an HTLC is under way in one of its channels (`present`), or none is. No event tells: this looks often.
+        Raises ProcessEnded."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    if any(channel.htlcs for channel in await self.channels()) == present:
+                        return
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            what = "has no HTLC" if present else "still has HTLCs"
+            words = self.process.last_words()
+            raise ProcessEnded(f"{self.name} {what} after {timeout_seconds:g} s: {words}") from None
+
+    async def wait_graph(self, short_channel_ids: Collection[int]) -> None:
+        """Until it knows these public channels, and how both sides of each let others use it."""
+
+        async def knows() -> bool:
+            graph = self.graph()
+            known = [graph[scid] for scid in short_channel_ids if scid in graph]
+            usable = [channel for channel in known if all(policy and policy.usable for policy in channel.policies)]
+            return len(usable) == len(short_channel_ids)
+
+        await self.wait_until(knows)
 
     async def wait_closed(self, channel_id: bytes) -> None:
         """Until a channel is over."""

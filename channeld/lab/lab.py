@@ -134,6 +134,20 @@ class Lab:
         await self.wait_synced()
         return added
 
+    async def wait_graph(self, *channels: channels_pb2.Channel) -> None:
+        """Until all running daemons know of these public channels, so that they can pay along them."""
+        scids = set()
+        for channel in channels:
+            scids.add(await self._scid(channel.channel_id))
+        await asyncio.gather(*(d.wait_graph(scids) for d in self._daemons if d.process.is_running))
+
+    async def _scid(self, channel_id: bytes) -> int:
+        for daemon in self._daemons:
+            for channel in await daemon.channels() if daemon.process.is_running else ():
+                if channel.channel_id == channel_id and channel.HasField("short_channel_id"):
+                    return int(channel.short_channel_id)
+        raise ValueError(f"no running daemon has a confirmed channel {channel_id.hex()}")
+
     async def fund(self, daemon: DaemonProcess, amount_sat: int) -> None:
         """Give it confirmed coins."""
         await self.rpc.call("sendtoaddress", await daemon.new_address(), f"{amount_sat / 1e8:.8f}")

@@ -119,6 +119,7 @@ class ManagedProcess:
         if not self.is_running:
             return self.returncode
         self._signal(signal.SIGTERM)
+        self.thaw()
         try:
             return await self.wait()
         except TimeoutError:
@@ -130,6 +131,14 @@ class ManagedProcess:
         if self.is_running:
             self._signal(signal.SIGKILL)
             await self.wait()
+
+    def freeze(self) -> None:
+        """It stops for as long as it takes, as a machine does that swaps or whose cable was pulled (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It goes on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None

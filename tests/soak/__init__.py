@@ -1,0 +1,1 @@
+"""Networks of real processes under load, with random deaths; at the end every millisatoshi is accounted for."""
