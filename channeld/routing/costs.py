@@ -10,7 +10,7 @@ Amounts in msat, improbability in nats. Source: BOLT 7, "HTLC Fees".
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -261,14 +261,16 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
         lower, upper = scorer.extra_bounds(key, edge.liquidity_msat, now_seconds)
         ends = index_of(edge.source), index_of(edge.target)
         limit = max(upper, edge.liquidity_msat)
-        rows.append(_Row(key, edge.source, edge.target, edge.policy, lower, upper, limit, hop_nats, *ends))
+        policy = request.policies.get(key, edge.policy)
+        rows.append(_Row(key, edge.source, edge.target, policy, lower, upper, limit, hop_nats, *ends))
     source, target = graph.node_index(request.source), graph.node_index(request.destination)
-    allowed = _allowed(graph, topology, request, source, target)
+    edges = _overridden(graph, topology.edges, request.policies)
+    allowed = _allowed(graph, topology, edges, request, source, target)
     fixed = np.full(len(allowed), hop_nats)
     if known.extra_nats is not None:
         fixed += known.extra_nats
     used = _used(graph, request, len(allowed))
-    base = Table(topology.edges, known.lower, known.upper, known.capacity, used, fixed, allowed)
+    base = Table(edges, known.lower, known.upper, known.capacity, used, fixed, allowed)
     extra, keys = _extra_table(rows, request), [row.key for row in rows]
     if source is not None:
         own = topology.out_edges[topology.out_start[source] : topology.out_start[source + 1]]
@@ -424,9 +426,27 @@ def _may_end(request: RouteRequest, row: _Row) -> bool:
     return request.incoming_nodes is None or not last or row.source_id in request.incoming_nodes
 
 
-def _allowed(graph: Graph, topology: Topology, request: RouteRequest, source: int | None, target: int | None) -> Flags:
+def _overridden(graph: Graph, edges: EdgeTable, policies: Mapping[EdgeKey, Policy]) -> EdgeTable:
+    """The edges with other terms for some; those are copied, the graph's own stay as they are."""
+    places = {index: policy for key, policy in policies.items() if (index := graph.edge(key)) is not None}
+    if not places:
+        return edges
+    columns = {name: getattr(edges, name).copy() for name in Policy.__struct_fields__}
+    for index, policy in places.items():
+        for name, column in columns.items():
+            column[index] = getattr(policy, name)
+    return dataclasses.replace(edges, **columns)
+
+
+def _allowed(
+    graph: Graph,
+    topology: Topology,
+    edges: EdgeTable,
+    request: RouteRequest,
+    source: int | None,
+    target: int | None,
+) -> Flags:
     """Which of the graph's edges may be used at all."""
-    edges = topology.edges
     allowed = edges.enabled.copy()
     for key in request.ignored_channels:
         if (edge := graph.edge(key)) is not None:

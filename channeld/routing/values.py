@@ -121,6 +121,7 @@ class RouteRequest(Struct, frozen=True, kw_only=True):
     `local_channels`: if given, the only ones for the first hop; if None, the source's channels in the graph are,
     with unknown balances. `in_flight`: msat of HTLCs that are out, by direction. `outgoing_scids`, `incoming_nodes`:
     if given, the first hop's channel, and the last hop's sender, are one of these.
+    `policies`: terms that take the place of the graph's in this search alone.
     `required_features`: bits that every forwarding node must have announced, as an int of feature bits.
     """
 
@@ -139,6 +140,7 @@ class RouteRequest(Struct, frozen=True, kw_only=True):
     ignored_nodes: frozenset[bytes] = frozenset()
     outgoing_scids: frozenset[int] | None = None
     incoming_nodes: frozenset[bytes] | None = None
+    policies: Mapping[EdgeKey, Policy] = {}
     required_features: int = 0
     model: CostModel = CostModel()
 

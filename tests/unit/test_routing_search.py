@@ -256,6 +256,19 @@ def test_many_competing_labels_still_end_within_the_limits() -> None:
     assert "limit" in reason
 
 
+def test_terms_for_one_search_alone() -> None:
+    graph = build(Link(0, 1), Link(1, 2, policy(100)), Link(1, 2, policy(200)))
+    request = RouteRequest(source=node(0), destination=node(2), amount_msat=1_000_000)
+    assert ask(graph, request).hops[1].short_channel_id == scid(1)
+    dearer = {EdgeKey(scid(1), 0): policy(300, delta=50)}
+    assert ask(graph, replace(request, policies=dearer)).total_fee_msat == 200
+    only = replace(request, policies=dearer, ignored_channels=frozenset({EdgeKey(scid(2), 0)}))
+    assert (ask(graph, only).total_fee_msat, ask(graph, only).hops[0].cltv_expiry_delta) == (300, 50)
+    closed = replace(only, policies={EdgeKey(scid(1), 0): policy(enabled=False)})
+    assert refusal(graph, closed)
+    assert ask(graph, request).total_fee_msat == 100
+
+
 def test_reasons() -> None:
     graph = build(
         Link(0, 1, capacity_sat=2000),
