@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 import structlog
@@ -26,6 +27,7 @@ from wallet.bitcoin.tx import SEQUENCE_RBF
 from wallet.wallet import Wallet
 from watchtower.appointment import JusticeKit
 from watchtower.client.towers import Towers
+from watchtower.client.values import KitMaker
 from watchtower.justice import Penalty
 
 log = structlog.get_logger(__name__)
@@ -74,16 +76,16 @@ class ChannelBackups:
         """See Backups."""
         return dict(self._counts)
 
-    async def kits(self, channel: bytes, first: int, count: int) -> Sequence[JusticeKit | None]:
+    async def kits(self, channel: bytes, first: int, count: int) -> KitMaker | None:
         """See Backups."""
         channel_key = int.from_bytes(channel, "big")
         driver = self._channels.by_key(channel_key)
         if driver is None or channel not in self._counts:
-            return []
+            return None
         script = await self._script(channel_key)
         kept = await self._store.read(lambda connection: load_revocables(connection, channel_key, first, count))
         numbers = range(first, min(first + count, self._counts[channel]))
-        return await asyncio.to_thread(_kits, driver, [kept.get(number) for number in numbers], script)
+        return partial(_kits, driver, [kept.get(number) for number in numbers], script)
 
     async def _script(self, channel_key: int) -> bytes:
         """Where justice for a channel pays: one script of the wallet for good, so that a blob can be made again."""

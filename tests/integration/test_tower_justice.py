@@ -28,6 +28,7 @@ from watchtower.appointment import JusticeKit, Mode
 from watchtower.client import tables as client_tables
 from watchtower.client.connection import TowerUri
 from watchtower.client.towers import Towers
+from watchtower.client.values import KitMaker
 from watchtower.tower.daemon import Tower
 
 CHANNEL = b"\x0c" * 32
@@ -43,8 +44,9 @@ class KitList:
     def counts(self) -> Mapping[bytes, int]:
         return {channel: len(kits) for channel, kits in self.channels.items()}
 
-    async def kits(self, channel: bytes, first: int, count: int) -> Sequence[JusticeKit | None]:
-        return self.channels.get(channel, [])[first : first + count]
+    async def kits(self, channel: bytes, first: int, count: int) -> KitMaker | None:
+        kits = self.channels.get(channel)
+        return None if kits is None else lambda: kits[first : first + count]
 
 
 @asynccontextmanager

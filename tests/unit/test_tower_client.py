@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from wallet.db import Store, make_engine
 from watchtower.appointment import JusticeKit
 from watchtower.client import tables
 from watchtower.client.connection import TowerUri
+from watchtower.client.pace import Pace
 from watchtower.client.towers import Towers, TowersError
 from watchtower.client.uploader import Uploader
-from watchtower.client.values import session_secret
+from watchtower.client.values import KitMaker, session_secret
 from watchtower.tower.daemon import Tower
 
 CHANNELS = (b"\x01" * 32, b"\x02" * 32)
@@ -40,11 +41,12 @@ class Node:
             return None  # nothing is worth taking
         return revoked(f"{channel[0]} {number}", OutPoint(channel, number), 1_000_000).kit
 
-    async def kits(self, channel: bytes, first: int, count: int) -> Sequence[JusticeKit | None]:
+    async def kits(self, channel: bytes, first: int, count: int) -> KitMaker | None:
         self.asked += 1
         if channel not in self.revoked:
-            return []
-        return [self.kit(channel, number) for number in range(first, min(first + count, self.revoked[channel]))]
+            return None
+        numbers = range(first, min(first + count, self.revoked[channel]))
+        return lambda: [self.kit(channel, number) for number in numbers]
 
 
 @asynccontextmanager
@@ -54,6 +56,7 @@ async def client(path: Path, node: Node) -> AsyncIterator[Towers]:
     failures: list[BaseException] = []
     store = Store(engine, failures.append)
     towers = await Towers.open(store, node, b"\x05" * 32)
+    towers.pace = Pace(busy_share=1.0, quiet_share=1.0)
     for uploader in uploaders(towers):
         quick(uploader)
     towers.start()
@@ -71,7 +74,6 @@ def uploaders(towers: Towers) -> list[Uploader]:
 
 def quick(uploader: Uploader) -> None:
     uploader.retry_seconds = 0.01
-    uploader.share_of_a_core = 1.0
     uploader.gather_seconds = 0.0
 
 
@@ -246,3 +248,34 @@ def test_session_keys_are_their_own() -> None:
     assert len({session_secret(b"\x01" * 32, *each) for each in arguments}) == 3
     uri = TowerUri(key("a"), "host:1")
     assert TowerUri.parse(str(uri)) == uri
+
+
+async def test_blobs_take_a_tenth_of_a_core_while_payments_are_under_way_and_more_when_they_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, slept = 100.0, 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now, slept
+        now, slept = now + seconds, slept + seconds
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    pace = Pace(lambda: now)
+    await pace.repay()
+    assert slept == 0.0
+    pace.spend(0.05)
+    pace.revoked()
+    await pace.repay()
+    assert slept == pytest.approx(0.45)
+    # Half a second's work: after one second without payments it may take half of a core.
+    slept = 0.0
+    pace.spend(0.25)
+    pace.spend(0.25)
+    pace.revoked()
+    await pace.repay()
+    assert slept == pytest.approx(1.0 + (0.5 - 1.0 / 9), abs=0.2)
+    # Two towers repay what both have spent, once.
+    slept, now = 0.0, now + 10
+    pace.spend(0.3)
+    await asyncio.gather(pace.repay(), pace.repay())
+    assert slept == pytest.approx(0.3)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import structlog
 from sqlalchemy import Connection, select
 
-from watchtower.appointment import JusticeKit, Mode, fit_appointment
+from watchtower.appointment import Mode, fit_appointment
 from watchtower.client import tables
 from watchtower.client.connection import TowerUri
+from watchtower.client.pace import Pace
 from watchtower.client.uploader import Behind, Uploader
 from watchtower.client.values import Backups, Check, KnownSession, KnownTower, Storage, TowerState, TowerStatus
 from watchtower.messages import Receipt
@@ -42,6 +43,7 @@ class Towers:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._next_key = 1
         self._started = False
+        self.pace = Pace()
 
     @classmethod
     async def open(
@@ -58,7 +60,7 @@ class Towers:
     def _uploader(
         self, tower: KnownTower, progress: dict[bytes, Behind], sessions: dict[bytes, KnownSession]
     ) -> Uploader:
-        return Uploader(tower, self._master, self._storage, self._backups, progress, sessions, self._clock)
+        return Uploader(tower, self._master, self._storage, self._backups, progress, sessions, self.pace, self._clock)
 
     def start(self) -> None:
         """Begin to bring towers up to date."""
@@ -86,6 +88,7 @@ class Towers:
 
     def notify(self) -> None:
         """A commitment was revoked and that is durable. Costs next to nothing, and never waits."""
+        self.pace.revoked()
         for uploader in self._uploaders.values():
             uploader.notify()
 
@@ -177,12 +180,13 @@ class Towers:
         Raises TowersError."""
         uploader = self._find(tower_id)
         rows = self._storage.lookup(tables.FIND_RECEIPT, uploader.tower.key, channel, commitment)
-        kits: Sequence[JusticeKit | None] = await self._backups.kits(channel, commitment, 1)
-        if not rows or not kits or kits[0] is None:
+        make_kits = await self._backups.kits(channel, commitment, 1)
+        kit = make_kits()[0] if make_kits is not None and rows else None
+        if kit is None:
             raise TowersError("the tower has confirmed no such commitment")
         number, locator, blob_hash, accepted_height, signature = rows[0]
         session = await self._storage.read(lambda c: _read_session(c, uploader.tower.key, channel, number))
-        made = fit_appointment(kits[0], session.blob_terms, session.terms.max_blob_bytes)
+        made = fit_appointment(kit, session.blob_terms, session.terms.max_blob_bytes)
         receipt = Receipt(tower_id, session.terms.session_id, locator, blob_hash, accepted_height, signature)
         return Evidence(session.terms, receipt, made.blob)
 

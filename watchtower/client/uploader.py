@@ -16,13 +16,15 @@ import msgspec
 import structlog
 
 from wallet.db import StorageError, Write
-from watchtower.appointment import DEFAULT_LADDER_PER_KW, Appointment, JusticeKit, fit_appointment
+from watchtower.appointment import DEFAULT_LADDER_PER_KW, Appointment, fit_appointment
 from watchtower.client import tables
 from watchtower.client.connection import Connection, TowerAway, TowerLies, TowerRefuses
+from watchtower.client.pace import Pace
 from watchtower.client.values import (
     Backups,
     ChannelBackup,
     Check,
+    KitMaker,
     KnownSession,
     KnownTower,
     Storage,
@@ -38,8 +40,6 @@ FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 300.0
 RENEW_BLOCKS = 1_008
 """A session that ends so soon gets more time."""
-SHARE_OF_A_CORE = 0.1
-"""How much of one core making blobs may take: payments come first, a tower may lag behind them for a while."""
 GATHER_SECONDS = 0.2
 """How long what is revoked next may wait for company, after a call: one for each would cost more than the blobs."""
 STALE_BLOCKS = 3
@@ -70,6 +70,7 @@ class Uploader:
         backups: Backups,
         progress: dict[bytes, Behind],
         sessions: dict[bytes, KnownSession],
+        pace: Pace,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.tower = tower
@@ -78,15 +79,14 @@ class Uploader:
         self._backups = backups
         self.progress = progress
         self._sessions = sessions
+        self._pace = pace
         self._clock = clock
         self._connection = Connection(tower.uri, tower.token, clock)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._failures = 0
         self.retry_seconds = FIRST_RETRY_SECONDS
-        self.share_of_a_core = SHARE_OF_A_CORE
         self.gather_seconds = GATHER_SECONDS
-        self._spent_seconds = 0.0
         self._problem = ""
         self._problem_since = 0.0
         self.sent = 0
@@ -174,24 +174,21 @@ class Uploader:
                 if isinstance(result, BaseException):
                     raise result
                 busy = busy or result
-            spent, self._spent_seconds = self._spent_seconds, 0.0
-            await asyncio.sleep(spent / self.share_of_a_core - spent)
+            await self._pace.repay()
         if all(newest - count < BATCH for _, count, newest in work):
             await asyncio.sleep(self.gather_seconds)
         return busy
 
     async def _upload(self, channel: bytes, first: int, newest: int) -> bool:
         """One call's worth; False if the channel turns out to be gone."""
-        began = time.perf_counter()
-        kits = await self._backups.kits(channel, first, min(BATCH, newest - first))
-        self._spent_seconds += time.perf_counter() - began
-        if not kits:
+        make_kits = await self._backups.kits(channel, first, min(BATCH, newest - first))
+        if make_kits is None:
             self.progress.pop(channel, None)
             return False
         session = await self._session(channel)
         secret = session_secret(self._master, self.tower.uri.tower_id, channel, session.number)
-        made, seconds = await asyncio.to_thread(_make, kits, session)
-        self._spent_seconds += seconds
+        made, seconds = await asyncio.to_thread(_make, make_kits, session)
+        self._pace.spend(seconds)
         batch = [(first + place, each) for place, each in enumerate(made) if each is not None]
         receipts: list[Receipt] = []
         if batch:
@@ -337,12 +334,12 @@ class Uploader:
         return ""
 
 
-def _make(kits: Sequence[JusticeKit | None], session: KnownSession) -> tuple[list[Appointment | None], float]:
+def _make(make_kits: KitMaker, session: KnownSession) -> tuple[list[Appointment | None], float]:
     """As many as one call may carry, and the processor's seconds that they took."""
     began = time.thread_time()
     made: list[Appointment | None] = []
     size = 0
-    for kit in kits:
+    for kit in make_kits():
         appointment = None
         if kit is not None:
             try:

@@ -18,6 +18,8 @@ from watchtower.messages import SessionTerms
 
 T = TypeVar("T")
 TowerState = Literal["active", "paused"]
+KitMaker = Callable[[], Sequence[JusticeKit | None]]
+"""Makes kits, in any thread: what takes time."""
 
 
 class Storage(Protocol):
@@ -35,9 +37,9 @@ class Backups(Protocol):
         """For each channel how many of its remote commitments are revoked: they have the numbers below."""
         ...
 
-    async def kits(self, channel: bytes, first: int, count: int) -> Sequence[JusticeKit | None]:
-        """Those of the commitments `first` to `first + count - 1`; None where nothing is worth taking. The same kits
-        each time. Fewer (none) if the channel is gone."""
+    async def kits(self, channel: bytes, first: int, count: int) -> KitMaker | None:
+        """Reads what the kits of the commitments `first` to `first + count - 1` are made from; None if the channel is
+        gone. A kit is None where nothing is worth taking. The same kits each time."""
         ...
 
 
