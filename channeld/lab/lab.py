@@ -149,8 +149,13 @@ class Lab:
         raise ValueError(f"no running daemon has a confirmed channel {channel_id.hex()}")
 
     async def fund(self, daemon: DaemonProcess, amount_sat: int) -> None:
-        """Give it confirmed coins."""
-        await self.rpc.call("sendtoaddress", await daemon.new_address(), f"{amount_sat / 1e8:.8f}")
+        """Give it a confirmed coin."""
+        await self.fund_all({daemon: amount_sat})
+
+    async def fund_all(self, amounts_sat: Mapping[DaemonProcess, int]) -> None:
+        """Give each a coin, confirmed in one block."""
+        for daemon, amount_sat in amounts_sat.items():
+            await self.rpc.call("sendtoaddress", await daemon.new_address(), f"{amount_sat / 1e8:.8f}")
         await self.mine(1)
 
     async def open_channel(

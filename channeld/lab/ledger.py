@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rich import box
 from rich.table import Table
 
 from channeld.lab.daemon import DaemonProcess
@@ -18,11 +19,12 @@ from wallet.bitcoin import Tx
 
 PAID = "paid"
 RECEIVED = "received"
-ROUTING_FEES = "fees paid for forwarding"
-EARNED = "earned by forwarding"
-FUNDING_FEES = "fees of funding transactions"
-CLOSING_FEES = "fees of closing transactions"
-FRACTIONS = "fractions of a satoshi, lost in closing"
+ROUTING_FEES = "fees paid"
+EARNED = "fees earned"
+FUNDING_FEES = "funding fees"
+CLOSING_FEES = "closing fees"
+FRACTIONS = "lost fractions"
+"""A closing transaction has no room for what is less than a satoshi."""
 MINERS = (FUNDING_FEES, CLOSING_FEES, FRACTIONS)
 """What leaves the network; all else goes from one to another."""
 
@@ -130,17 +132,19 @@ class Ledger:
     def table(self) -> Table:
         """Everything, line by line; the amounts of each column add up from top to bottom."""
         accounts = list(self.accounts.values())
-        table = Table(title=f"{self.title} (sat)", title_justify="left")
-        table.add_column("")
+        table = Table(
+            title=f"{self.title} (sat)", title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        table.add_column("", no_wrap=True)
         for account in accounts:
-            table.add_column(account.name, justify="right")
+            table.add_column(account.name, justify="right", no_wrap=True)
 
         def line(label: str, amounts: list[int], sign: str = "") -> None:
             table.add_row(label, *(_sat(msat, sign) for msat in amounts))
 
         line("on chain before", [a.before_msat for a in accounts])
-        line("  put into channels", [a.put_in_msat for a in accounts])
-        line("  share when they closed", [a.share_msat for a in accounts])
+        line("  into channels", [a.put_in_msat for a in accounts])
+        line("  out of channels", [a.share_msat for a in accounts])
         table.add_section()
         for label in dict.fromkeys(name for account in accounts for name in account.lines):
             line(label, [a.lines.get(label, 0) for a in accounts], "+")

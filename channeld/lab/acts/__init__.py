@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from channeld.lab.acts import channel
+from channeld.lab.acts import channel, network
 from channeld.lab.ledger import Ledger
 from channeld.lab.stage import Stage
 
 Act = Callable[[Stage], Awaitable[Ledger]]
 
-ACTS: tuple[tuple[str, Act], ...] = (("A channel", channel.play),)
+ACTS: tuple[tuple[str, Act], ...] = (
+    ("a channel", channel.play),
+    ("a network", network.play),
+)
