@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import structlog
+from msgspec.structs import replace
 
 from channeld.api.server import ApiServer
 from channeld.channel.env import ChannelPolicy
@@ -108,6 +109,8 @@ class Daemon:
             max_funding_sat=config.max_channel_sat,
             accept_zero_conf_from=config.trusted_peers,
         )
+        if config.network == "regtest":  # blocks come when they are asked for: no time passes with them
+            policy = replace(policy, unconfirmed_deadline_seconds=0)
         gossip = GossipSettings(config.paths.gossip, config.announced_addresses)
         return NodeSettings(config.alias, config.color, config.listen_addresses, policy, birthday_height, gossip)
 

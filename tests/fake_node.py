@@ -368,6 +368,7 @@ class FakeNode:
         address: str = "",
         feerate_per_kw: int | None = None,
         idempotency_key: str = "",
+        even_if_outdated: bool = False,
     ) -> ChannelView:
         self._called("close_channel")
 

@@ -59,6 +59,7 @@ class ChannelsServicer(channels_pb2_grpc.ChannelsServicer):
                 address=request.address,
                 feerate_per_kw=convert.optional_feerate_per_kw(request),
                 idempotency_key=convert.idempotency_key(request.idempotency_key),
+                even_if_outdated=request.even_if_outdated,
             )
         )
         return channels_pb2.CloseChannelResponse(channel=convert.channel(view))

@@ -12,7 +12,7 @@ from channeld.bolt.messages import ErrorMessage
 from channeld.bolt.primitives import short_channel_id
 from channeld.bolt.transactions import build_commitment, commitment_number_of
 from channeld.bolt.transactions.signing import complete
-from channeld.channel import economics, normal
+from channeld.channel import economics, normal, unconfirmed
 from channeld.channel import open as opening
 from channeld.channel.commitments import AwaitingRevocation, htlc_key
 from channeld.channel.effects import (
@@ -26,7 +26,7 @@ from channeld.channel.effects import (
     Send,
 )
 from channeld.channel.env import Env
-from channeld.channel.events import CommandRejected, FundingDepth, FundingSpent, HtlcOnChain
+from channeld.channel.events import CommandRejected, ForceClose, FundingDepth, FundingSpent, HtlcOnChain
 from channeld.channel.state import (
     AnyFunded,
     AwaitingFunding,
@@ -85,6 +85,10 @@ def on_funding_depth(state: AnyFunded, event: FundingDepth, env: Env) -> Transit
 
 def on_new_block(state: AnyFunded, env: Env) -> Transition:
     """Nothing may be left to the last block."""
+    state = unconfirmed.at_tip(state, env)
+    doubt = state.unconfirmed
+    if isinstance(state, Open) and doubt is not None and doubt.failure:
+        return fail_when_safe(state, doubt.failure, env)
     if isinstance(state, AwaitingFunding):
         # BOLT 2, "A non-funding node (fundee): SHOULD forget the channel if it does not see the correct funding
         # transaction after a timeout of 2016 blocks."
@@ -94,6 +98,9 @@ def on_new_block(state: AnyFunded, env: Env) -> Transition:
         return Transition(state)
     if isinstance(state, Normal | ShuttingDown):
         reason = economics.reason_to_close(state.commitments, state.params, env)
+        if reason and doubt is not None and not unconfirmed.waited_for_deadline(doubt, env):
+            following, effects = unconfirmed.held(state, reason, failed=False)
+            return Transition(following, tuple(effects))
         if reason:
             return fail(state, reason, env)
     return Transition(state)
@@ -102,14 +109,29 @@ def on_new_block(state: AnyFunded, env: Env) -> Transition:
 # --- failing the channel ------------------------------------------------------------------------------------------
 
 
-def force_close(state: AnyFunded, reason: str, env: Env) -> Transition:
+def force_close(state: AnyFunded, event: ForceClose, env: Env) -> Transition:
     """The operator's or the driver's wish. Raises CommandRejected if our commitment must not be broadcast."""
     if isinstance(state, WaitingForRemoteClose):
         # BOLT 2, "MUST NOT broadcast its commitment transaction."
         raise CommandRejected("invalid", "our state is outdated: publishing it would lose everything in the channel")
     if isinstance(state, Closing):
         return Transition(state)
-    return fail(state, reason, env)
+    if event.even_if_outdated:
+        return fail(state, event.reason, env)
+    held = fail_when_safe(state, event.reason, env)
+    if isinstance(held.state, Open):
+        # The peer hears of it now: if it is honest it publishes its own commitment, which is always safe for us.
+        return Transition(held.state, (_error(held.state, event.reason), *held.effects), held.writes, held.reason)
+    return held
+
+
+def fail_when_safe(state: Open, reason: str, env: Env) -> Transition:
+    """Fails the channel, or keeps in mind that it has to be, while our commitment may be from an old copy."""
+    doubt = state.unconfirmed
+    if doubt is None or not unconfirmed.is_doubtful(state) or unconfirmed.waited_for_failure(doubt, env):
+        return fail(state, reason, env)
+    following, effects = unconfirmed.held(state, reason, failed=True)
+    return Transition(following, tuple(effects))
 
 
 def fail(state: Open, reason: str, env: Env) -> Transition:
@@ -188,7 +210,7 @@ def on_error(state: Open, reason: str, env: Env) -> Transition:
         # BOLT 5, "if it has received a valid `closing_signed` message that includes a sufficient fee: SHOULD use this
         # fee to perform a *mutual close*."
         return Transition(state, (Broadcast(Tx.parse(state.closing_txs[-1]), "mutual close"),))
-    return fail(state, reason, env)
+    return fail_when_safe(state, reason, env)
 
 
 # --- the funding output was spent ---------------------------------------------------------------------------------

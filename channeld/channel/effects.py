@@ -141,6 +141,13 @@ class CloseCompleted(Struct, frozen=True):
     reason: str
 
 
+class StateUnconfirmed(Struct, frozen=True):
+    """Our commitment would be published because of `reason` (a sentence), but it may be from an old copy of the
+    database: the peer is waited for first."""
+
+    reason: str
+
+
 class RemoteUnilateralClose(Struct, frozen=True):
     """The peer's commitment (or an unknown transaction) spent the funding output.
     `kind`: current, next, revoked, unknown."""
@@ -167,4 +174,5 @@ Effect = (
     | NeedShutdownScript
     | CloseCompleted
     | RemoteUnilateralClose
+    | StateUnconfirmed
 )

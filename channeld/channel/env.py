@@ -34,6 +34,13 @@ class ChannelPolicy(Struct, frozen=True):
     """Force-close this many blocks before a fulfilled incoming HTLC expires (BOLT 2, "cltv_expiry_delta Selection")."""
     timeout_grace_blocks: int = 3
     """Force-close this many blocks after an offered HTLC expired."""
+    unconfirmed_deadline_blocks: int = 6
+    """After a start, an HTLC past its deadline waits so many blocks for the peer to be compared with: those that
+    `cltv_expiry_delta_blocks` has to spare."""
+    unconfirmed_deadline_seconds: int = 900
+    """And so long: an absent peer is called every five minutes."""
+    unconfirmed_failure_blocks: int = 144
+    """The same for a channel that was failed without such an HTLC."""
     burial_depth_blocks: int = 6
     """From this depth on a closing transaction is final."""
 

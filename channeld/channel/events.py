@@ -124,9 +124,11 @@ class CloseChannel(Struct, frozen=True):
 
 
 class ForceClose(Struct, frozen=True):
-    """Publish our latest commitment."""
+    """Publish our latest commitment: at once, unless it may be from an old copy of the database. Then it waits for the
+    peer to be compared with, unless `even_if_outdated`, which is for the operator to say."""
 
     reason: str
+    even_if_outdated: bool = False
 
 
 class OutputsResolved(Struct, frozen=True):

@@ -89,6 +89,7 @@ from channeld.channel.state import (
     NegotiatingSimple,
     Normal,
     Offline,
+    Open,
     OpenParams,
     OpenReceived,
     OpenSent,
@@ -96,6 +97,7 @@ from channeld.channel.state import (
     State,
     Syncing,
     Transition,
+    Unconfirmed,
     WaitFundingTx,
     WaitingForRemoteClose,
     phase_name,
@@ -330,7 +332,7 @@ def _on_give_up(state: State, event: ForceClose | ForgetChannel, env: Env) -> Tr
         return Transition(state)
     if isinstance(event, ForceClose):
         if isinstance(state, Funded):
-            return chain.force_close(state, event.reason, env)
+            return chain.force_close(state, event, env)
         raise CommandRejected("not_ready", "the channel has no commitment that could be published: forget it instead")
     if isinstance(state, Funded):
         raise CommandRejected("invalid", "the channel may hold funds: close it instead of forgetting it")
@@ -419,6 +421,8 @@ def resume(state: State, env: Env) -> Transition:
         return Transition(state)
     if not isinstance(state, Funded):
         return chain.abandon(state, "the daemon stopped before the channel was funded", tell=False)
+    if isinstance(state, Open):
+        state = replace(state, unconfirmed=Unconfirmed())
     transition = _disconnected(state)
     following = transition.state
     assert isinstance(following, Funded)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from channeld.bolt.messages import ChannelReestablish, ErrorMessage, Shutdown, WarningMessage
 from channeld.bolt.transactions.signing import ChannelSecrets
-from channeld.channel import closing, normal
+from channeld.channel import chain, closing, normal
 from channeld.channel import open as opening
 from channeld.channel.commitments import AwaitingRevocation, Commitments, HtlcAdd
 from channeld.channel.effects import ChannelUsable, Effect, Send, SendRaw
@@ -121,11 +121,16 @@ def on_channel_reestablish(state: Open, message: ChannelReestablish, env: Env) -
     """The peer told where it stands: what it lacks is sent again."""
     if not isinstance(state.link, Syncing):
         raise ProtocolViolation("channel_reestablish in the middle of a connection", "warning")
-    if message.next_commitment_number == 0:
-        # BOLT 2, "if `next_commitment_number` is zero: MUST immediately fail the channel and broadcast any relevant
-        # latest commitment transaction."
-        raise ProtocolViolation("channel_reestablish: next_commitment_number is zero")
     answer = compare(state.commitments, message, env.signer)
+    if message.next_commitment_number == 0 and not isinstance(answer, LocalBehind):
+        # BOLT 2, "if `next_commitment_number` is zero: MUST immediately fail the channel and broadcast any relevant
+        # latest commitment transaction." A peer that knows nothing any more cannot punish us either.
+        return chain.fail(state, "channel_reestablish: next_commitment_number is zero", env)
+    failure = state.unconfirmed.failure if state.unconfirmed else ""
+    if isinstance(answer, InStep | RemoteBehind):
+        state = replace(state, unconfirmed=None)
+        if failure:
+            return chain.fail(state, failure, env)
     match answer:
         case InStep(resend=resend):
             return _back_in_step(state, message, resend, env)

@@ -176,6 +176,19 @@ class OpenReceived(Struct, frozen=True, kw_only=True, tag="open_received"):
 # --- funded -------------------------------------------------------------------------------------------------------
 
 
+class Unconfirmed(Struct, frozen=True):
+    """Since the daemon started, the peer has not shown that our state is not from an old copy of the database. Set at
+    each start, gone with the peer's `channel_reestablish` (`channeld.channel.unconfirmed`)."""
+
+    since_height: int | None = None
+    """The tip when the chain was caught up with; then the peer began to be called."""
+    since_seconds: int = 0
+    failure: str = ""
+    """Why the channel fails as soon as our commitment may be published."""
+    told: str = ""
+    """What the operator was told last."""
+
+
 class Funded(Struct, frozen=True, kw_only=True):
     """What all phases share once there are commitments."""
 
@@ -191,6 +204,7 @@ class Funded(Struct, frozen=True, kw_only=True):
     """As opener: to be broadcast until it is in a block."""
     ready_sent: bool = False
     """We said `channel_ready`."""
+    unconfirmed: Unconfirmed | None = None
 
 
 class AwaitingFunding(Funded, frozen=True, kw_only=True, tag="awaiting_funding"):

@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 CHANNEL_HELP = "Its id or the first few characters of it, its short id (123x4x5), or its funding output (txid:0)."
 ChannelArgument = Annotated[str, typer.Argument(metavar="CHANNEL", help=CHANNEL_HELP, show_default=False)]
 WaitFlag = Annotated[bool, typer.Option("--wait", help="Wait until it is done, and show what goes on.")]
+OutdatedFlag = Annotated[
+    bool,
+    typer.Option(
+        "--even-if-outdated",
+        help="With --force: also when the peer was not here since the daemon started to confirm that our state is the "
+        "newest. If the database is an old copy, that loses everything in the channel.",
+    ),
+]
 OVER = frozenset({"closed", "forgotten", "failed", "canceled"})
 _CLOSED_HOW = {
     "mutual": "by both",
@@ -241,6 +249,7 @@ def close(
         str, typer.Option("--address", metavar="ADDRESS", help="Where our side goes; without it, the wallet.")
     ] = "",
     feerate: FeerateOption = None,
+    even_if_outdated: OutdatedFlag = False,
     wait: WaitFlag = False,
     yes: YesFlag = False,
     idempotency_key: KeyOption = "",
@@ -250,6 +259,7 @@ def close(
         session,
         channel,
         force=force,
+        even_if_outdated=even_if_outdated,
         address=address,
         feerate=feerate,
         wait=wait,
@@ -263,6 +273,7 @@ def close_channel(
     reference: str,
     *,
     force: bool,
+    even_if_outdated: bool,
     address: str,
     feerate: int | None,
     wait: bool,
@@ -282,7 +293,12 @@ def close_channel(
     )
     confirm(session, yes, "Close it?")
     request = channels_pb2.CloseChannelRequest(
-        channel_id=channel_id, force=force, address=address, feerate_per_kw=feerate, idempotency_key=key
+        channel_id=channel_id,
+        force=force,
+        even_if_outdated=even_if_outdated,
+        address=address,
+        feerate_per_kw=feerate,
+        idempotency_key=key,
     )
     with session.out.status("Closing"):
         answer = session.call_once(lambda session: session.channels.Close, request)

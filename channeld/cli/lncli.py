@@ -175,6 +175,7 @@ def closechannel(
         str | None, typer.Option("--chan_point", "--chan-point", metavar="TXID:N", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Without the peer.")] = False,
+    even_if_outdated: channel_commands.OutdatedFlag = False,
     delivery_addr: Annotated[
         str, typer.Option("--delivery_addr", "--delivery-addr", metavar="ADDR", help="Where our side goes.")
     ] = "",
@@ -191,6 +192,7 @@ def closechannel(
         session,
         f"{reference}:{index or 0}" if is_txid else reference,
         force=force,
+        even_if_outdated=even_if_outdated,
         address=delivery_addr,
         feerate=feerate,
         wait=block,

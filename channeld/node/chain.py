@@ -159,12 +159,13 @@ class ChainFollower:
         self._on_synced()
 
     def _tell_channels(self, height: int) -> None:
-        for driver in self._channels.all():
-            driver.post(ev.NewBlock())
+        # Facts first: no deadline of a channel counts whose funding output is spent already.
         for channel_key, fact in self._watches.facts(height):
             concerned = self._channels.by_key(channel_key)
             if concerned is not None:
                 concerned.post(fact)
+        for driver in self._channels.all():
+            driver.post(ev.NewBlock())
         self._channels.adjust_fees()
 
     async def _publish(self) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from channeld.bolt.features import Feature
 from channeld.channel import events as ev
-from channeld.channel import machine
+from channeld.channel import machine, unconfirmed
 from channeld.channel.state import Closed, Closing, Funded, NegotiatingLegacy, NegotiatingSimple, Opening
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
@@ -28,6 +28,11 @@ CLOSE_TIMEOUT_SECONDS = 15.0
 HTLC_PATIENCE_SECONDS = 3.0
 """HTLCs that are just being settled hold a close up no longer; others may take days."""
 MIN_CHANNEL_SAT = 20_000
+OUTDATED = (
+    "this channel's state was not compared with the peer since the daemon started: if the database is an old copy, a "
+    "forced close loses everything in the channel. Wait until the peer was connected, or, if you are sure, repeat with "
+    "--even-if-outdated"
+)
 
 
 class ChannelVerbs:
@@ -66,6 +71,8 @@ class ChannelVerbs:
             policy=self._channels.policy,
         )
         warnings = [warned.sentence for warned in htlc_warnings(driver.state, self._channels, driver)]
+        if isinstance(driver.state, Funded) and (doubt := unconfirmed.sentence(driver.state)):
+            warnings.insert(0, doubt)
         return replace(view, status="; ".join([view.status, *warnings])) if warnings else view
 
     async def list_all(self, include_closed: bool) -> list[ChannelView]:
@@ -203,9 +210,16 @@ class ChannelVerbs:
     # --- closing
 
     async def close(
-        self, channel_id: bytes, force: bool, address: str, feerate_per_kw: int | None, idempotency_key: str
+        self,
+        channel_id: bytes,
+        force: bool,
+        address: str,
+        feerate_per_kw: int | None,
+        idempotency_key: str,
+        even_if_outdated: bool = False,
     ) -> ChannelView:
-        """Returns when the closing transaction is broadcast, or when somebody else has to act."""
+        """Returns when the closing transaction is broadcast, or when somebody else has to act. `even_if_outdated`:
+        publish our commitment though the peer could not be asked since the start whether it is the newest."""
 
         async def again(reference: bytes) -> ChannelView:
             return await self.get(reference)
@@ -213,13 +227,19 @@ class ChannelVerbs:
         return await self._idempotency.once(
             idempotency_key,
             "close_channel",
-            (channel_id, force, address, feerate_per_kw),
-            lambda mark: self._close(channel_id, force, address, feerate_per_kw, mark),
+            (channel_id, force, address, feerate_per_kw, *([True] if even_if_outdated else [])),
+            lambda mark: self._close(channel_id, force, address, feerate_per_kw, even_if_outdated, mark),
             again,
         )
 
     async def _close(
-        self, channel_id: bytes, force: bool, address: str, feerate_per_kw: int | None, mark: Mark
+        self,
+        channel_id: bytes,
+        force: bool,
+        address: str,
+        feerate_per_kw: int | None,
+        even_if_outdated: bool,
+        mark: Mark,
     ) -> ChannelView:
         driver = self._channels.by_id(channel_id)
         if driver is None:
@@ -228,7 +248,9 @@ class ChannelVerbs:
         if isinstance(driver.state, Opening):
             event: ev.Event = ev.ForgetChannel("given up by the operator")
         elif force:
-            event = ev.ForceClose("closed by the operator")
+            if isinstance(driver.state, Funded) and unconfirmed.is_doubtful(driver.state) and not even_if_outdated:
+                raise NodeError("failed_precondition", OUTDATED)
+            event = ev.ForceClose("closed by the operator", even_if_outdated=True)
         else:
             link = self._peers.link(driver.peer_id)
             if link is None:

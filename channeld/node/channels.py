@@ -440,6 +440,16 @@ class Channels:
                     txid=effect.tx.txid_hex,
                     commitment=effect.kind,
                 )
+            case fx.StateUnconfirmed():
+                self._bus.publish(
+                    "channel.unconfirmed",
+                    f"channel {driver.channel_id.hex()} is not closed yet, although {effect.reason}: its state was not "
+                    "compared with the peer since the start, and may be outdated if the database is an old copy. It "
+                    "is closed when the peer was compared with, or later without it; `channelctl channel close "
+                    "--force --even-if-outdated` closes it now",
+                    channel_id=driver.channel_id.hex(),
+                    reason=effect.reason,
+                )
             case fx.WatchFunding() | fx.ChannelIdChanged() | fx.Send() | fx.SendRaw() | fx.Disconnect():
                 pass
             case _:

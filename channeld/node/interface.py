@@ -318,8 +318,10 @@ class NodeService(Protocol):
         address: str = "",
         feerate_per_kw: int | None = None,
         idempotency_key: str = "",
+        even_if_outdated: bool = False,
     ) -> ChannelView:
-        """Returns when the closing transaction is broadcast, or when the peer is awaited (see `status`)."""
+        """Returns when the closing transaction is broadcast, or when the peer is awaited (see `status`). A forced close
+        of a channel whose state was not compared with the peer since the start needs `even_if_outdated`."""
         ...
 
     async def set_policy(

@@ -183,9 +183,12 @@ class Node:
         address: str = "",
         feerate_per_kw: int | None = None,
         idempotency_key: str = "",
+        even_if_outdated: bool = False,
     ) -> ChannelView:
         """See ChannelVerbs."""
-        return await self.runtime.verbs.close(channel_id, force, address, feerate_per_kw, idempotency_key)
+        return await self.runtime.verbs.close(
+            channel_id, force, address, feerate_per_kw, idempotency_key, even_if_outdated
+        )
 
     # --- forwarding
 

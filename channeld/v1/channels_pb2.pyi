@@ -395,6 +395,7 @@ class CloseChannelRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     FEERATE_PER_KW_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    EVEN_IF_OUTDATED_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.bytes
     """32 bytes."""
     force: _builtins.bool
@@ -407,6 +408,10 @@ class CloseChannelRequest(_message.Message):
     """The same key with the same arguments moves money once and gives the first answer again.
     ABORTED when the key was used with other arguments.
     """
+    even_if_outdated: _builtins.bool
+    """With `force`: publish our commitment although its state was not compared with the peer since the daemon started. If
+    the database is an old copy, that loses everything in the channel. Without it: FAILED_PRECONDITION.
+    """
     def __init__(
         self,
         *,
@@ -415,10 +420,11 @@ class CloseChannelRequest(_message.Message):
         address: _builtins.str = ...,
         feerate_per_kw: _builtins.int | None = ...,
         idempotency_key: _builtins.str = ...,
+        even_if_outdated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_feerate_per_kw", b"_feerate_per_kw", "feerate_per_kw", b"feerate_per_kw"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_feerate_per_kw", b"_feerate_per_kw", "address", b"address", "channel_id", b"channel_id", "feerate_per_kw", b"feerate_per_kw", "force", b"force", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_feerate_per_kw", b"_feerate_per_kw", "address", b"address", "channel_id", b"channel_id", "even_if_outdated", b"even_if_outdated", "feerate_per_kw", b"feerate_per_kw", "force", b"force", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__feerate_per_kw: _TypeAlias = _typing.Literal["feerate_per_kw"]  # noqa: Y015
     _WhichOneofArgType__feerate_per_kw: _TypeAlias = _typing.Literal["_feerate_per_kw", b"_feerate_per_kw"]  # noqa: Y015
