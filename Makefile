@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 .PHONY: demo test bench lint proto clean help
 
 help:
-	@echo "make demo   two daemons on a private chain: open, pay, crash, pay again, close, and every satoshi explained"
+	@echo "make demo   daemons on a private chain: a channel's life, a network that loses a node, every satoshi explained"
 	@echo "make test   the whole test suite"
 	@echo "make bench  speed and memory, beside the crypto floor of this machine"
 	@echo "make lint   ruff, mypy --strict, import-linter"
@@ -21,6 +21,9 @@ $(READY): pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@$(BIN)/python -m compileall -q channeld wallet watchtower tests
 	@touch $(READY)
+
+fuzz: $(READY)
+	@$(BIN)/python -m tests.fuzz $(TARGET) --minutes $(MINUTES)
 
 demo: $(READY)
 	@$(BIN)/python -m channeld.lab.demo
