@@ -45,6 +45,7 @@ class Config(ChainSettings):
     min_depth: int = Field(3, ge=0, le=144, description="confirmations that a channel opened by a peer needs")
     min_channel_sat: int = Field(20_000, ge=1_000, description="smallest channel to accept, in sat")
     max_channel_sat: int = Field(1_000_000_000, ge=20_000, description="largest channel to accept, in sat")
+    accept_keysend: bool = Field(True, description="take payments that nobody asked for (keysend)")
     zero_conf_peers: str = Field("", description="node ids whose channels are used before confirmation; commas between")
 
     @field_validator("alias")

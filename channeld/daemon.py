@@ -112,7 +112,15 @@ class Daemon:
         if config.network == "regtest":  # blocks come when they are asked for: no time passes with them
             policy = replace(policy, unconfirmed_deadline_seconds=0)
         gossip = GossipSettings(config.paths.gossip, config.announced_addresses)
-        return NodeSettings(config.alias, config.color, config.listen_addresses, policy, birthday_height, gossip)
+        return NodeSettings(
+            config.alias,
+            config.color,
+            config.listen_addresses,
+            policy,
+            birthday_height,
+            gossip,
+            config.accept_keysend,
+        )
 
     def _database_failed(self, error: BaseException) -> None:
         log.critical("the database failed", exc_info=error)

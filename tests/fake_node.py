@@ -62,6 +62,8 @@ class FakeNode:
         self.bug: Exception | None = None
         """Raised by `info`."""
         self.synced = True
+        self.last_delta_blocks: int | None = None
+        """What the last invoice was to leave for its last hop."""
         self.height = 120
         self._history: list[NodeEvent] = []
         self._listeners: set[asyncio.Queue[NodeEvent]] = set()
@@ -120,6 +122,16 @@ class FakeNode:
             "An invoice was paid.",
             payment_hash=payment_hash.hex(),
             amount_msat=amount_msat,
+        )
+
+    def accept(self, payment_hash: bytes, amount_msat: int) -> None:
+        """Somebody pays a hold invoice of ours."""
+        self.invoices[payment_hash] = structs.replace(
+            self.invoices[payment_hash],
+            state="accepted",
+            received_msat=amount_msat,
+            deadline_height=self.height + 100,
+            custom_records=((65_537, b"hello"),),
         )
 
     def cut_off(self) -> None:
@@ -422,27 +434,40 @@ class FakeNode:
         payment_preimage: bytes | None = None,
         min_final_cltv_expiry_delta: int | None = None,
         idempotency_key: str = "",
+        hold: bool = False,
+        payment_hash: bytes | None = None,
     ) -> InvoiceView:
         self._called("create_invoice")
+        self.last_delta_blocks = min_final_cltv_expiry_delta
 
         async def create() -> InvoiceView:
-            preimage = payment_preimage or self._id("invoice")
-            payment_hash = hashlib.sha256(preimage).digest()
-            if payment_hash in self.invoices:
+            preimage = payment_preimage or (self._id("invoice") if payment_hash is None else None)
+            new_hash = payment_hash or hashlib.sha256(preimage or b"").digest()
+            if new_hash in self.invoices:
                 raise NodeError("already_exists", "There is an invoice with this preimage.")
             now = int(time.time())
             text = make_bolt11(
                 amount_msat,
                 description,
-                payment_hash,
+                new_hash,
                 payee=NODE_ID,
                 expiry_seconds=expiry_seconds,
                 created_seconds=now,
             )
             invoice = InvoiceView(
-                payment_hash, text, "open", amount_msat, 0, description, now, expiry_seconds, None, preimage
+                new_hash,
+                text,
+                "open",
+                amount_msat,
+                0,
+                description,
+                now,
+                expiry_seconds,
+                None,
+                preimage,
+                is_hold=hold or payment_hash is not None,
             )
-            self.invoices[payment_hash] = invoice
+            self.invoices[new_hash] = invoice
             return invoice
 
         return await self._once(idempotency_key, ("invoice", amount_msat, description, expiry_seconds), create)
@@ -461,6 +486,23 @@ class FakeNode:
         if invoice.state == "settled":
             raise NodeError("failed_precondition", "The invoice is paid; it cannot be canceled.")
         self.invoices[payment_hash] = structs.replace(invoice, state="canceled")
+        return self.invoices[payment_hash]
+
+    async def settle_invoice(self, payment_hash: bytes, payment_preimage: bytes | None = None) -> InvoiceView:
+        self._called("settle_invoice")
+        invoice = await self.get_invoice(payment_hash)
+        preimage = payment_preimage or invoice.payment_preimage
+        if preimage is None or hashlib.sha256(preimage).digest() != payment_hash:
+            raise NodeError("invalid_argument", "This is not the preimage of the invoice.")
+        if invoice.state != "accepted":
+            raise NodeError("failed_precondition", "The invoice is not paid yet.")
+        self.invoices[payment_hash] = structs.replace(
+            invoice,
+            state="settled",
+            payment_preimage=preimage,
+            settled_seconds=int(time.time()),
+            deadline_height=None,
+        )
         return self.invoices[payment_hash]
 
     async def decode(self, text: str) -> DecodedInvoice:

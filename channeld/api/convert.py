@@ -34,6 +34,12 @@ _INVOICE_STATES = {
     "settled": invoices_pb2.INVOICE_STATE_SETTLED,
     "canceled": invoices_pb2.INVOICE_STATE_CANCELED,
     "expired": invoices_pb2.INVOICE_STATE_EXPIRED,
+    "accepted": invoices_pb2.INVOICE_STATE_ACCEPTED,
+}
+_INVOICE_KINDS = {
+    "bolt11": invoices_pb2.INVOICE_KIND_BOLT11,
+    "keysend": invoices_pb2.INVOICE_KIND_KEYSEND,
+    "blinded": invoices_pb2.INVOICE_KIND_BLINDED,
 }
 _PAYMENT_STATES = {
     "in_flight": payments_pb2.PAYMENT_STATE_IN_FLIGHT,
@@ -318,6 +324,10 @@ def invoice(view: interface.InvoiceView) -> invoices_pb2.Invoice:
         expiry_seconds=view.expiry_seconds,
         settled_seconds=view.settled_seconds,
         payment_preimage=view.payment_preimage if view.state == "settled" else None,
+        is_hold=view.is_hold,
+        kind=_INVOICE_KINDS[view.kind],
+        custom_records=[invoices_pb2.CustomRecord(type=kind, value=value) for kind, value in view.custom_records],
+        deadline_height=view.deadline_height,
     )
 
 

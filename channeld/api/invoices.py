@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 from channeld.api import convert
@@ -35,6 +36,8 @@ class InvoicesServicer(invoices_pb2_grpc.InvoicesServicer):
                     else None
                 ),
                 idempotency_key=convert.idempotency_key(request.idempotency_key),
+                hold=request.hold,
+                payment_hash=convert.optional_hash32(request, "payment_hash", "a payment hash"),
             )
         )
         return invoices_pb2.CreateInvoiceResponse(invoice=convert.invoice(view))
@@ -54,6 +57,18 @@ class InvoicesServicer(invoices_pb2_grpc.InvoicesServicer):
         payment_hash = convert.hash32(request.payment_hash, "a payment hash")
         view = await self._background.run(self._node.cancel_invoice(payment_hash))
         return invoices_pb2.CancelInvoiceResponse(invoice=convert.invoice(view))
+
+    async def Settle(
+        self, request: invoices_pb2.SettleInvoiceRequest, context: Any
+    ) -> invoices_pb2.SettleInvoiceResponse:
+        preimage = convert.optional_hash32(request, "payment_preimage", "a payment preimage")
+        payment_hash = convert.optional_hash32(request, "payment_hash", "a payment hash")
+        if preimage is not None and payment_hash is None:
+            payment_hash = sha256(preimage).digest()
+        elif preimage is not None or payment_hash is None:
+            raise NodeError("invalid_argument", "Give the payment preimage or the payment hash, one of the two.")
+        view = await self._background.run(self._node.settle_invoice(payment_hash, preimage))
+        return invoices_pb2.SettleInvoiceResponse(invoice=convert.invoice(view))
 
 
 def _expiry_seconds(request: invoices_pb2.CreateInvoiceRequest) -> int:

@@ -8,7 +8,7 @@ import typer
 
 from channeld.cli import amounts
 from channeld.cli.command import AMOUNT_HELP, KeyOption, command, duration_parser, hash_parser, msat_parser, parser
-from channeld.cli.failures import NOT_FOUND, CliError
+from channeld.cli.failures import NOT_FOUND, USAGE, CliError
 from channeld.cli.ids import HASH_HEX, parse_hash_prefix, pick
 from channeld.cli.output import Column, Id
 from channeld.cli.session import Session
@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many at most.")]
 OffsetOption = Annotated[int, typer.Option("--offset", min=0, help="How many of the newest to leave out.")]
 MOST = 10_000
+
+CltvOption = Annotated[
+    int | None,
+    typer.Option(
+        "--cltv-delta",
+        "--cltv_expiry_delta",
+        min=1,
+        metavar="BLOCKS",
+        help="Blocks that the payment must leave here; for a hold invoice: how long it may wait, and 21 more.",
+        show_default=False,
+    ),
+]
 
 HashArgument = Annotated[
     str,
@@ -76,10 +88,35 @@ def create(
             show_default=False,
         ),
     ] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Let the payment wait for `invoice settle` or `invoice cancel`.")
+    ] = False,
+    payment_hash: Annotated[
+        bytes | None,
+        typer.Option(
+            "--hash",
+            parser=hash_parser("a payment hash"),
+            metavar="HEX",
+            help="Of a preimage that somebody else has; it makes a hold invoice.",
+            show_default=False,
+        ),
+    ] = None,
+    cltv_delta: CltvOption = None,
     idempotency_key: KeyOption = "",
 ) -> None:
     """Makes an invoice to be paid over Lightning."""
-    create_invoice(session, amount, description or text, expiry, description_hash, preimage, idempotency_key)
+    create_invoice(
+        session,
+        amount,
+        description or text,
+        expiry,
+        description_hash,
+        preimage,
+        idempotency_key,
+        hold=hold,
+        payment_hash=payment_hash,
+        cltv_delta=cltv_delta,
+    )
 
 
 def create_invoice(
@@ -90,6 +127,10 @@ def create_invoice(
     description_hash: bytes | None = None,
     preimage: bytes | None = None,
     key: str = "",
+    *,
+    hold: bool = False,
+    payment_hash: bytes | None = None,
+    cltv_delta: int | None = None,
 ) -> None:
     """Makes an invoice and shows it."""
     from channeld.v1 import invoices_pb2
@@ -101,6 +142,9 @@ def create_invoice(
         description_hash=description_hash,
         payment_preimage=preimage,
         idempotency_key=key,
+        hold=hold,
+        payment_hash=payment_hash,
+        min_final_cltv_expiry_delta_blocks=cltv_delta,
     )
     answer = session.call(session.invoices.Create, request)
     session.out.show(answer, lambda: _show_created(session, answer.invoice))
@@ -115,6 +159,8 @@ def _show_created(session: Session, invoice: Invoice) -> None:
             ("Payable for", amounts.duration(invoice.expiry_seconds)),
         ]
     )
+    if invoice.is_hold:
+        session.out.line("What is paid waits for `channelctl invoice settle` or `channelctl invoice cancel`.")
 
 
 def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) -> None:
@@ -167,19 +213,64 @@ def _show_invoice(session: Session, invoice: Invoice) -> None:
             ("Made", amounts.point_in_time(invoice.created_seconds)),
             ("Payable until", expires),
             ("Paid", settled),
+            ("Waits until block", str(invoice.deadline_height) if invoice.HasField("deadline_height") else ""),
             ("Preimage", invoice.payment_preimage.hex() if invoice.HasField("payment_preimage") else ""),
+            ("Asked for by", {1: "", 2: "nobody (keysend)", 3: "blinded paths"}[invoice.kind]),
+            *((f"Record {record.type}", _readable(record.value)) for record in invoice.custom_records),
         ]
     )
-    session.out.line(invoice.bolt11)
+    if invoice.bolt11:
+        session.out.line(invoice.bolt11)
+
+
+def _readable(value: bytes) -> str:
+    """A payer's record: as text where it is text."""
+    text = value.decode("utf-8", "replace")
+    return text if text.isprintable() and "\ufffd" not in text else value.hex()
 
 
 def cancel(session: Session, payment_hash: HashArgument) -> None:
-    """Makes an invoice that is not paid yet unpayable."""
+    """Makes an invoice unpayable; a payment that waits for `invoice settle` goes back."""
     from channeld.v1 import invoices_pb2
 
     request = invoices_pb2.CancelInvoiceRequest(payment_hash=_resolve(session, payment_hash))
     answer = session.call(session.invoices.Cancel, request)
     session.out.show(answer, lambda: session.out.line("The invoice is canceled; nobody can pay it any more."))
+
+
+def settle(
+    session: Session,
+    preimage: Annotated[
+        bytes | None,
+        typer.Argument(
+            parser=hash_parser("a preimage"), metavar="[PREIMAGE]", help="32 bytes, hex.", show_default=False
+        ),
+    ] = None,
+    payment_hash: Annotated[
+        str | None,
+        typer.Option(
+            "--hash",
+            parser=parser(lambda text: parse_hash_prefix(text, "a payment hash")),
+            metavar="HASH",
+            help="Instead, if the daemon made the preimage: the payment hash, or the first few characters of it.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Takes the payment of a hold invoice, which waits for it."""
+    if (preimage is None) == (payment_hash is None):
+        raise CliError("Give the preimage, or the payment hash with --hash.", "", USAGE)
+    settle_invoice(session, preimage, None if payment_hash is None else _resolve(session, payment_hash))
+
+
+def settle_invoice(session: Session, preimage: bytes | None, payment_hash: bytes | None) -> None:
+    """Takes a payment and says so."""
+    from channeld.v1 import invoices_pb2
+
+    request = invoices_pb2.SettleInvoiceRequest(payment_preimage=preimage, payment_hash=payment_hash)
+    answer = session.call(session.invoices.Settle, request)
+    received = amounts.msat(answer.invoice.received_msat)
+    session.out.show(answer, lambda: session.out.line(f"The payment is taken: {received}."))
 
 
 def _resolve(session: Session, prefix: str) -> bytes:
@@ -206,9 +297,11 @@ def _amount(invoice: Invoice) -> str:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `app`."""
-    invoice = typer.Typer(help="Asking for money: create, list, show, cancel.", no_args_is_help=True)
+    invoice = typer.Typer(help="Asking for money: create, list, show, settle, cancel.", no_args_is_help=True)
     command(invoice, "create")(create)
+    command(invoice, "add")(create)
     command(invoice, "list")(list_)
     command(invoice, "show")(show)
+    command(invoice, "settle")(settle)
     command(invoice, "cancel")(cancel)
     app.add_typer(invoice, name="invoice")

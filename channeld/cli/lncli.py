@@ -247,6 +247,66 @@ def addinvoice(
     )
 
 
+def addholdinvoice(
+    session: Session,
+    hash_: Annotated[
+        bytes | None, typer.Argument(parser=hash_parser("a payment hash"), metavar="[HASH]", show_default=False)
+    ] = None,
+    value: Annotated[int | None, typer.Argument(parser=_any_msat, metavar="[AMT]", show_default=False)] = None,
+    amt: Annotated[
+        int | None, typer.Option("--amt", parser=_any_msat, metavar="AMT", help="0: any.", show_default=False)
+    ] = None,
+    amt_msat: Annotated[int | None, typer.Option("--amt_msat", "--amt-msat", min=0, show_default=False)] = None,
+    memo: Annotated[str, typer.Option("--memo", metavar="TEXT", help="What it is for.", show_default=False)] = "",
+    expiry: Annotated[
+        int, typer.Option("--expiry", parser=duration_parser, metavar="TIME", show_default="1h")
+    ] = 3600,  # seconds
+    description_hash: Annotated[
+        bytes | None,
+        typer.Option(
+            "--description_hash",
+            "--description-hash",
+            parser=hash_parser("a description hash"),
+            metavar="HEX",
+            show_default=False,
+        ),
+    ] = None,
+    cltv_delta: invoice_commands.CltvOption = None,
+    idempotency_key: KeyOption = "",
+) -> None:
+    """As `invoice create --hold --hash`."""
+    given = [amount for amount in (value, amt, amt_msat) if amount is not None]
+    if hash_ is None or len(given) > 1:
+        raise CliError("Give a payment hash, and the amount at most once.", "", USAGE)
+    invoice_commands.create_invoice(
+        session,
+        (given[0] if given else 0) or None,
+        memo,
+        expiry,
+        description_hash,
+        None,
+        idempotency_key,
+        hold=True,
+        payment_hash=hash_,
+        cltv_delta=cltv_delta,
+    )
+
+
+def settleinvoice(
+    session: Session,
+    preimage_: Annotated[
+        bytes | None,
+        typer.Argument(parser=hash_parser("a preimage"), metavar="[PREIMAGE]", show_default=False),
+    ] = None,
+    preimage: Annotated[
+        bytes | None,
+        typer.Option("--preimage", parser=hash_parser("a preimage"), metavar="HEX", show_default=False),
+    ] = None,
+) -> None:
+    """As `invoice settle`."""
+    invoice_commands.settle_invoice(session, either(preimage_, preimage, "The preimage"), None)
+
+
 def lookupinvoice(session: Session, rhash_: HashText = None, rhash: HashFlag = None) -> None:
     """As `invoice show`."""
     invoice_commands.show(session, either(rhash_, rhash, "The payment hash"))
@@ -349,6 +409,8 @@ def register(app: typer.Typer) -> None:
         ("pendingchannels", pendingchannels),
         ("closechannel", closechannel),
         ("addinvoice", addinvoice),
+        ("addholdinvoice", addholdinvoice),
+        ("settleinvoice", settleinvoice),
         ("lookupinvoice", lookupinvoice),
         ("cancelinvoice", cancelinvoice),
         ("listinvoices", listinvoices),

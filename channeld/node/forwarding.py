@@ -23,8 +23,8 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, select
 
+from channeld.bolt.features import Feature, has
 from channeld.bolt.onion import failures as f
-from channeld.bolt.onion.attribution import HOLD_TIME_UNIT_SECONDS, add_attribution
 from channeld.bolt.onion.payment import BlindedRole, Forward, OnionContext
 from channeld.bolt.onion.returns import ReturnPacket, create_failure, relay_failure
 from channeld.bolt.onion.sphinx import OnionError
@@ -34,13 +34,13 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.commitments import htlc_key
 from channeld.channel.economics import reason_to_close
-from channeld.channel.state import Funded, Normal, ShuttingDown
+from channeld.channel.state import Funded, Live, Normal, ShuttingDown
 from channeld.node import views
 from channeld.node.bus import EventBus
 from channeld.node.driver import Reaction
 from channeld.node.interface import ForwardView
 from channeld.node.policies import ForwardTerms, Policies, check_forward
-from channeld.node.refusals import refusal_event
+from channeld.node.refusals import after_a_while, fulfill_event, hold_time, refusal_event, refuse
 from channeld.storage import Store, Write, rows, tables
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ HtlcKey = tuple[int, int]
 """(channel_key, htlc id) of an incoming HTLC."""
 LATEST_BLOCKS = 6
 """So long before an incoming HTLC expires, its peer is told that nothing came of it."""
+MOST_REASON_BYTES = 64_567
+"""A longer error onion leaves no room for `attribution_data` in a message of 65,535 bytes."""
 
 
 class Circuit(Struct, frozen=True, array_like=True):
@@ -120,29 +122,32 @@ class Forwarder:
         self._knows_height = knows_height
         self._public_update = public_update
         self._live: set[HtlcKey] = set()
-        self._settled: dict[HtlcKey, bytes] = {}
+        self._settled: dict[HtlcKey, tuple[bytes, int]] = {}
+        self._earned: set[HtlcKey] = set()
         self._by_scid: dict[int, Driver] = {}
 
     def load(self, connection: Connection) -> None:
         """Circuits, and incoming HTLCs whose preimage came before their channel could be told; after the channels."""
         table, preimages = tables.forwards, tables.preimages
+        circuits: set[HtlcKey] = set()
         for driver in self._channels.all():
             state = driver.state
             if not isinstance(state, Funded):
                 continue
-            for origin in state.commitments.origins.values():
-                circuit = circuit_of(origin)
-                if circuit is not None:
-                    self._live.add(circuit.key)
+            circuits.update(
+                circuit.key for origin in state.commitments.origins.values() if (circuit := circuit_of(origin))
+            )
             for htlc in machine.unresolved_htlcs(state):
-                query = select(preimages.c.payment_preimage).where(
+                self._live.add((driver.channel_key, htlc.id))
+                query = select(preimages.c.payment_preimage, table.c.received_ms).where(
                     table.c.incoming_key == driver.channel_key,
                     table.c.incoming_id == htlc.id,
                     preimages.c.payment_hash == table.c.payment_hash,
                 )
-                found = connection.execute(query).scalar()
+                found = connection.execute(query).first()
                 if found is not None:
-                    self._settled[driver.channel_key, htlc.id] = found
+                    self._settled[driver.channel_key, htlc.id] = (found[0], found[1])
+        self._live &= circuits  # an incoming HTLC that was answered earns nothing any more
 
     # --- incoming
 
@@ -153,28 +158,26 @@ class Forwarder:
     def forward(self, driver: Driver, htlc: Htlc, onion: Forward, again: bool) -> Reaction:
         """What to do about an HTLC that is irrevocable; `again`: it was handed out before, in an earlier life."""
         key = (driver.channel_key, htlc.id)
-        preimage = self._settled.pop(key, None)
-        if preimage is not None:
-            return Reaction(events=[ev.FulfillHtlc(htlc.id, preimage)])
+        context = onion.context
+        settled = self._settled.pop(key, None)
+        if settled is not None:
+            preimage, received_ms = settled
+            return Reaction(events=[fulfill_event(htlc.id, preimage, context, _held_since(received_ms))])
         if key in self._live:
             return Reaction()
         if again:
-            return self._refuse(htlc, onion.context.refusal(f.TemporaryChannelFailure(), "interrupted"))
+            return refuse(driver, htlc.id, context.refusal(f.TemporaryChannelFailure(), "interrupted"))
         if not self._knows_height():  # nobody can say whether there is time left
-            return self._refuse(htlc, onion.context.refusal(f.TemporaryNodeFailure(), "layer 1 is away"))
+            return refuse(driver, htlc.id, context.refusal(f.TemporaryNodeFailure(), "layer 1 is away"))
         asked = self._asked(onion)
         if asked is None:
-            return self._refuse(htlc, onion.context.refusal(f.UnknownNextPeer()))
+            return refuse(driver, htlc.id, context.refusal(f.UnknownNextPeer()))
         failure = self._check(asked, htlc, onion)
         if failure is not None:
-            return self._refuse(htlc, onion.context.refusal(failure))
+            return refuse(driver, htlc.id, context.refusal(failure))
         self._live.add(key)
         self._offer(self._prepare(driver, htlc, onion, asked))
         return Reaction()
-
-    @staticmethod
-    def _refuse(htlc: Htlc, error: OnionError) -> Reaction:
-        return Reaction(events=[refusal_event(htlc.id, error)])
 
     def _asked(self, onion: Forward) -> Driver | None:
         """The channel that the onion names."""
@@ -196,6 +199,8 @@ class Forwarder:
         )
         if failure is None and not isinstance(asked.state, Normal):
             return f.ChannelDisabled(0, self._update(asked, onion))
+        if failure is None and onion.next_path_key is not None and not _knows_blinding(asked):
+            return f.UnknownNextPeer()  # it would have to end the connection over a record it does not know
         return failure
 
     def _update(self, asked: Driver, onion: Forward) -> bytes:
@@ -244,7 +249,7 @@ class Forwarder:
                 return
             self._live.discard(offer.circuit.key)
             refusal = offer.circuit.context.refusal(_failure_for(error, offer), str(error))
-            self._answer(offer.circuit, refusal_event(offer.circuit.incoming_id, refusal))
+            self._fail_back(offer.circuit, lambda: _refusal(offer.circuit, refusal))
 
         candidate.post(offer.event, (), done)
 
@@ -264,7 +269,8 @@ class Forwarder:
                 circuit = circuit_of(origin)
                 if circuit is not None and circuit.key in self._live and self._is_late(circuit, height):
                     refusal = circuit.context.refusal(f.PermanentChannelFailure(), "the next node did not answer")
-                    self._answer(circuit, refusal_event(circuit.incoming_id, refusal))
+                    self._live.discard(circuit.key)
+                    self._answer(circuit, _refusal(circuit, refusal))
 
     def _is_late(self, circuit: Circuit, height: int) -> bool:
         incoming = self._channels.by_key(circuit.incoming_key)
@@ -276,13 +282,18 @@ class Forwarder:
     # --- outcomes
 
     def settled(self, driver: Driver, circuit: Circuit, effect: fx.HtlcSettled) -> list[Write]:
-        """The preimage is known: passed back at once, before the outgoing HTLC's removal is committed."""
+        """The preimage is known: passed back at once, before the outgoing HTLC's removal is committed.
+
+        One that comes after the incoming HTLC was answered otherwise (`expire`) is paid by us, and is no forward."""
+        held = _held_since(circuit.received_ms)
+        event = fulfill_event(
+            circuit.incoming_id, effect.payment_preimage, circuit.context, held, effect.attribution_data
+        )
+        self._answer(circuit, event)
+        if circuit.key not in self._live:
+            return []
         self._live.discard(circuit.key)
-        tlvs = {}
-        if circuit.role != BlindedRole.INSIDE.value:
-            held = _hold_time(circuit)
-            tlvs["attribution_data"] = add_attribution(circuit.shared_secret, effect.attribution_data, held)
-        self._answer(circuit, ev.FulfillHtlc(circuit.incoming_id, effect.payment_preimage, tlvs))
+        self._earned.add(circuit.key)
         return [
             rows.SAVE_FORWARD(
                 circuit.incoming_key,
@@ -300,7 +311,14 @@ class Forwarder:
     def failed(self, circuit: Circuit, effect: fx.HtlcFailed) -> None:
         """The outgoing HTLC is gone for good: so is the incoming one."""
         self._live.discard(circuit.key)
-        self._answer(circuit, failure_event(circuit, effect))
+        self._fail_back(circuit, lambda: failure_event(circuit, effect))
+
+    def _fail_back(self, circuit: Circuit, event: Callable[[], ev.Event]) -> None:
+        """At once, or after a while as introduction node."""
+        if circuit.context.role is BlindedRole.INTRODUCTION:
+            after_a_while(lambda _: self._answer(circuit, event()))
+        else:
+            self._answer(circuit, event())
 
     def _answer(self, circuit: Circuit, event: ev.Event) -> None:
         """Tells the incoming channel, after the batch that is under way: its commit must come before. An incoming
@@ -315,6 +333,16 @@ class Forwarder:
 
     def settled_done(self, circuit: Circuit, effect: fx.HtlcSettled) -> None:
         """What `settled` wrote is durable."""
+        if circuit.key not in self._earned:
+            self._bus.publish(
+                "forward.lost",
+                f"{effect.amount_msat} msat were paid on after the incoming HTLC had been failed: it was too small to "
+                "close a channel for",
+                payment_hash=effect.payment_hash.hex(),
+                amount_msat=effect.amount_msat,
+            )
+            return
+        self._earned.discard(circuit.key)
         earned_msat = circuit.incoming_msat - effect.amount_msat
         self._bus.publish(
             "forward.settled",
@@ -368,11 +396,13 @@ def names_of(driver: Driver) -> tuple[int, ...]:
 
 def failure_event(circuit: Circuit, effect: fx.HtlcFailed) -> ev.Event:
     """How the failure of the outgoing HTLC looks to the incoming side."""
-    context, held = circuit.context, _hold_time(circuit)
+    context, held = circuit.context, _held_since(circuit.received_ms)
     if context.role is not BlindedRole.NONE:
         # BOLT 4, "A _forwarding node_ MUST: if `path_key` is set [...] return an `invalid_onion_blinding` error."
-        return refusal_event(circuit.incoming_id, context.refusal(f.InvalidOnionBlinding(circuit.sha256_of_onion)))
-    if effect.reason is not None:
+        return _refusal(circuit, context.refusal(f.InvalidOnionBlinding(circuit.sha256_of_onion)))
+    if effect.reason is not None and len(effect.reason) > MOST_REASON_BYTES:
+        packet = relay_failure(circuit.shared_secret, ReturnPacket(effect.reason))
+    elif effect.reason is not None:
         packet = relay_failure(circuit.shared_secret, ReturnPacket(effect.reason, effect.attribution_data), held)
     elif effect.failure_code is not None:
         # BOLT 2, "otherwise: if it receives `update_fail_malformed_htlc`: MUST return an error in the
@@ -387,9 +417,21 @@ def failure_event(circuit: Circuit, effect: fx.HtlcFailed) -> ev.Event:
     return ev.FailHtlc(circuit.incoming_id, packet.reason, tlvs)
 
 
-def _hold_time(circuit: Circuit) -> int:
-    """Since the HTLC came, in units of 100 ms."""
-    return max(0, int((time.time() - circuit.received_ms / 1000) / HOLD_TIME_UNIT_SECONDS))
+def _refusal(circuit: Circuit, error: OnionError) -> ev.Event:
+    return refusal_event(circuit.incoming_id, error, _held_since(circuit.received_ms))
+
+
+def _held_since(received_ms: int) -> int:
+    """In units of 100 ms."""
+    return hold_time(time.time() - received_ms / 1000)
+
+
+def _knows_blinding(driver: Driver) -> bool:
+    """Whether the peer may be sent a `path_key`."""
+    state = driver.state
+    if not isinstance(state, Funded) or not isinstance(state.link, Live):
+        return True  # nothing is sent now
+    return has(state.link.remote_features, Feature.option_route_blinding)
 
 
 def _failure_for(error: Exception, offer: _Offer) -> f.Failure:

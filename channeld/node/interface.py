@@ -172,9 +172,13 @@ class ClosedChannelView(Struct, frozen=True):
 
 
 class InvoiceView(Struct, frozen=True):
+    """`state` accepted: a hold invoice whose payment waits for `settle_invoice` or `cancel_invoice`; at
+    `deadline_height` less a margin it goes back by itself. `kind`: bolt11, keysend (nobody asked for it: no `bolt11`),
+    blinded. `custom_records`: what the payer sent along, (type, value)."""
+
     payment_hash: bytes
     bolt11: str
-    state: Literal["open", "settled", "canceled", "expired"]
+    state: Literal["open", "accepted", "settled", "canceled", "expired"]
     amount_msat: int | None
     received_msat: int
     description: str
@@ -182,6 +186,10 @@ class InvoiceView(Struct, frozen=True):
     expiry_seconds: int
     settled_seconds: int | None
     payment_preimage: bytes | None
+    is_hold: bool = False
+    kind: Literal["bolt11", "keysend", "blinded"] = "bolt11"
+    custom_records: tuple[tuple[int, bytes], ...] = ()
+    deadline_height: int | None = None
 
 
 class PaymentView(Struct, frozen=True):
@@ -347,7 +355,17 @@ class NodeService(Protocol):
         payment_preimage: bytes | None = None,
         min_final_cltv_expiry_delta: int | None = None,
         idempotency_key: str = "",
-    ) -> InvoiceView: ...
+        hold: bool = False,
+        payment_hash: bytes | None = None,
+    ) -> InvoiceView:
+        """`hold`: what is paid waits for `settle_invoice`. With `payment_hash` instead of a preimage it does so in any
+        case: somebody else knows the preimage."""
+        ...
+
+    async def settle_invoice(self, payment_hash: bytes, payment_preimage: bytes | None = None) -> InvoiceView:
+        """Takes an accepted payment. The preimage may be left out if this node made it."""
+        ...
+
     async def list_invoices(self, limit: int = 100, offset: int = 0) -> list[InvoiceView]: ...
     async def get_invoice(self, payment_hash: bytes) -> InvoiceView: ...
     async def cancel_invoice(self, payment_hash: bytes) -> InvoiceView: ...

@@ -1,82 +1,108 @@
-"""Our invoices: made, kept, canceled, and marked as paid by whoever receives (`receive`).
+"""Our invoices: made, kept, and marked by whoever receives (`receive`) as accepted, paid or canceled.
 
-In memory are the open ones, and settled ones until the HTLCs that paid them are gone; the rest is only in the database.
+In memory are those that can be paid or wait for `settle`, and settled ones until the HTLCs that paid them are gone; the
+rest is only in the database.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
 
-import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import Connection, select
 
 from channeld.bolt.features import Feature, optional, required
 from channeld.bolt.invoice import Invoice, InvoiceError, RoutingHop, encode_invoice
+from channeld.channel.env import ChannelPolicy
 from channeld.node.bus import EventBus
 from channeld.node.identity import Identity
 from channeld.node.interface import InvoiceView, NodeError
+from channeld.node.invoice_record import HtlcKey, InvoiceRecord, decode, find, save
 from channeld.storage import Store, Write, rows, tables
 from wallet.bitcoin.address import Network
 
 MIN_FINAL_CLTV_EXPIRY_DELTA_BLOCKS = 42
 """What our invoices ask for: `fulfill_deadline_blocks` twice, and a margin for blocks found while the HTLC travels."""
+HOLD_CLTV_EXPIRY_DELTA_BLOCKS = 144
+"""The same for hold invoices: about a day to decide, less `LATEST_BLOCKS`."""
+SETTLE_MARGIN_BLOCKS = 3
+LATEST_BLOCKS = ChannelPolicy().fulfill_deadline_blocks + SETTLE_MARGIN_BLOCKS
+"""A preimage is given away no later than so many blocks before an HTLC expires: at the fulfillment deadline the channel
+would be closed for it at once (BOLT 2, "`cltv_expiry_delta` Selection")."""
+BLOCKS_UNDER_WAY = 3
+"""Blocks that may be found while an HTLC travels; what invoices ask for has room for them."""
+LEAST_DELTA_BLOCKS = LATEST_BLOCKS + BLOCKS_UNDER_WAY
+MOST_DELTA_BLOCKS = 1008
+"""Half of what a channel on the way may accept (`max_htlc_cltv`): the route needs the rest."""
 MAX_DESCRIPTION_BYTES = 639
 MAX_AMOUNT_MSAT = 21_000_000 * 100_000_000_000
 FEATURES = required(Feature.var_onion_optin, Feature.payment_secret) | optional(Feature.basic_mpp)
 
-HtlcKey = tuple[int, int]
-"""(channel_key, htlc id) of an incoming HTLC."""
 
+@dataclass(frozen=True, slots=True)
+class InvoiceRequest:
+    """What is asked for; amounts in msat, the expiry in seconds, the delta in blocks.
 
-class InvoiceRecord(Struct, frozen=True, kw_only=True):
-    """An invoice as stored. `htlcs` are those that settled it."""
+    `hold`: the money is kept waiting until `settle` or `cancel`. With `payment_hash` instead of a preimage this node
+    does not know the preimage either: that makes it a hold invoice in any case.
+    """
 
-    payment_hash: bytes
-    payment_preimage: bytes
-    payment_secret: bytes
-    bolt11: str
-    description: str
     amount_msat: int | None
-    created_seconds: int
-    expiry_seconds: int
-    min_final_cltv_expiry_delta_blocks: int
-    state: Literal["open", "settled", "canceled"] = "open"
-    received_msat: int = 0
-    settled_seconds: int | None = None
-    htlcs: tuple[HtlcKey, ...] = ()
+    description: str = ""
+    expiry_seconds: int = 3600
+    description_hash: bytes | None = None
+    payment_preimage: bytes | None = None
+    min_final_cltv_expiry_delta: int | None = None
+    hold: bool = False
+    payment_hash: bytes | None = None
 
-    def is_expired(self, now: float) -> bool:
-        """Open, but too old to be paid."""
-        return self.state == "open" and now > self.created_seconds + self.expiry_seconds
+    @property
+    def is_hold(self) -> bool:
+        """Whether somebody has to settle or cancel it."""
+        return self.hold or self.payment_hash is not None
 
-    def view(self, now: float) -> InvoiceView:
-        """What the API shows."""
-        return InvoiceView(
-            payment_hash=self.payment_hash,
-            bolt11=self.bolt11,
-            state="expired" if self.is_expired(now) else self.state,
-            amount_msat=self.amount_msat,
-            received_msat=self.received_msat,
-            description=self.description,
-            created_seconds=self.created_seconds,
-            expiry_seconds=self.expiry_seconds,
-            settled_seconds=self.settled_seconds,
-            payment_preimage=self.payment_preimage if self.state == "settled" else None,
-        )
+    @property
+    def delta_blocks(self) -> int:
+        """`min_final_cltv_expiry_delta` as it stands in the invoice."""
+        default = HOLD_CLTV_EXPIRY_DELTA_BLOCKS if self.is_hold else MIN_FINAL_CLTV_EXPIRY_DELTA_BLOCKS
+        return default if self.min_final_cltv_expiry_delta is None else self.min_final_cltv_expiry_delta
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """For an idempotency key; what an ordinary invoice does not have is left out."""
+        every = astuple(self)
+        return every if self.is_hold else every[:6]
+
+    def check(self) -> None:
+        """Raises NodeError."""
+        if self.amount_msat is not None and not 0 < self.amount_msat <= MAX_AMOUNT_MSAT:
+            _refuse("the amount must be more than zero (leave it out to let the payer choose)")
+        if len(self.description.encode()) > MAX_DESCRIPTION_BYTES:
+            _refuse(
+                f"a description has at most {MAX_DESCRIPTION_BYTES} bytes; use a description hash for a longer text"
+            )
+        if not 0 < self.expiry_seconds <= 366 * 86_400:
+            _refuse("the expiry must be between one second and one year")
+        sizes = {
+            "a description hash": self.description_hash,
+            "a preimage": self.payment_preimage,
+            "a payment hash": self.payment_hash,
+        }
+        for name, value in sizes.items():
+            if value is not None and len(value) != 32:
+                _refuse(f"{name} has 32 bytes")
+        if self.payment_hash is not None and self.payment_preimage is not None:
+            _refuse("give a preimage or a payment hash, not both: the one follows from the other")
+        if not LEAST_DELTA_BLOCKS <= self.delta_blocks <= MOST_DELTA_BLOCKS:
+            _refuse(f"a final expiry delta is between {LEAST_DELTA_BLOCKS} and {MOST_DELTA_BLOCKS} blocks")
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(InvoiceRecord).decode
-
-
-def save(record: InvoiceRecord) -> Write:
-    """The record's row."""
-    return rows.SAVE_INVOICE(record.payment_hash, record.created_seconds, record.state, _encode(record))
+def _refuse(sentence: str) -> None:
+    raise NodeError("invalid_argument", sentence)
 
 
 class InvoiceBook:
@@ -101,14 +127,14 @@ class InvoiceBook:
         self._paid_by: dict[HtlcKey, bytes] = {}
 
     def load(self, connection: Connection, incoming_hashes: Sequence[bytes]) -> None:
-        """Open invoices, and those that HTLCs still in our channels may have paid."""
+        """Open and accepted invoices, and those that HTLCs still in our channels may have paid."""
         table = tables.invoices
-        for row in connection.execute(select(table.c.record).where(table.c.state == "open")):
-            record = _decode(row.record)
+        for row in connection.execute(select(table.c.record).where(table.c.state.in_(("open", "accepted")))):
+            record = decode(row.record)
             if not record.is_expired(self._now()) or record.payment_hash in incoming_hashes:
                 self._live[record.payment_hash] = record
         for payment_hash in incoming_hashes:
-            found = _find(connection, payment_hash)
+            found = find(connection, payment_hash)
             if found is not None:
                 self._live[payment_hash] = found
                 self._paid_by |= dict.fromkeys(found.htlcs, payment_hash)
@@ -116,58 +142,44 @@ class InvoiceBook:
     # --- verbs
 
     async def create(
-        self,
-        amount_msat: int | None,
-        description: str,
-        expiry_seconds: int = 3600,
-        description_hash: bytes | None = None,
-        payment_preimage: bytes | None = None,
-        min_final_cltv_expiry_delta: int | None = None,
-        extra: Callable[[bytes], Sequence[Write]] = lambda _: (),
+        self, request: InvoiceRequest, extra: Callable[[bytes], Sequence[Write]] = lambda _: ()
     ) -> InvoiceView:
         """A new invoice, durable when this returns. `extra(payment_hash)`: rows for the same transaction."""
-        record = self._new_record(
-            amount_msat, description, expiry_seconds, description_hash, payment_preimage, min_final_cltv_expiry_delta
-        )
+        record = self._new_record(request)
         payment_hash = record.payment_hash
-        if payment_hash in self._live or (payment_preimage is not None and await self.find(payment_hash)):
-            raise NodeError("already_exists", "there is an invoice with this preimage already: take another preimage")
-        self._live[payment_hash] = record
+        if self.is_known(payment_hash):
+            raise NodeError(
+                "already_exists", "there is an invoice with this preimage or payment hash already: take another one"
+            )
+        self._live[payment_hash] = record  # before anybody else has a turn: no second one with this hash
         await self._store.commit([save(record), *extra(payment_hash)])
         self._bus.publish(
-            "invoice.created", "an invoice was created", payment_hash=payment_hash.hex(), amount_msat=amount_msat
+            "invoice.created",
+            "an invoice was created",
+            payment_hash=payment_hash.hex(),
+            amount_msat=request.amount_msat,
         )
         return record.view(self._now())
 
-    def _new_record(
-        self,
-        amount_msat: int | None,
-        description: str,
-        expiry_seconds: int,
-        description_hash: bytes | None,
-        payment_preimage: bytes | None,
-        min_final_cltv_expiry_delta: int | None,
-    ) -> InvoiceRecord:
-        _check_request(amount_msat, description, expiry_seconds, description_hash, payment_preimage)
-        preimage = payment_preimage if payment_preimage is not None else os.urandom(32)
-        delta = min_final_cltv_expiry_delta or MIN_FINAL_CLTV_EXPIRY_DELTA_BLOCKS
-        if not MIN_FINAL_CLTV_EXPIRY_DELTA_BLOCKS // 2 <= delta <= 2016:
-            raise NodeError(
-                "invalid_argument",
-                f"a final expiry delta is between {MIN_FINAL_CLTV_EXPIRY_DELTA_BLOCKS // 2} and 2016 blocks",
-            )
+    def _new_record(self, request: InvoiceRequest) -> InvoiceRecord:
+        request.check()
+        preimage = request.payment_preimage
+        if preimage is None and request.payment_hash is None:
+            preimage = os.urandom(32)
+        payment_hash = request.payment_hash if preimage is None else hashlib.sha256(preimage).digest()
+        assert payment_hash is not None
         created = int(self._now())
         invoice = Invoice(
             network=self._network,
-            payment_hash=hashlib.sha256(preimage).digest(),
+            payment_hash=payment_hash,
             payment_secret=os.urandom(32),
             payee=self._identity.node_id,
             timestamp=created,
-            amount_msat=amount_msat,
-            description=None if description_hash else description,
-            description_hash=description_hash,
-            expiry_seconds=expiry_seconds,
-            min_final_cltv_expiry_delta=delta,
+            amount_msat=request.amount_msat,
+            description=None if request.description_hash else request.description,
+            description_hash=request.description_hash,
+            expiry_seconds=request.expiry_seconds,
+            min_final_cltv_expiry_delta=request.delta_blocks,
             features=FEATURES,
             routing_hints=tuple(self._hints()),
         )
@@ -176,103 +188,90 @@ class InvoiceBook:
         except InvoiceError as error:
             raise NodeError("invalid_argument", str(error)) from error
         return InvoiceRecord(
-            payment_hash=invoice.payment_hash,
+            payment_hash=payment_hash,
             payment_preimage=preimage,
             payment_secret=invoice.payment_secret,
             bolt11=bolt11,
-            description=description,
-            amount_msat=amount_msat,
+            description=request.description,
+            amount_msat=request.amount_msat,
             created_seconds=created,
-            expiry_seconds=expiry_seconds,
-            min_final_cltv_expiry_delta_blocks=delta,
+            expiry_seconds=request.expiry_seconds,
+            min_final_cltv_expiry_delta_blocks=request.delta_blocks,
+            hold=request.is_hold,
         )
+
+    async def enter(self, record: InvoiceRecord) -> None:
+        """An invoice that was asked for by other means than BOLT 11; durable when this returns. Raises NodeError."""
+        if self.is_known(record.payment_hash):
+            raise NodeError("already_exists", "there is an invoice with this payment hash already: take another one")
+        self._live[record.payment_hash] = record
+        await self._store.commit([save(record)])
 
     async def views(self, limit: int, offset: int) -> list[InvoiceView]:
         """The newest first."""
         table = tables.invoices
         query = select(table.c.record).order_by(table.c.created_seconds.desc(), table.c.payment_hash)
         found = await self._store.read(lambda c: [r.record for r in c.execute(query.limit(limit).offset(offset))])
-        return [_decode(record).view(self._now()) for record in found]
+        return [decode(record).view(self._now()) for record in found]
 
-    async def find(self, payment_hash: bytes) -> InvoiceRecord | None:
-        """From memory or the database."""
+    async def find(self, payment_hash: bytes) -> InvoiceRecord:
+        """From memory or the database. Raises NodeError if there is none."""
         record = self._live.get(payment_hash)
         if record is None:
-            record = await self._store.read(lambda c: _find(c, payment_hash))
+            record = await self._store.read(lambda c: find(c, payment_hash))
+            record = self._live.get(payment_hash, record)
+        if record is None:
+            raise NodeError("not_found", f"there is no invoice with the payment hash {payment_hash.hex()}")
         return record
 
     async def get(self, payment_hash: bytes) -> InvoiceView:
         """Raises NodeError if there is none."""
-        record = await self.find(payment_hash)
-        if record is None:
-            raise NodeError("not_found", f"there is no invoice with the payment hash {payment_hash.hex()}")
-        return record.view(self._now())
+        return (await self.find(payment_hash)).view(self._now())
 
-    async def cancel(self, payment_hash: bytes) -> InvoiceView:
-        """An open invoice that is not being paid will not be paid any more."""
-        record = await self.find(payment_hash)
-        if record is None:
-            raise NodeError("not_found", f"there is no invoice with the payment hash {payment_hash.hex()}")
-        if record.state == "settled":
-            raise NodeError("failed_precondition", "this invoice was paid; it cannot be canceled")
-        if record.state == "open":
-            record = replace(record, state="canceled")
-            self._live.pop(payment_hash, None)
-            await self._store.commit([save(record)])
-            self._bus.publish("invoice.canceled", "an invoice was canceled", payment_hash=payment_hash.hex())
-        return record.view(self._now())
+    # --- for the receiver: memory changes at once, the row is the caller's to commit
 
-    # --- for the receiver
+    def is_known(self, payment_hash: bytes) -> bool:
+        """Whether there is or was an invoice of this hash."""
+        return payment_hash in self._live or bool(self._store.lookup(rows.FIND_INVOICE, payment_hash))
 
     def lookup(self, payment_hash: bytes) -> InvoiceRecord | None:
-        """An invoice that may be paid, or was paid by HTLCs that are still there."""
+        """An invoice that may be paid, waits for `settle`, or was paid by HTLCs that are still there."""
         return self._live.get(payment_hash)
 
-    def settle(self, record: InvoiceRecord, received_msat: int, htlcs: tuple[HtlcKey, ...]) -> Write:
-        """Mark as paid, in memory; the row must go into the transaction that settles the first HTLC."""
-        settled = replace(
-            record, state="settled", received_msat=received_msat, settled_seconds=int(self._now()), htlcs=htlcs
-        )
-        self._live[record.payment_hash] = settled
-        self._paid_by |= dict.fromkeys(htlcs, record.payment_hash)
-        return save(settled)
+    def accepted(self) -> Iterable[InvoiceRecord]:
+        """Those whose money waits for `settle` or `cancel`."""
+        return [record for record in self._live.values() if record.state == "accepted"]
+
+    def put(self, record: InvoiceRecord) -> Write:
+        """A record of a new state; `htlcs` in it are remembered until they are gone."""
+        before = self._live.get(record.payment_hash)
+        for key in before.htlcs if before is not None else ():
+            self._paid_by.pop(key, None)
+        self._live[record.payment_hash] = record
+        self._paid_by |= dict.fromkeys(record.htlcs, record.payment_hash)
+        return save(record)
+
+    def cancel(self, record: InvoiceRecord) -> Write:
+        """Nobody can pay it from now on. `forget` it once that is durable."""
+        return self.put(replace(record, state="canceled", htlcs=(), deadline_height=None))
+
+    def forget(self, payment_hash: bytes) -> None:
+        """A canceled invoice is in the database: it may leave memory."""
+        record = self._live.get(payment_hash)
+        if record is not None and record.state == "canceled":
+            del self._live[payment_hash]
 
     def htlc_removed(self, htlc: HtlcKey) -> None:
         """An incoming HTLC is gone for good; with the last one that paid an invoice, the invoice leaves memory."""
         payment_hash = self._paid_by.pop(htlc, None)
-        if payment_hash is not None and not any(key in self._paid_by for key in self._live[payment_hash].htlcs):
-            del self._live[payment_hash]
+        record = self._live.get(payment_hash) if payment_hash is not None else None
+        if record is None or record.state != "settled":
+            return
+        if not any(key in self._paid_by for key in record.htlcs):
+            del self._live[record.payment_hash]
 
     def forget_expired(self) -> None:
         """Drop expired invoices from memory; called with each block."""
         now = self._now()
         for payment_hash in [key for key, record in self._live.items() if record.is_expired(now)]:
             del self._live[payment_hash]
-
-
-def _find(connection: Connection, payment_hash: bytes) -> InvoiceRecord | None:
-    table = tables.invoices
-    found = connection.execute(select(table.c.record).where(table.c.payment_hash == payment_hash)).scalar()
-    return None if found is None else _decode(found)
-
-
-def _check_request(
-    amount_msat: int | None,
-    description: str,
-    expiry_seconds: int,
-    description_hash: bytes | None,
-    payment_preimage: bytes | None,
-) -> None:
-    if amount_msat is not None and not 0 < amount_msat <= MAX_AMOUNT_MSAT:
-        raise NodeError("invalid_argument", "the amount must be more than zero (leave it out to let the payer choose)")
-    if len(description.encode()) > MAX_DESCRIPTION_BYTES:
-        raise NodeError(
-            "invalid_argument",
-            f"a description has at most {MAX_DESCRIPTION_BYTES} bytes; use a description hash for a longer text",
-        )
-    if not 0 < expiry_seconds <= 366 * 86_400:
-        raise NodeError("invalid_argument", "the expiry must be between one second and one year")
-    if description_hash is not None and len(description_hash) != 32:
-        raise NodeError("invalid_argument", "a description hash has 32 bytes")
-    if payment_preimage is not None and len(payment_preimage) != 32:
-        raise NodeError("invalid_argument", "a preimage has 32 bytes")

@@ -29,6 +29,7 @@ from channeld.node.interface import (
     PolicyView,
     TransactionView,
 )
+from channeld.node.invoices import InvoiceRequest
 from channeld.node.monitor_views import closed_channel_view
 from channeld.node.policies import StoredPolicy
 from channeld.node.runtime import Runtime
@@ -232,19 +233,23 @@ class Node:
         payment_preimage: bytes | None = None,
         min_final_cltv_expiry_delta: int | None = None,
         idempotency_key: str = "",
+        hold: bool = False,
+        payment_hash: bytes | None = None,
     ) -> InvoiceView:
         """See InvoiceBook."""
         book = self.runtime.invoices
-        arguments = (
+        request = InvoiceRequest(
             amount_msat,
             description,
             expiry_seconds,
             description_hash,
             payment_preimage,
             min_final_cltv_expiry_delta,
+            hold,
+            payment_hash,
         )
         return await self.runtime.idempotency.once(
-            idempotency_key, "create_invoice", arguments, lambda mark: book.create(*arguments, mark), book.get
+            idempotency_key, "create_invoice", request.arguments, lambda mark: book.create(request, mark), book.get
         )
 
     async def list_invoices(self, limit: int = 100, offset: int = 0) -> list[InvoiceView]:
@@ -256,8 +261,12 @@ class Node:
         return await self.runtime.invoices.get(payment_hash)
 
     async def cancel_invoice(self, payment_hash: bytes) -> InvoiceView:
-        """See InvoiceBook."""
-        return await self.runtime.invoices.cancel(payment_hash)
+        """See Receiver."""
+        return await self.runtime.receiver.cancel(payment_hash)
+
+    async def settle_invoice(self, payment_hash: bytes, payment_preimage: bytes | None = None) -> InvoiceView:
+        """See Receiver."""
+        return await self.runtime.receiver.settle(payment_hash, payment_preimage)
 
     async def decode(self, text: str) -> DecodedInvoice:
         """What an invoice of any network says."""

@@ -56,6 +56,8 @@ class NodeSettings:
     birthday_height: int | None = None
     """The first block that may concern the seed; None for a seed made just now."""
     gossip: GossipSettings = field(default_factory=GossipSettings)
+    accept_keysend: bool = True
+    """Whether payments without an invoice are taken."""
 
 
 class Runtime:
@@ -134,7 +136,15 @@ class Runtime:
         network, store, bus, node_id = self.keys.network, self._store, self.bus, self.identity.node_id
         self.coins = Coins(self.wallet, store, source, self.feerates, bus)
         self.invoices = InvoiceBook(store, self.identity, network, bus, time.time, self._route_hints)
-        self._receiver = Receiver(self.invoices, bus, self._height, time.time)
+        self.receiver = Receiver(
+            store,
+            self.invoices,
+            bus,
+            self._height,
+            self._first_sync.is_set,
+            time.time,
+            self.settings.accept_keysend,
+        )
         self.router = Router(node_id, self.channels, self.gossip, self._height, time.time)
         self.payments = Payments(store, network, node_id, bus, self.channels, self.router, self._height, time.time)
         self.forwarder = Forwarder(
@@ -146,7 +156,7 @@ class Runtime:
             lambda: self.chain.in_step,
             self.gossip.public_update,
         )
-        self._switch = Switch(self.identity, self._receiver, self.payments, self.forwarder)
+        self._switch = Switch(self.identity, self.receiver, self.payments, self.forwarder, self._height)
 
     def _build_chain(self, source: ChainSource) -> None:
         store, bus = self._store, self.bus
@@ -254,7 +264,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Stop everything, the store last."""
-        self._receiver.close()
+        self.receiver.close()
         self.payments.close()
         await self.peers.stop()
         await self.coins.close()
@@ -277,6 +287,7 @@ class Runtime:
 
     def _on_synced(self) -> None:
         self._first_sync.set()
+        self.receiver.height_known()
 
     def _route_hints(self) -> Sequence[tuple[RoutingHop, ...]]:
         """How strangers reach us over channels that are not announced (BOLT 11, `r`)."""

@@ -5,12 +5,13 @@ Decisions are made in the transaction that made the HTLC irrevocable, so that no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
 from channeld.bolt.messages import UpdateAddHtlc, decode
-from channeld.bolt.onion.failures import TemporaryNodeFailure
+from channeld.bolt.onion.failures import ExpiryTooFar, TemporaryNodeFailure
 from channeld.bolt.onion.payment import Forward, Receive, read_payment_onion
 from channeld.bolt.onion.sphinx import OnionError
 from channeld.bolt.transactions import Htlc
@@ -19,8 +20,9 @@ from channeld.node.driver import NO_REACTION, Reaction
 from channeld.node.forwarding import Forwarder, circuit_of
 from channeld.node.identity import Identity
 from channeld.node.payments import PAYMENT_ORIGIN, Payments
+from channeld.node.policies import MAX_CLTV_BLOCKS
 from channeld.node.receive import Receiver
-from channeld.node.refusals import refusal_event
+from channeld.node.refusals import refuse
 from channeld.storage import Write, rows
 
 if TYPE_CHECKING:
@@ -30,11 +32,19 @@ if TYPE_CHECKING:
 class Switch:
     """Takes the HTLC effects of all channels to those who care: receiver, payments and forwarder."""
 
-    def __init__(self, identity: Identity, receiver: Receiver, payments: Payments, forwarder: Forwarder) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        receiver: Receiver,
+        payments: Payments,
+        forwarder: Forwarder,
+        height: Callable[[], int],
+    ) -> None:
         self._identity = identity
         self._receiver = receiver
         self._payments = payments
         self._forwarder = forwarder
+        self._height = height
         self._onions: dict[bytes, tuple[int, int, int]] = {}
 
     def load(self, connection: Connection) -> None:
@@ -58,16 +68,19 @@ class Switch:
                 add.path_key,
             )
         except OnionError as error:
-            return Reaction(events=[refusal_event(htlc.id, error)])
+            return refuse(driver, htlc.id, error)
         replay_key = onion.context.replay_key
         again = replay_key in self._onions
+        bound = self._forwarder.is_bound((driver.channel_key, htlc.id))
+        if htlc.cltv_expiry > self._height() + MAX_CLTV_BLOCKS and not again and not bound:
+            # Refused whenever it comes, so it need not be remembered, which might be for ever.
+            return refuse(driver, htlc.id, onion.context.refusal(ExpiryTooFar()))
         seen = self._onions.setdefault(replay_key, (driver.channel_key, htlc.id, htlc.cltv_expiry))
         if seen[:2] != (driver.channel_key, htlc.id):
-            refusal = onion.context.refusal(TemporaryNodeFailure(), "the onion was seen before")
-            return Reaction(events=[refusal_event(htlc.id, refusal)])
-        if over_dust_exposure and not self._forwarder.is_bound((driver.channel_key, htlc.id)):
+            return refuse(driver, htlc.id, onion.context.refusal(TemporaryNodeFailure(), "the onion was seen before"))
+        if over_dust_exposure and not bound:
             refusal = onion.context.refusal(TemporaryNodeFailure(), "too much is in HTLCs too small to claim")
-            return Reaction(events=[refusal_event(htlc.id, refusal)])
+            return refuse(driver, htlc.id, refusal)
         remember = rows.SAVE_ONION(replay_key, driver.channel_key, htlc.id, htlc.cltv_expiry)
         match onion:
             case Receive():
@@ -115,6 +128,7 @@ class Switch:
     def expire(self, height: int) -> list[Write]:
         """A block came. Onions whose HTLCs have expired cannot be replayed any more."""
         self._forwarder.expire(height)
+        self._receiver.expire(height)
         expired = [key for key, (_, _, cltv_expiry) in self._onions.items() if cltv_expiry < height]
         for key in expired:
             del self._onions[key]

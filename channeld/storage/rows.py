@@ -31,6 +31,7 @@ FORGET_WATCH = delete(tables.watches, "channel_key")
 SAVE_PEER = upsert(tables.peers)
 
 SAVE_INVOICE = upsert(tables.invoices)
+FIND_INVOICE = lookup(tables.invoices, ["state"], ["payment_hash"])
 SAVE_PAYMENT = upsert(tables.payments)
 FIND_PAYMENTS = lookup(tables.payments, ["state"], ["payment_hash"])
 SAVE_PREIMAGE = upsert(tables.preimages)

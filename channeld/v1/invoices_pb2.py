@@ -24,33 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63hanneld/v1/invoices.proto\x12\x0b\x63hanneld.v1\"\xc6\x02\n\x07Invoice\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62olt11\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.channeld.v1.InvoiceState\x12\x18\n\x0b\x61mount_msat\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rreceived_msat\x18\x05 \x01(\x04\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x17\n\x0f\x63reated_seconds\x18\x07 \x01(\x04\x12\x16\n\x0e\x65xpiry_seconds\x18\x08 \x01(\x04\x12\x1c\n\x0fsettled_seconds\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x1d\n\x10payment_preimage\x18\n \x01(\x0cH\x02\x88\x01\x01\x42\x0e\n\x0c_amount_msatB\x12\n\x10_settled_secondsB\x13\n\x11_payment_preimage\"\xde\x02\n\x14\x43reateInvoiceRequest\x12\x18\n\x0b\x61mount_msat\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1b\n\x0e\x65xpiry_seconds\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x1d\n\x10\x64\x65scription_hash\x18\x04 \x01(\x0cH\x02\x88\x01\x01\x12\x1d\n\x10payment_preimage\x18\x05 \x01(\x0cH\x03\x88\x01\x01\x12/\n\"min_final_cltv_expiry_delta_blocks\x18\x06 \x01(\rH\x04\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\tB\x0e\n\x0c_amount_msatB\x11\n\x0f_expiry_secondsB\x13\n\x11_description_hashB\x13\n\x11_payment_preimageB%\n#_min_final_cltv_expiry_delta_blocks\">\n\x15\x43reateInvoiceResponse\x12%\n\x07invoice\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Invoice\"C\n\x13ListInvoicesRequest\x12\x12\n\x05limit\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x02 \x01(\rB\x08\n\x06_limit\">\n\x14ListInvoicesResponse\x12&\n\x08invoices\x18\x01 \x03(\x0b\x32\x14.channeld.v1.Invoice\")\n\x11GetInvoiceRequest\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\";\n\x12GetInvoiceResponse\x12%\n\x07invoice\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Invoice\",\n\x14\x43\x61ncelInvoiceRequest\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\">\n\x15\x43\x61ncelInvoiceResponse\x12%\n\x07invoice\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Invoice*\x97\x01\n\x0cInvoiceState\x12\x1d\n\x19INVOICE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12INVOICE_STATE_OPEN\x10\x01\x12\x19\n\x15INVOICE_STATE_SETTLED\x10\x02\x12\x1a\n\x16INVOICE_STATE_CANCELED\x10\x03\x12\x19\n\x15INVOICE_STATE_EXPIRED\x10\x04\x32\xc1\x02\n\x08Invoices\x12O\n\x06\x43reate\x12!.channeld.v1.CreateInvoiceRequest\x1a\".channeld.v1.CreateInvoiceResponse\x12K\n\x04List\x12 .channeld.v1.ListInvoicesRequest\x1a!.channeld.v1.ListInvoicesResponse\x12\x46\n\x03Get\x12\x1e.channeld.v1.GetInvoiceRequest\x1a\x1f.channeld.v1.GetInvoiceResponse\x12O\n\x06\x43\x61ncel\x12!.channeld.v1.CancelInvoiceRequest\x1a\".channeld.v1.CancelInvoiceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63hanneld/v1/invoices.proto\x12\x0b\x63hanneld.v1\"+\n\x0c\x43ustomRecord\x12\x0c\n\x04type\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\x0c\"\xe4\x03\n\x07Invoice\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62olt11\x18\x02 \x01(\t\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.channeld.v1.InvoiceState\x12\x18\n\x0b\x61mount_msat\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rreceived_msat\x18\x05 \x01(\x04\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x17\n\x0f\x63reated_seconds\x18\x07 \x01(\x04\x12\x16\n\x0e\x65xpiry_seconds\x18\x08 \x01(\x04\x12\x1c\n\x0fsettled_seconds\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x1d\n\x10payment_preimage\x18\n \x01(\x0cH\x02\x88\x01\x01\x12\x0f\n\x07is_hold\x18\x0b \x01(\x08\x12&\n\x04kind\x18\x0c \x01(\x0e\x32\x18.channeld.v1.InvoiceKind\x12\x31\n\x0e\x63ustom_records\x18\r \x03(\x0b\x32\x19.channeld.v1.CustomRecord\x12\x1c\n\x0f\x64\x65\x61\x64line_height\x18\x0e \x01(\rH\x03\x88\x01\x01\x42\x0e\n\x0c_amount_msatB\x12\n\x10_settled_secondsB\x13\n\x11_payment_preimageB\x12\n\x10_deadline_height\"\x98\x03\n\x14\x43reateInvoiceRequest\x12\x18\n\x0b\x61mount_msat\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1b\n\x0e\x65xpiry_seconds\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x1d\n\x10\x64\x65scription_hash\x18\x04 \x01(\x0cH\x02\x88\x01\x01\x12\x1d\n\x10payment_preimage\x18\x05 \x01(\x0cH\x03\x88\x01\x01\x12/\n\"min_final_cltv_expiry_delta_blocks\x18\x06 \x01(\rH\x04\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\t\x12\x0c\n\x04hold\x18\x08 \x01(\x08\x12\x19\n\x0cpayment_hash\x18\t \x01(\x0cH\x05\x88\x01\x01\x42\x0e\n\x0c_amount_msatB\x11\n\x0f_expiry_secondsB\x13\n\x11_description_hashB\x13\n\x11_payment_preimageB%\n#_min_final_cltv_expiry_delta_blocksB\x0f\n\r_payment_hash\">\n\x15\x43reateInvoiceResponse\x12%\n\x07invoice\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Invoice\"C\n\x13ListInvoicesRequest\x12\x12\n\x05limit\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x02 \x01(\rB\x08\n\x06_limit\">\n\x14ListInvoicesResponse\x12&\n\x08invoices\x18\x01 \x03(\x0b\x32\x14.channeld.v1.Invoice\")\n\x11GetInvoiceRequest\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\";\n\x12GetInvoiceResponse\x12%\n\x07invoice\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Invoice\",\n\x14\x43\x61ncelInvoiceRequest\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\">\n\x15\x43\x61ncelInvoiceResponse\x12%\n\x07invoice\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Invoice\"v\n\x14SettleInvoiceRequest\x12\x1d\n\x10payment_preimage\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x19\n\x0cpayment_hash\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x42\x13\n\x11_payment_preimageB\x0f\n\r_payment_hash\">\n\x15SettleInvoiceResponse\x12%\n\x07invoice\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Invoice*\xb3\x01\n\x0cInvoiceState\x12\x1d\n\x19INVOICE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12INVOICE_STATE_OPEN\x10\x01\x12\x19\n\x15INVOICE_STATE_SETTLED\x10\x02\x12\x1a\n\x16INVOICE_STATE_CANCELED\x10\x03\x12\x19\n\x15INVOICE_STATE_EXPIRED\x10\x04\x12\x1a\n\x16INVOICE_STATE_ACCEPTED\x10\x05*x\n\x0bInvoiceKind\x12\x1c\n\x18INVOICE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13INVOICE_KIND_BOLT11\x10\x01\x12\x18\n\x14INVOICE_KIND_KEYSEND\x10\x02\x12\x18\n\x14INVOICE_KIND_BLINDED\x10\x03\x32\x92\x03\n\x08Invoices\x12O\n\x06\x43reate\x12!.channeld.v1.CreateInvoiceRequest\x1a\".channeld.v1.CreateInvoiceResponse\x12K\n\x04List\x12 .channeld.v1.ListInvoicesRequest\x1a!.channeld.v1.ListInvoicesResponse\x12\x46\n\x03Get\x12\x1e.channeld.v1.GetInvoiceRequest\x1a\x1f.channeld.v1.GetInvoiceResponse\x12O\n\x06\x43\x61ncel\x12!.channeld.v1.CancelInvoiceRequest\x1a\".channeld.v1.CancelInvoiceResponse\x12O\n\x06Settle\x12!.channeld.v1.SettleInvoiceRequest\x1a\".channeld.v1.SettleInvoiceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'channeld.v1.invoices_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INVOICESTATE']._serialized_start=1137
-  _globals['_INVOICESTATE']._serialized_end=1288
-  _globals['_INVOICE']._serialized_start=44
-  _globals['_INVOICE']._serialized_end=370
-  _globals['_CREATEINVOICEREQUEST']._serialized_start=373
-  _globals['_CREATEINVOICEREQUEST']._serialized_end=723
-  _globals['_CREATEINVOICERESPONSE']._serialized_start=725
-  _globals['_CREATEINVOICERESPONSE']._serialized_end=787
-  _globals['_LISTINVOICESREQUEST']._serialized_start=789
-  _globals['_LISTINVOICESREQUEST']._serialized_end=856
-  _globals['_LISTINVOICESRESPONSE']._serialized_start=858
-  _globals['_LISTINVOICESRESPONSE']._serialized_end=920
-  _globals['_GETINVOICEREQUEST']._serialized_start=922
-  _globals['_GETINVOICEREQUEST']._serialized_end=963
-  _globals['_GETINVOICERESPONSE']._serialized_start=965
-  _globals['_GETINVOICERESPONSE']._serialized_end=1024
-  _globals['_CANCELINVOICEREQUEST']._serialized_start=1026
-  _globals['_CANCELINVOICEREQUEST']._serialized_end=1070
-  _globals['_CANCELINVOICERESPONSE']._serialized_start=1072
-  _globals['_CANCELINVOICERESPONSE']._serialized_end=1134
-  _globals['_INVOICES']._serialized_start=1291
-  _globals['_INVOICES']._serialized_end=1612
+  _globals['_INVOICESTATE']._serialized_start=1582
+  _globals['_INVOICESTATE']._serialized_end=1761
+  _globals['_INVOICEKIND']._serialized_start=1763
+  _globals['_INVOICEKIND']._serialized_end=1883
+  _globals['_CUSTOMRECORD']._serialized_start=43
+  _globals['_CUSTOMRECORD']._serialized_end=86
+  _globals['_INVOICE']._serialized_start=89
+  _globals['_INVOICE']._serialized_end=573
+  _globals['_CREATEINVOICEREQUEST']._serialized_start=576
+  _globals['_CREATEINVOICEREQUEST']._serialized_end=984
+  _globals['_CREATEINVOICERESPONSE']._serialized_start=986
+  _globals['_CREATEINVOICERESPONSE']._serialized_end=1048
+  _globals['_LISTINVOICESREQUEST']._serialized_start=1050
+  _globals['_LISTINVOICESREQUEST']._serialized_end=1117
+  _globals['_LISTINVOICESRESPONSE']._serialized_start=1119
+  _globals['_LISTINVOICESRESPONSE']._serialized_end=1181
+  _globals['_GETINVOICEREQUEST']._serialized_start=1183
+  _globals['_GETINVOICEREQUEST']._serialized_end=1224
+  _globals['_GETINVOICERESPONSE']._serialized_start=1226
+  _globals['_GETINVOICERESPONSE']._serialized_end=1285
+  _globals['_CANCELINVOICEREQUEST']._serialized_start=1287
+  _globals['_CANCELINVOICEREQUEST']._serialized_end=1331
+  _globals['_CANCELINVOICERESPONSE']._serialized_start=1333
+  _globals['_CANCELINVOICERESPONSE']._serialized_end=1395
+  _globals['_SETTLEINVOICEREQUEST']._serialized_start=1397
+  _globals['_SETTLEINVOICEREQUEST']._serialized_end=1515
+  _globals['_SETTLEINVOICERESPONSE']._serialized_start=1517
+  _globals['_SETTLEINVOICERESPONSE']._serialized_end=1579
+  _globals['_INVOICES']._serialized_start=1886
+  _globals['_INVOICES']._serialized_end=2288
 # @@protoc_insertion_point(module_scope)

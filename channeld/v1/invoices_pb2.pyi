@@ -35,6 +35,8 @@ class _InvoiceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InvoiceS
     """We took it back."""
     INVOICE_STATE_EXPIRED: _InvoiceState.ValueType  # 4
     """It was not paid in time."""
+    INVOICE_STATE_ACCEPTED: _InvoiceState.ValueType  # 5
+    """A hold invoice whose payment is here and waits for `Settle` or `Cancel`."""
 
 class InvoiceState(_InvoiceState, metaclass=_InvoiceStateEnumTypeWrapper):
     """What has become of an invoice."""
@@ -49,7 +51,63 @@ INVOICE_STATE_CANCELED: InvoiceState.ValueType  # 3
 """We took it back."""
 INVOICE_STATE_EXPIRED: InvoiceState.ValueType  # 4
 """It was not paid in time."""
+INVOICE_STATE_ACCEPTED: InvoiceState.ValueType  # 5
+"""A hold invoice whose payment is here and waits for `Settle` or `Cancel`."""
 Global___InvoiceState: _TypeAlias = InvoiceState  # noqa: Y015
+
+class _InvoiceKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InvoiceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InvoiceKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INVOICE_KIND_UNSPECIFIED: _InvoiceKind.ValueType  # 0
+    """Never sent."""
+    INVOICE_KIND_BOLT11: _InvoiceKind.ValueType  # 1
+    """By a BOLT 11 invoice."""
+    INVOICE_KIND_KEYSEND: _InvoiceKind.ValueType  # 2
+    """Not at all: the payer sent the preimage along."""
+    INVOICE_KIND_BLINDED: _InvoiceKind.ValueType  # 3
+    """Over blinded paths."""
+
+class InvoiceKind(_InvoiceKind, metaclass=_InvoiceKindEnumTypeWrapper):
+    """How it was asked for."""
+
+INVOICE_KIND_UNSPECIFIED: InvoiceKind.ValueType  # 0
+"""Never sent."""
+INVOICE_KIND_BOLT11: InvoiceKind.ValueType  # 1
+"""By a BOLT 11 invoice."""
+INVOICE_KIND_KEYSEND: InvoiceKind.ValueType  # 2
+"""Not at all: the payer sent the preimage along."""
+INVOICE_KIND_BLINDED: InvoiceKind.ValueType  # 3
+"""Over blinded paths."""
+Global___InvoiceKind: _TypeAlias = InvoiceKind  # noqa: Y015
+
+@_typing.final
+class CustomRecord(_message.Message):
+    """What a payer sent along in the onion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    type: _builtins.int
+    """65536 or more."""
+    value: _builtins.bytes
+    """As it came."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.int = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["type", b"type", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomRecord: _TypeAlias = CustomRecord  # noqa: Y015
 
 @_typing.final
 class Invoice(_message.Message):
@@ -65,6 +123,10 @@ class Invoice(_message.Message):
     EXPIRY_SECONDS_FIELD_NUMBER: _builtins.int
     SETTLED_SECONDS_FIELD_NUMBER: _builtins.int
     PAYMENT_PREIMAGE_FIELD_NUMBER: _builtins.int
+    IS_HOLD_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CUSTOM_RECORDS_FIELD_NUMBER: _builtins.int
+    DEADLINE_HEIGHT_FIELD_NUMBER: _builtins.int
     payment_hash: _builtins.bytes
     """32 bytes; the invoice's id."""
     bolt11: _builtins.str
@@ -85,6 +147,16 @@ class Invoice(_message.Message):
     """When it was paid; absent before."""
     payment_preimage: _builtins.bytes
     """32 bytes, proof of payment. Who knows it can claim the payment: absent until it is paid."""
+    is_hold: _builtins.bool
+    """Payments wait for `Settle` or `Cancel`."""
+    kind: Global___InvoiceKind.ValueType
+    """How it was asked for."""
+    deadline_height: _builtins.int
+    """While accepted: the block height at which the payment expires. It is canceled by itself 21 blocks before."""
+    @_builtins.property
+    def custom_records(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustomRecord]:
+        """What the payer sent along."""
+
     def __init__(
         self,
         *,
@@ -98,19 +170,27 @@ class Invoice(_message.Message):
         expiry_seconds: _builtins.int = ...,
         settled_seconds: _builtins.int | None = ...,
         payment_preimage: _builtins.bytes | None = ...,
+        is_hold: _builtins.bool = ...,
+        kind: Global___InvoiceKind.ValueType = ...,
+        custom_records: _abc.Iterable[Global___CustomRecord] | None = ...,
+        deadline_height: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_payment_preimage", b"_payment_preimage", "_settled_seconds", b"_settled_seconds", "amount_msat", b"amount_msat", "payment_preimage", b"payment_preimage", "settled_seconds", b"settled_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_deadline_height", b"_deadline_height", "_payment_preimage", b"_payment_preimage", "_settled_seconds", b"_settled_seconds", "amount_msat", b"amount_msat", "deadline_height", b"deadline_height", "payment_preimage", b"payment_preimage", "settled_seconds", b"settled_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_payment_preimage", b"_payment_preimage", "_settled_seconds", b"_settled_seconds", "amount_msat", b"amount_msat", "bolt11", b"bolt11", "created_seconds", b"created_seconds", "description", b"description", "expiry_seconds", b"expiry_seconds", "payment_hash", b"payment_hash", "payment_preimage", b"payment_preimage", "received_msat", b"received_msat", "settled_seconds", b"settled_seconds", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_deadline_height", b"_deadline_height", "_payment_preimage", b"_payment_preimage", "_settled_seconds", b"_settled_seconds", "amount_msat", b"amount_msat", "bolt11", b"bolt11", "created_seconds", b"created_seconds", "custom_records", b"custom_records", "deadline_height", b"deadline_height", "description", b"description", "expiry_seconds", b"expiry_seconds", "is_hold", b"is_hold", "kind", b"kind", "payment_hash", b"payment_hash", "payment_preimage", b"payment_preimage", "received_msat", b"received_msat", "settled_seconds", b"settled_seconds", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount_msat: _TypeAlias = _typing.Literal["amount_msat"]  # noqa: Y015
     _WhichOneofArgType__amount_msat: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat"]  # noqa: Y015
+    _WhichOneofReturnType__deadline_height: _TypeAlias = _typing.Literal["deadline_height"]  # noqa: Y015
+    _WhichOneofArgType__deadline_height: _TypeAlias = _typing.Literal["_deadline_height", b"_deadline_height"]  # noqa: Y015
     _WhichOneofReturnType__payment_preimage: _TypeAlias = _typing.Literal["payment_preimage"]  # noqa: Y015
     _WhichOneofArgType__payment_preimage: _TypeAlias = _typing.Literal["_payment_preimage", b"_payment_preimage"]  # noqa: Y015
     _WhichOneofReturnType__settled_seconds: _TypeAlias = _typing.Literal["settled_seconds"]  # noqa: Y015
     _WhichOneofArgType__settled_seconds: _TypeAlias = _typing.Literal["_settled_seconds", b"_settled_seconds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_msat) -> _WhichOneofReturnType__amount_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_height) -> _WhichOneofReturnType__deadline_height | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_preimage) -> _WhichOneofReturnType__payment_preimage | None: ...
     @_typing.overload
@@ -129,6 +209,8 @@ class CreateInvoiceRequest(_message.Message):
     PAYMENT_PREIMAGE_FIELD_NUMBER: _builtins.int
     MIN_FINAL_CLTV_EXPIRY_DELTA_BLOCKS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    PAYMENT_HASH_FIELD_NUMBER: _builtins.int
     amount_msat: _builtins.int
     """What to ask for; absent lets the payer choose."""
     description: _builtins.str
@@ -145,6 +227,10 @@ class CreateInvoiceRequest(_message.Message):
     """The same key with the same arguments makes one invoice and gives the first answer again.
     ABORTED when the key was used with other arguments.
     """
+    hold: _builtins.bool
+    """Let the payment wait for `Settle` or `Cancel` instead of taking it."""
+    payment_hash: _builtins.bytes
+    """32 bytes, SHA-256 of a preimage that somebody else has; instead of `payment_preimage`. It makes a hold invoice."""
     def __init__(
         self,
         *,
@@ -155,10 +241,12 @@ class CreateInvoiceRequest(_message.Message):
         payment_preimage: _builtins.bytes | None = ...,
         min_final_cltv_expiry_delta_blocks: _builtins.int | None = ...,
         idempotency_key: _builtins.str = ...,
+        hold: _builtins.bool = ...,
+        payment_hash: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_description_hash", b"_description_hash", "_expiry_seconds", b"_expiry_seconds", "_min_final_cltv_expiry_delta_blocks", b"_min_final_cltv_expiry_delta_blocks", "_payment_preimage", b"_payment_preimage", "amount_msat", b"amount_msat", "description_hash", b"description_hash", "expiry_seconds", b"expiry_seconds", "min_final_cltv_expiry_delta_blocks", b"min_final_cltv_expiry_delta_blocks", "payment_preimage", b"payment_preimage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_description_hash", b"_description_hash", "_expiry_seconds", b"_expiry_seconds", "_min_final_cltv_expiry_delta_blocks", b"_min_final_cltv_expiry_delta_blocks", "_payment_hash", b"_payment_hash", "_payment_preimage", b"_payment_preimage", "amount_msat", b"amount_msat", "description_hash", b"description_hash", "expiry_seconds", b"expiry_seconds", "min_final_cltv_expiry_delta_blocks", b"min_final_cltv_expiry_delta_blocks", "payment_hash", b"payment_hash", "payment_preimage", b"payment_preimage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_description_hash", b"_description_hash", "_expiry_seconds", b"_expiry_seconds", "_min_final_cltv_expiry_delta_blocks", b"_min_final_cltv_expiry_delta_blocks", "_payment_preimage", b"_payment_preimage", "amount_msat", b"amount_msat", "description", b"description", "description_hash", b"description_hash", "expiry_seconds", b"expiry_seconds", "idempotency_key", b"idempotency_key", "min_final_cltv_expiry_delta_blocks", b"min_final_cltv_expiry_delta_blocks", "payment_preimage", b"payment_preimage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_description_hash", b"_description_hash", "_expiry_seconds", b"_expiry_seconds", "_min_final_cltv_expiry_delta_blocks", b"_min_final_cltv_expiry_delta_blocks", "_payment_hash", b"_payment_hash", "_payment_preimage", b"_payment_preimage", "amount_msat", b"amount_msat", "description", b"description", "description_hash", b"description_hash", "expiry_seconds", b"expiry_seconds", "hold", b"hold", "idempotency_key", b"idempotency_key", "min_final_cltv_expiry_delta_blocks", b"min_final_cltv_expiry_delta_blocks", "payment_hash", b"payment_hash", "payment_preimage", b"payment_preimage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount_msat: _TypeAlias = _typing.Literal["amount_msat"]  # noqa: Y015
     _WhichOneofArgType__amount_msat: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat"]  # noqa: Y015
@@ -168,6 +256,8 @@ class CreateInvoiceRequest(_message.Message):
     _WhichOneofArgType__expiry_seconds: _TypeAlias = _typing.Literal["_expiry_seconds", b"_expiry_seconds"]  # noqa: Y015
     _WhichOneofReturnType__min_final_cltv_expiry_delta_blocks: _TypeAlias = _typing.Literal["min_final_cltv_expiry_delta_blocks"]  # noqa: Y015
     _WhichOneofArgType__min_final_cltv_expiry_delta_blocks: _TypeAlias = _typing.Literal["_min_final_cltv_expiry_delta_blocks", b"_min_final_cltv_expiry_delta_blocks"]  # noqa: Y015
+    _WhichOneofReturnType__payment_hash: _TypeAlias = _typing.Literal["payment_hash"]  # noqa: Y015
+    _WhichOneofArgType__payment_hash: _TypeAlias = _typing.Literal["_payment_hash", b"_payment_hash"]  # noqa: Y015
     _WhichOneofReturnType__payment_preimage: _TypeAlias = _typing.Literal["payment_preimage"]  # noqa: Y015
     _WhichOneofArgType__payment_preimage: _TypeAlias = _typing.Literal["_payment_preimage", b"_payment_preimage"]  # noqa: Y015
     @_typing.overload
@@ -178,6 +268,8 @@ class CreateInvoiceRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expiry_seconds) -> _WhichOneofReturnType__expiry_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_final_cltv_expiry_delta_blocks) -> _WhichOneofReturnType__min_final_cltv_expiry_delta_blocks | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_hash) -> _WhichOneofReturnType__payment_hash | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_preimage) -> _WhichOneofReturnType__payment_preimage | None: ...
 
@@ -336,3 +428,58 @@ class CancelInvoiceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelInvoiceResponse: _TypeAlias = CancelInvoiceResponse  # noqa: Y015
+
+@_typing.final
+class SettleInvoiceRequest(_message.Message):
+    """Exactly one of the two: the hash will do if this daemon made the preimage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_PREIMAGE_FIELD_NUMBER: _builtins.int
+    PAYMENT_HASH_FIELD_NUMBER: _builtins.int
+    payment_preimage: _builtins.bytes
+    """32 bytes."""
+    payment_hash: _builtins.bytes
+    """32 bytes."""
+    def __init__(
+        self,
+        *,
+        payment_preimage: _builtins.bytes | None = ...,
+        payment_hash: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_payment_hash", b"_payment_hash", "_payment_preimage", b"_payment_preimage", "payment_hash", b"payment_hash", "payment_preimage", b"payment_preimage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_payment_hash", b"_payment_hash", "_payment_preimage", b"_payment_preimage", "payment_hash", b"payment_hash", "payment_preimage", b"payment_preimage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__payment_hash: _TypeAlias = _typing.Literal["payment_hash"]  # noqa: Y015
+    _WhichOneofArgType__payment_hash: _TypeAlias = _typing.Literal["_payment_hash", b"_payment_hash"]  # noqa: Y015
+    _WhichOneofReturnType__payment_preimage: _TypeAlias = _typing.Literal["payment_preimage"]  # noqa: Y015
+    _WhichOneofArgType__payment_preimage: _TypeAlias = _typing.Literal["_payment_preimage", b"_payment_preimage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_hash) -> _WhichOneofReturnType__payment_hash | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_preimage) -> _WhichOneofReturnType__payment_preimage | None: ...
+
+Global___SettleInvoiceRequest: _TypeAlias = SettleInvoiceRequest  # noqa: Y015
+
+@_typing.final
+class SettleInvoiceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVOICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def invoice(self) -> Global___Invoice:
+        """The invoice, which is settled."""
+
+    def __init__(
+        self,
+        *,
+        invoice: Global___Invoice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["invoice", b"invoice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invoice", b"invoice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleInvoiceResponse: _TypeAlias = SettleInvoiceResponse  # noqa: Y015

@@ -55,6 +55,11 @@ class InvoicesStub:
                 request_serializer=channeld_dot_v1_dot_invoices__pb2.CancelInvoiceRequest.SerializeToString,
                 response_deserializer=channeld_dot_v1_dot_invoices__pb2.CancelInvoiceResponse.FromString,
                 _registered_method=True)
+        self.Settle = channel.unary_unary(
+                '/channeld.v1.Invoices/Settle',
+                request_serializer=channeld_dot_v1_dot_invoices__pb2.SettleInvoiceRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_invoices__pb2.SettleInvoiceResponse.FromString,
+                _registered_method=True)
 
 
 class InvoicesServicer:
@@ -83,7 +88,14 @@ class InvoicesServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Makes an invoice that is not paid yet unpayable.
+        """Makes an invoice that is not paid yet unpayable; an accepted payment goes back to the payer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Settle(self, request, context):
+        """Takes the accepted payment of a hold invoice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +123,11 @@ def add_InvoicesServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=channeld_dot_v1_dot_invoices__pb2.CancelInvoiceRequest.FromString,
                     response_serializer=channeld_dot_v1_dot_invoices__pb2.CancelInvoiceResponse.SerializeToString,
+            ),
+            'Settle': grpc.unary_unary_rpc_method_handler(
+                    servicer.Settle,
+                    request_deserializer=channeld_dot_v1_dot_invoices__pb2.SettleInvoiceRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_invoices__pb2.SettleInvoiceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class Invoices:
             '/channeld.v1.Invoices/Cancel',
             channeld_dot_v1_dot_invoices__pb2.CancelInvoiceRequest.SerializeToString,
             channeld_dot_v1_dot_invoices__pb2.CancelInvoiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Settle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/channeld.v1.Invoices/Settle',
+            channeld_dot_v1_dot_invoices__pb2.SettleInvoiceRequest.SerializeToString,
+            channeld_dot_v1_dot_invoices__pb2.SettleInvoiceResponse.FromString,
             options,
             channel_credentials,
             insecure,

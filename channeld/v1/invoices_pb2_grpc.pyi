@@ -40,7 +40,9 @@ class InvoicesStub:
     Get: _grpc.UnaryUnaryMultiCallable[_invoices_pb2.GetInvoiceRequest, _invoices_pb2.GetInvoiceResponse]
     """One invoice."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_invoices_pb2.CancelInvoiceRequest, _invoices_pb2.CancelInvoiceResponse]
-    """Makes an invoice that is not paid yet unpayable."""
+    """Makes an invoice that is not paid yet unpayable; an accepted payment goes back to the payer."""
+    Settle: _grpc.UnaryUnaryMultiCallable[_invoices_pb2.SettleInvoiceRequest, _invoices_pb2.SettleInvoiceResponse]
+    """Takes the accepted payment of a hold invoice."""
 
 @_typing.type_check_only
 class InvoicesAsyncStub(InvoicesStub):
@@ -54,7 +56,9 @@ class InvoicesAsyncStub(InvoicesStub):
     Get: _aio.UnaryUnaryMultiCallable[_invoices_pb2.GetInvoiceRequest, _invoices_pb2.GetInvoiceResponse]  # type: ignore[assignment]
     """One invoice."""
     Cancel: _aio.UnaryUnaryMultiCallable[_invoices_pb2.CancelInvoiceRequest, _invoices_pb2.CancelInvoiceResponse]  # type: ignore[assignment]
-    """Makes an invoice that is not paid yet unpayable."""
+    """Makes an invoice that is not paid yet unpayable; an accepted payment goes back to the payer."""
+    Settle: _aio.UnaryUnaryMultiCallable[_invoices_pb2.SettleInvoiceRequest, _invoices_pb2.SettleInvoiceResponse]  # type: ignore[assignment]
+    """Takes the accepted payment of a hold invoice."""
 
 class InvoicesServicer(metaclass=_abc_1.ABCMeta):
     """Invoices that this node issued."""
@@ -89,6 +93,14 @@ class InvoicesServicer(metaclass=_abc_1.ABCMeta):
         request: _invoices_pb2.CancelInvoiceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invoices_pb2.CancelInvoiceResponse, _abc.Awaitable[_invoices_pb2.CancelInvoiceResponse]]:
-        """Makes an invoice that is not paid yet unpayable."""
+        """Makes an invoice that is not paid yet unpayable; an accepted payment goes back to the payer."""
+
+    @_abc_1.abstractmethod
+    def Settle(
+        self,
+        request: _invoices_pb2.SettleInvoiceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_invoices_pb2.SettleInvoiceResponse, _abc.Awaitable[_invoices_pb2.SettleInvoiceResponse]]:
+        """Takes the accepted payment of a hold invoice."""
 
 def add_InvoicesServicer_to_server(servicer: InvoicesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,7 +29,7 @@ async def test_a_small_htlc_that_is_never_answered_closes_no_channel(
             await world.open(bob, carol, CHANNEL_SAT, announce=False),
         ]
         await world.mine(6)
-        monkeypatch.setattr(carol.runtime._receiver, "receive", lambda *_: Reaction())
+        monkeypatch.setattr(carol.runtime.receiver, "receive", lambda *_: Reaction())
         height = alice.runtime.wallet.height
         (outgoing,) = (d for d in bob.runtime.channels.all() if d.peer_id == carol.node_id)
         scid, *_ = names_of(outgoing)

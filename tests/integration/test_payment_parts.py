@@ -70,7 +70,7 @@ async def test_a_refused_part_stays_refused_after_a_restart(twice: Twice, monkey
     twice.plan(monkeypatch, TOO_MUCH_MSAT, 500_000)
     payment = await twice.alice.api.pay(invoice.bolt11, timeout_seconds=0.05)
     assert payment.state == "in_flight"
-    receiver = twice.bob.runtime._receiver
+    receiver = twice.bob.runtime.receiver
 
     async def arrived() -> bool:
         return bool(receiver._sets)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,30 @@ async def test_the_wallet(client: Client, node: FakeNode) -> None:
     assert balance.confirmed_sat == 998_439
     everything = (await client.call(client.wallet.Send, wallet_pb2.SendRequest(address="bcrt1qsomebody"))).transaction
     assert everything.amount_sat == -998_439
+
+
+async def test_a_hold_invoice_is_settled_by_preimage_or_hash(client: Client, node: FakeNode) -> None:
+    preimage = b"\x07" * 32
+    payment_hash = sha256(preimage).digest()
+    request = invoices_pb2.CreateInvoiceRequest(amount_msat=5_000, payment_hash=payment_hash)
+    invoice = (await client.call(client.invoices.Create, request)).invoice
+    assert invoice.is_hold
+    assert invoice.kind == invoices_pb2.INVOICE_KIND_BOLT11
+    node.accept(payment_hash, 5_000)
+    get = invoices_pb2.GetInvoiceRequest(payment_hash=payment_hash)
+    accepted = (await client.call(client.invoices.Get, get)).invoice
+    assert accepted.state == invoices_pb2.INVOICE_STATE_ACCEPTED
+    assert accepted.deadline_height == node.height + 100
+    assert [(record.type, record.value) for record in accepted.custom_records] == [(65_537, b"hello")]
+    for wrong in (
+        invoices_pb2.SettleInvoiceRequest(),
+        invoices_pb2.SettleInvoiceRequest(payment_preimage=preimage, payment_hash=payment_hash),
+        invoices_pb2.SettleInvoiceRequest(payment_preimage=b"short"),
+    ):
+        assert (await client.refusal(client.invoices.Settle, wrong))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    settle = invoices_pb2.SettleInvoiceRequest(payment_preimage=preimage)
+    settled = (await client.call(client.invoices.Settle, settle)).invoice
+    assert (settled.state, settled.payment_preimage) == (invoices_pb2.INVOICE_STATE_SETTLED, preimage)
 
 
 async def test_an_invoice_keeps_its_preimage_until_it_is_paid(client: Client, node: FakeNode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -372,3 +373,34 @@ def test_every_command_has_help_and_json(capsys: pytest.CaptureFixture[str]) -> 
         shown = capsys.readouterr().out
         assert "--json" in shown
         assert "Usage: channelctl" in shown
+
+
+def test_hold_invoices(channelctl: Channelctl, daemon: Daemon) -> None:
+    preimage = hashlib.sha256(b"held").digest()
+    payment_hash = hashlib.sha256(preimage)
+    created = channelctl("invoice", "add", "1000sat", "held", "--hash", payment_hash.hexdigest(), "--cltv-delta", "99")
+    assert created.status == 0, created.err
+    assert "channelctl invoice settle" in created.out
+    assert daemon.node.last_delta_blocks == 99
+    early = channelctl("invoice", "settle", preimage.hex())
+    assert early.status != 0
+    assert "not paid yet" in early.err
+    daemon.do(lambda: daemon.node.accept(payment_hash.digest(), 1_000_000))
+    shown = channelctl("invoice", "show", payment_hash.hexdigest()[:10]).out
+    assert "accepted" in shown
+    assert "220" in shown  # the block until which it waits
+    assert "hello" in shown  # what the payer sent along
+    assert channelctl.json("invoice", "settle", preimage.hex())["invoice"]["state"] == "settled"
+    ours = channelctl.json("invoice", "create", "5", "--hold")["invoice"]
+    assert ours["is_hold"]
+    daemon.do(lambda: daemon.node.accept(bytes.fromhex(ours["payment_hash"]), 5_000))
+    taken = channelctl("invoice", "settle", "--hash", ours["payment_hash"][:10])
+    assert "The payment is taken: 5" in taken.out, taken
+    assert channelctl("invoice", "settle").status == 2
+    other = hashlib.sha256(b"other").digest()
+    theirs = hashlib.sha256(other).digest()
+    held = channelctl.json("addholdinvoice", theirs.hex(), "700", "--cltv_expiry_delta", "80")["invoice"]
+    assert (held["amount_msat"], held["is_hold"]) == (700_000, True)
+    daemon.do(lambda: daemon.node.accept(theirs, 700_000))
+    assert channelctl.json("settleinvoice", "--preimage", other.hex())["invoice"]["state"] == "settled"
+    assert channelctl("addholdinvoice", "--amt", "1").status == 2

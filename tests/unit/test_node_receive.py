@@ -9,8 +9,9 @@ from channeld.bolt.transactions import Htlc
 from channeld.channel import events as ev
 from channeld.node.bus import EventBus
 from channeld.node.driver import Reaction
-from channeld.node.invoices import InvoiceBook, InvoiceRecord
-from channeld.node.receive import LATEST_BLOCKS, Receiver
+from channeld.node.invoice_record import InvoiceRecord
+from channeld.node.invoices import LATEST_BLOCKS, InvoiceBook
+from channeld.node.receive import Receiver
 
 HASH = bytes(range(32))
 SECRET = bytes(32)
@@ -20,7 +21,6 @@ class FakeBook:
     """One invoice of 1,000 msat, open."""
 
     def __init__(self) -> None:
-        self.settled = False
         self.record = InvoiceRecord(
             payment_hash=HASH,
             payment_preimage=bytes(32),
@@ -36,9 +36,13 @@ class FakeBook:
     def lookup(self, payment_hash: bytes) -> InvoiceRecord:
         return self.record
 
-    def settle(self, *_: object) -> str:
-        self.settled = True
+    def put(self, record: InvoiceRecord) -> str:
+        self.record = record
         return "the row"
+
+    @property
+    def settled(self) -> bool:
+        return self.record.state == "settled"
 
 
 class FakeDriver:
@@ -58,7 +62,7 @@ class Recipient:
         self.height = 100
         self.drivers = FakeDriver(0), FakeDriver(1)
         book = cast(InvoiceBook, self.book)
-        self.receiver = Receiver(book, EventBus(), lambda: self.height, lambda: 1.0)
+        self.receiver = Receiver(cast(Any, None), book, EventBus(), lambda: self.height, lambda: True, lambda: 1.0)
 
     def part(self, channel: int, cltv_expiry: int) -> Reaction:
         htlc = Htlc(7, 500, HASH, cltv_expiry, False)
