@@ -260,7 +260,7 @@ async def test_blobs_take_a_tenth_of_a_core_while_payments_are_under_way_and_mor
         now, slept = now + seconds, slept + seconds
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    pace = Pace(lambda: now)
+    pace = Pace(lambda: now, 0.1, 0.5)
     await pace.repay()
     assert slept == 0.0
     pace.spend(0.05)

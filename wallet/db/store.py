@@ -14,13 +14,18 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from wallet.db.statements import Compiled, Statement, Write, compile_statement, group
 
 T = TypeVar("T")
 _SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000", "temp_store=MEMORY")
+_CLAIM_KEY = 0x6368616E6E656C64
+"""Of the advisory lock: there is one writer to a database."""
+_KEEPALIVES = ("tcp_keepalives_idle = 10", "tcp_keepalives_interval = 5", "tcp_keepalives_count = 3")
+"""So that the server lets go of the lock when the machine that held it is gone."""
 
 
 class StorageError(Exception):
@@ -44,8 +49,26 @@ class _Job(NamedTuple):
 
 
 def make_engine(url: str) -> Engine:
-    """An engine whose SQLite connections are durable (WAL, synchronous=FULL) and begin when SQLAlchemy begins."""
-    engine = create_engine(url, poolclass=NullPool)
+    """An engine whose SQLite connections are durable (WAL, synchronous=FULL) and begin when SQLAlchemy begins.
+    `postgresql://` means the driver psycopg. Raises StorageError for a URL that cannot be used."""
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            raise StorageError(
+                f"{parsed.get_backend_name()} is no database that is known here: give a URL such as "
+                "sqlite:////path/to/file or postgresql://user:password@host/name"
+            )
+        engine = create_engine(parsed, poolclass=NullPool)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise StorageError(
+            f"the database's URL cannot be used ({error}): it looks like postgresql://user:password@host/name"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise StorageError(
+            f"PostgreSQL needs the Python package {error.name}: pip install 'channeld[postgres]'"
+        ) from error
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
@@ -61,8 +84,37 @@ def make_engine(url: str) -> Engine:
     return engine
 
 
+class _Claim:
+    """That nobody else writes to a PostgreSQL database: a lock that its server holds as long as the connection lives.
+    (For SQLite the lock on the data directory does that.) Raises StorageError."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._connection = None
+        if engine.dialect.name != "postgresql":
+            return
+        try:
+            connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        except SQLAlchemyError as error:
+            raise StorageError(f"the database cannot be opened: {error}") from error
+        for setting in _KEEPALIVES:
+            connection.execute(text(f"SET {setting}"))
+        if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _CLAIM_KEY}).scalar():
+            connection.close()
+            raise StorageError(
+                f"the database {engine.url.render_as_string(hide_password=True)} is in use by another process: "
+                "two at once would lose money"
+            )
+        self._connection = connection
+
+    def release(self) -> None:
+        """Others may use the database."""
+        if self._connection is not None:
+            self._connection.close()
+
+
 class Store:
-    """An open database. Use from the event loop's thread, except `read_now` (at start)."""
+    """An open database. Use from the event loop's thread, except `read_now` (at start). Raises StorageError if it
+    cannot be opened, or another process has it."""
 
     def __init__(
         self,
@@ -78,6 +130,7 @@ class Store:
         self._failure: BaseException | None = None
         self._reader: ThreadPoolExecutor | None = None
         self._finder: _Connection | None = None
+        self._claim = _Claim(engine)
         self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
         self._thread.start()
 
@@ -130,6 +183,7 @@ class Store:
             self._reader.shutdown()
         if self._finder is not None:
             self._finder.close()
+        self._claim.release()
         self._engine.dispose()
 
     # --- writer thread --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-BUSY_SHARE = 0.1
+BUSY_SHARE = 0.08
 """Of one core, while commitments are being revoked."""
 QUIET_SHARE = 0.5
 """Of one core, when nothing was revoked for `QUIET_SECONDS`: what was left behind is caught up with soon."""

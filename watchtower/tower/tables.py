@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from sqlalchemy import (
     BigInteger,
@@ -18,20 +18,19 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    inspect,
     select,
 )
 
 from wallet.db import StorageError, Write
+from wallet.db.migrate import Schema, upgrade
 from wallet.db.statements import delete, delete_below, insert, lookup, update, upsert
 
-SCHEMA = b"1"
 _Key = BigInteger().with_variant(Integer(), "sqlite")
 
 metadata = MetaData()
 
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", LargeBinary))
-"""`schema`, `network`."""
+"""`network`."""
 
 sessions = Table(
     "sessions",
@@ -95,6 +94,10 @@ alerts = Table(
     Column("data", Text, nullable=False),
 )
 
+HEAD = "0001"
+"""The newest revision under `migrations/versions` (a test compares)."""
+SCHEMA = Schema("watchtowerd", (metadata,), HEAD, Path(__file__).parent / "migrations", "watchtower_version")
+
 INSERT_SESSION = insert(sessions)
 UPDATE_TERMS = update(sessions, ["terms", "ended"], ["session_key"])
 UPDATE_USE = update(sessions, ["appointments", "bytes", "used_seconds"], ["session_key"])
@@ -113,29 +116,14 @@ DELETE_ALERTS_BELOW = delete_below(alerts, "sequence")
 
 
 def open_database(engine: Engine, network: str) -> None:
-    """Makes the tables of a new database. Raises StorageError for one of another kind, version or network."""
-    try:
-        with engine.begin() as connection:
-            present = inspect(connection).get_table_names()
-            if present and "meta" not in present:
-                raise StorageError(f"{engine.url.render_as_string()} is no watchtower's database")
-            metadata.create_all(connection)
-            known: dict[str, bytes] = {row.key: row.value for row in connection.execute(select(meta))}
-            if not known:
-                rows: Sequence[dict[str, Any]] = [
-                    {"key": "schema", "value": SCHEMA},
-                    {"key": "network", "value": network.encode()},
-                ]
-                connection.execute(meta.insert(), rows)
-                return
-    except StorageError:
-        raise
-    except Exception as error:
-        raise StorageError(f"the database {engine.url.render_as_string()} cannot be opened: {error}") from error
-    if known.get("schema") != SCHEMA:
-        raise StorageError("the database is of a newer watchtowerd: start it with that one")
-    if known.get("network") != network.encode():
-        raise StorageError(f"the database is for {known['network'].decode()}, not for {network}")
+    """Makes or migrates the tables. Raises StorageError for a database of another kind, version or network."""
+    upgrade(engine, SCHEMA)
+    with engine.begin() as connection:
+        known = connection.execute(select(meta.c.value).where(meta.c.key == "network")).scalar()
+        if known is None:
+            connection.execute(meta.insert().values(key="network", value=network.encode()))
+    if known is not None and bytes(known) != network.encode():
+        raise StorageError(f"the database is for {bytes(known).decode()}, not for {network}")
 
 
 def ids_of_session(connection: Connection, session_key: int, limit: int) -> list[int]:
