@@ -1,0 +1,37 @@
+"""Real daemons under load that die at random moments: nothing is lost. `python -m tests.soak` runs the long versions.
+
+A failure names its seed; SOAK_SEED repeats it (but for the processes' own timing).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.soak.load import Load
+from tests.soak.members import Shape
+from tests.soak.run import soak
+
+SEED = int(os.environ.get("SOAK_SEED", "2026"))
+
+
+@pytest.mark.timeout(300)
+async def test_ten_daemons_pay_each_other_and_die_at_random() -> None:
+    shape = Shape(members=10, extra_channels=5, capacity_sat=(1_000_000, 4_000_000))
+    load = Load(payments=120, workers=16, kills=4, amount_msat=(1_000, 60_000_000), blocks=2)
+    result = await soak(shape, load, SEED)
+    assert result.kills == load.kills
+    assert result.reckoning.payments == load.payments
+    assert result.reckoning.succeeded > load.payments // 2
+    assert result.reckoning.forwards > 0
+
+
+@pytest.mark.timeout(300)
+async def test_kill_9_under_constant_load() -> None:
+    shape = Shape(members=3, extra_channels=1, capacity_sat=(3_000_000, 6_000_000), is_line=True)
+    load = Load(payments=300, workers=30, kills=6, away_seconds=0.2, amount_msat=(1_000, 20_000_000))
+    result = await soak(shape, load, SEED)
+    assert result.kills == load.kills
+    assert result.reckoning.payments == load.payments
+    assert result.reckoning.succeeded > load.payments // 3
