@@ -114,7 +114,7 @@ def _flow(problem: Problem, model: CostModel, units: int) -> list[_Part] | NoRou
     cost = problem.part(unit, problem.request.fee_limit_msat).floor(model)
     source, target = problem.sources, problem.targets
     detour = problem.distances(cost)[source] + cost + problem.distances(cost, backward=True)[target]
-    useful = np.nonzero(np.isfinite(detour))[0]
+    useful = np.nonzero(np.isfinite(detour) & (source >= 0))[0]  # a removed channel leaves a gap: from -1 to -1
     if not len(useful):
         return NoRoute(f"no way for parts of {unit} msat connects the source with the destination")
     kept = useful if len(useful) <= _CORRIDOR else useful[np.argpartition(detour[useful], _CORRIDOR)[:_CORRIDOR]]

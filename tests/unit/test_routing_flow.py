@@ -203,6 +203,19 @@ def test_the_fee_limit_holds_for_the_sum() -> None:
     check_parts(graph, limited, split(graph, limited), 16)
 
 
+def test_removed_channels_carry_nothing() -> None:
+    """They leave a gap in the tables, which the solver must not be shown: it would take the process down."""
+    small = [Link(0, 1, capacity_sat=1_000_000), Link(1, 2, capacity_sat=1_000_000)]
+    graph = build(*small, *small)
+    graph.remove_channel(scid(2))
+    graph.remove_channel(scid(3))
+    local = LocalChannel(scid(0), node(1), 900_000_000, 1)
+    request = RouteRequest(
+        source=node(0), destination=node(2), amount_msat=1_500_000_000, local_channels=(local,), max_fee_msat=10_000_000
+    )
+    assert isinstance(find_flow(graph, Scorer(), request, NOW), NoRoute)
+
+
 def test_bad_arguments() -> None:
     graph = build(Link(0, 1))
     request = RouteRequest(source=node(0), destination=node(1), amount_msat=5)
