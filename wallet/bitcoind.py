@@ -65,6 +65,14 @@ _RETRIABLE = (
     "cluster",
 )
 """Rejections that time, a fee change or another transaction may lift; scripts and formats do not mend themselves."""
+_UNDERPAID = (
+    "insufficient fee",
+    "min relay fee not met",
+    "mempool min fee not met",
+    "mempool full",
+    "replacement-failed",
+)
+"""Rejections that a higher fee lifts: the last is of packages, and of clusters that would become worse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ class BitcoindChainSource:
         self._on_waiting = on_waiting
         self._clock = clock
         self._tip: BlockRef | None = None
-        self._fees: dict[int, tuple[float, int]] = {}
+        self._fees: dict[int, tuple[float, BlockRef | None, int]] = {}
         self._last_estimate: dict[int, int] = {}
         self._waiters: list[TipWaiter] = []
 
@@ -337,18 +345,19 @@ class BitcoindChainSource:
     # Fees
 
     async def fee_rate_sat_per_kw(self, target_blocks: int) -> int:
-        """See FeeEstimator. Raises ChainUnavailable only if bitcoind never answered this question."""
-        now = self._clock()
+        """See FeeEstimator. Raises ChainUnavailable only if bitcoind never answered this question. An answer is good for
+        a while, but only until the next block: that is when estimates change, and when what waits is priced anew."""
+        now, tip = self._clock(), self._tip
         cached = self._fees.get(target_blocks)
-        if cached is not None and now - cached[0] < self._config.fee_cache_seconds:
-            return cached[1]
+        if cached is not None and cached[1] == tip and now - cached[0] < self._config.fee_cache_seconds:
+            return cached[2]
         try:
             rate = await self._estimate(target_blocks)
         except ChainUnavailable:
             if cached is not None:
-                return cached[1]
+                return cached[2]
             raise
-        self._fees[target_blocks] = (now, rate)
+        self._fees[target_blocks] = (now, tip, rate)
         return rate
 
     async def _estimate(self, target_blocks: int) -> int:
@@ -374,7 +383,8 @@ def _judge(message: str) -> BroadcastResult:
         return BroadcastResult(BroadcastOutcome.ALREADY_KNOWN, message)
     if any(word in lower for word in _ALREADY_MINED):
         return BroadcastResult(BroadcastOutcome.ALREADY_MINED, message)
-    return BroadcastResult(BroadcastOutcome.REJECTED, message, any(word in lower for word in _RETRIABLE))
+    retriable, underpaid = (any(word in lower for word in words) for words in (_RETRIABLE, _UNDERPAID))
+    return BroadcastResult(BroadcastOutcome.REJECTED, message, retriable, underpaid)
 
 
 def _hash(text: str) -> bytes:

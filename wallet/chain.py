@@ -95,11 +95,13 @@ class BroadcastOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class BroadcastResult:
-    """`reason` is Bitcoin Core's word for a rejection; `retriable`: the same transaction may be accepted later."""
+    """`reason` is Bitcoin Core's word for a rejection; `retriable`: the same transaction may be accepted later;
+    `underpaid`: one that pays more would be, for what the mempool asks at least, or for what it has instead."""
 
     outcome: BroadcastOutcome
     reason: str = ""
     retriable: bool = False
+    underpaid: bool = False
 
     @property
     def ok(self) -> bool:

@@ -269,8 +269,7 @@ class Monitor:
                 case on.Release(reservation=reservation):
                     await self._store.commit(self._maker.release(reservation))
                 case on.Publish(attempt=attempt):
-                    problem = await self._publisher.publish(attempt)
-                    await self._answered(case, attempt, problem, env)
+                    await self._answered(case, attempt, await self._publisher.publish(attempt), env)
                 case on.PublishCommitment(child=child):
                     rival = await self._publisher.publish_commitment(env.known, child)
                     if rival != case.rival:
@@ -285,10 +284,13 @@ class Monitor:
                 case _:
                     assert_never(action)
 
-    async def _answered(self, case: _Case, attempt: Attempt, problem: str, env: on.Env) -> None:
-        if problem != attempt.problem:
-            step = on.advance(case.stored.resolution, on.Answered(attempt.txid, problem), env)
-            await self._keep(case, case.stored._replace(resolution=step.state))
+    async def _answered(self, case: _Case, attempt: Attempt, answer: on.Answered, env: on.Env) -> None:
+        if (answer.problem, answer.underpaid) == (attempt.problem, attempt.underpaid):
+            return
+        step = on.advance(case.stored.resolution, answer, env)
+        await self._keep(case, case.stored._replace(resolution=step.state))
+        if answer.underpaid:
+            self._now_due(case.driver.channel_key)  # a rival may have to be outbid before the next block
 
     async def _make(self, case: _Case, plan: Plan, close: Close | None, env: on.Env) -> None:
         resolution = case.stored.resolution
@@ -305,8 +307,7 @@ class Monitor:
         if plan.group == "anchor" and not env.known.rival_tx:
             await self._publisher.publish_commitment(env.known, made.attempt)
             return
-        problem = await self._publisher.publish(made.attempt)
-        await self._answered(case, made.attempt, problem, env)
+        await self._answered(case, made.attempt, await self._publisher.publish(made.attempt), env)
 
     def _grumble(self, case: _Case, kind: str, sentence: str) -> None:
         """Tell a trouble once until it has passed."""

@@ -9,6 +9,7 @@ from channeld.node.bus import EventBus
 from channeld.onchain.classify import classify
 from channeld.onchain.known import Known
 from channeld.onchain.plans import Attempt
+from channeld.onchain.resolution import Answered
 from wallet.bitcoin import Tx
 from wallet.chain import BroadcastResult, ChainSource
 
@@ -23,11 +24,11 @@ class Publisher:
         self._bus = bus
         self._last: dict[bytes, str] = {}
 
-    async def publish(self, attempt: Attempt) -> str:
-        """Layer 1's reason to refuse it, or nothing."""
+    async def publish(self, attempt: Attempt) -> Answered:
+        """What layer 1 says."""
         result = await self._source.broadcast(Tx.parse(attempt.raw))
         self._report(attempt.txid, attempt.group, result, attempt.feerate_per_kw)
-        return "" if result.ok else result.reason or "refused"
+        return Answered(attempt.txid, "" if result.ok else result.reason or "refused", result.underpaid)
 
     async def publish_commitment(self, known: Known, child: Attempt | None) -> bytes:
         """Our commitment, with its child if it has one. If it is refused because layer 1 has the peer's instead, that

@@ -63,6 +63,8 @@ class Attempt(Struct, frozen=True):
     reservation: int = 0
     problem: str = ""
     """Why layer 1 refused it, if it did."""
+    underpaid: bool = False
+    """It did because something in the mempool pays more."""
 
     @property
     def feerate_per_kw(self) -> int:
@@ -144,6 +146,12 @@ def is_combinable(output: Output) -> bool:
 
 def _is_penalty(output: Output) -> bool:
     return isinstance(output.claim, Sweep) and output.claim.penalty
+
+
+def _is_lost_with_the_race(output: Output) -> bool:
+    """Whether it is gone if the other side is faster: a cheater's, and an HTLC whose preimage we have. One that we
+    offered is not: whoever takes that shows the preimage, which settles the incoming side."""
+    return _is_penalty(output) or (output.kind == "htlc" and output.htlc is not None and not output.htlc.offered)
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -264,10 +272,13 @@ def _fee_of(group: Group, outputs: Sequence[Output], rate: int) -> int:
 
 def _replacements(attempt: Attempt, outputs: Sequence[Output], rates: Rates, height: int) -> Iterator[Plan]:
     """What should take the place of an attempt that was not mined, if anything."""
-    if attempt.group in ("presigned", "anchor") or height <= attempt.height:
+    if attempt.group in ("presigned", "anchor"):
         return
     by_outpoint = {output.outpoint: output for output in outputs}
     members = [by_outpoint[outpoint] for outpoint in attempt.outpoints]
+    outbid = attempt.underpaid and any(_is_lost_with_the_race(output) for output in members)
+    if height <= attempt.height and not outbid:
+        return
     script = Tx.parse(attempt.raw).outputs[0].script_pubkey if attempt.group != "htlc" else b""
     if len(members) > 1 and _should_split(attempt, members, height):
         yield from _split(attempt, members, rates, height, script)
@@ -275,16 +286,25 @@ def _replacements(attempt: Attempt, outputs: Sequence[Output], rates: Rates, hei
     urgent = attempt.group == "penalty" or any(deadline_of(output) is not None for output in members)
     if not urgent and height < attempt.height + PATIENCE_BLOCKS:
         return
+    most = max_fee_sat(attempt.group, members)
     least = least_bump(attempt.feerate_per_kw)
+    if outbid:
+        least = _outbidding_feerate(attempt, most * 1000 // plan_weight(attempt.group, members))
     rate = wanted_feerate(attempt.group, members, rates, height) or 0
     past = [d for output in members if (d := deadline_of(output)) is not None and d <= height + 1]
-    if rate < least and not past:
+    if rate < least and not past and not outbid:
         return
-    most = max_fee_sat(attempt.group, members)
     rate = max(rate, least)
     min_fee = attempt.fee_sat + _fee_of(attempt.group, members, FLOOR_PER_KW)
     if max(min_fee, _fee_of(attempt.group, members, rate)) <= most:
         yield Plan(attempt.group, tuple(members), rate, most, min_fee, attempt.txid, script)
+
+
+def _outbidding_feerate(attempt: Attempt, max_per_kw: int) -> int:
+    """After layer 1 refused an attempt because a rival pays more, at once: twice as much, so that a few tries find out
+    what it takes, and in the end all that it is worth."""
+    twice = 2 * attempt.feerate_per_kw
+    return min(twice, max_per_kw) if max_per_kw >= least_bump(attempt.feerate_per_kw) else twice
 
 
 def _should_split(attempt: Attempt, members: Sequence[Output], height: int) -> bool:

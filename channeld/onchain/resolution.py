@@ -56,10 +56,11 @@ class Made(Struct, frozen=True):
 
 
 class Answered(Struct, frozen=True):
-    """Layer 1 took a transaction (`problem` is empty), or refused it and says why."""
+    """Layer 1 took a transaction (`problem` is empty), or refused it and says why; `underpaid`: for what it pays."""
 
     txid: bytes
     problem: str
+    underpaid: bool = False
 
 
 Event = Looked | Made | Answered
@@ -74,7 +75,8 @@ class Make(Struct, frozen=True):
 
 
 class Publish(Struct, frozen=True):
-    """Offer a transaction to the network; answer with Answered if that differs from its last answer."""
+    """Offer a transaction to the network; answer with Answered if that differs from its last answer, and look again if
+    it was refused for what it pays: there may be a rival to outbid."""
 
     attempt: Attempt
 
@@ -216,7 +218,8 @@ def _made(state: Resolution, event: Made) -> Step:
 
 def _answered(state: Resolution, event: Answered) -> Step:
     attempts = tuple(
-        replace(attempt, problem=event.problem) if attempt.txid == event.txid else attempt for attempt in state.attempts
+        replace(attempt, problem=event.problem, underpaid=event.underpaid) if attempt.txid == event.txid else attempt
+        for attempt in state.attempts
     )
     return Step(replace(state, attempts=attempts))
 

@@ -38,6 +38,8 @@ COIN_SCRIPT = p2wsh(ANYONE)
 """The stand-in wallets' coins: nobody but their owners thinks of taking them."""
 COIN_INPUT_WEIGHT = 41 * 4 + 3
 CHANGE_WEIGHT = 43 * 4
+UNDERPAID = "insufficient fee"
+MOST_LOOKS = 100
 
 
 class Refused(Exception):
@@ -92,7 +94,7 @@ class Chain:
         if rivals:
             paid = sum(self.pool[rival].fee_sat for rival in rivals)
             if fee < paid + tx.weight() // 4 or fee * 1000 // tx.weight() <= max(self.pool[r].feerate for r in rivals):
-                raise Refused("insufficient fee")
+                raise Refused(UNDERPAID)
         check_scripts(tx, spent)
         for rival in rivals:
             self.pool.pop(rival, None)
@@ -214,6 +216,8 @@ class Side:
     coins_made: dict[OutPoint, int] = field(default_factory=dict)
     made: dict[bytes, Tx] = field(default_factory=dict)
     mortality: float = 0.0
+    outbid: bool = False
+    """Something was refused for what it pays."""
 
     def __post_init__(self) -> None:
         self.home = script_of(f"home of {self.peer.name}")
@@ -268,7 +272,15 @@ class Side:
         return resolve(self.known(), self.facts.of(1))
 
     def look(self) -> None:
-        """As the node's monitor does it."""
+        """As the node's monitor does it: again, as long as there is a rival to outbid."""
+        for _ in range(MOST_LOOKS):
+            self.outbid = False
+            self._look()
+            if not self.outbid:
+                return
+        raise AssertionError("bidding for ever")
+
+    def _look(self) -> None:
         if not isinstance(self.peer.state, Closing):
             return
         env = self.env()
@@ -303,8 +315,10 @@ class Side:
 
     def _publish(self, attempt: Any, env: on.Env) -> None:
         problem = self._offer(Tx.parse(attempt.raw))
-        if problem != attempt.problem:
-            self._keep(on.advance(self.resolution(), on.Answered(attempt.txid, problem), env))
+        answer = on.Answered(attempt.txid, problem, problem == UNDERPAID)
+        if (answer.problem, answer.underpaid) != (attempt.problem, attempt.underpaid):
+            self._keep(on.advance(self.resolution(), answer, env))
+            self.outbid = self.outbid or answer.underpaid
 
     def _offer(self, tx: Tx) -> str:
         try:

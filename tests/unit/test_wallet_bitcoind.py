@@ -180,15 +180,21 @@ async def test_fee_rates(fake: FakeBitcoind) -> None:
 
     fake.methods["estimatesmartfee"] = estimate
     assert await source.fee_rate_sat_per_kw(6) == 1_234, "cached"
+    await source.chain_state()
+    assert await source.fee_rate_sat_per_kw(6) == 4_000, "a block came"
+    estimates[6] = 0.00008
+    assert await source.fee_rate_sat_per_kw(6) == 4_000, "cached"
     now[0] = 31.0
-    assert await source.fee_rate_sat_per_kw(6) == 4_000
+    assert await source.fee_rate_sat_per_kw(6) == 2_000
+    estimates[6] = 0.00016
+    now[0] = 62.0
     assert await source.fee_rate_sat_per_kw(1) == 10_000
     assert await source.fee_rate_sat_per_kw(3) == 4_000, "no estimate for 3: the next longer one"
     assert await source.fee_rate_sat_per_kw(100) == 253, "never below the floor"
-    now[0] = 62.0
+    now[0] = 93.0
     fake.methods["getmempoolinfo"] = lambda: {"mempoolminfee": 0.0002, "minrelaytxfee": 0.00001}
     assert await source.fee_rate_sat_per_kw(100) == 5_000, "never below what the mempool takes"
-    now[0] = 93.0
+    now[0] = 124.0
     await fake.stop()
     assert await source.fee_rate_sat_per_kw(100) == 5_000, "an old answer is better than none"
     with pytest.raises(ChainUnavailable):

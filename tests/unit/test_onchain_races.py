@@ -1,0 +1,69 @@
+"""Races in the mempool: what layer 1 refuses because a rival pays more is outbid at once, as far as it is worth it."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from channeld.onchain import build
+from channeld.onchain.facts import Fact
+from channeld.onchain.outputs import Close
+from channeld.onchain.plans import Attempt, Plan, budget_sat, plans
+from channeld.onchain.rates import fee_sat
+from tests.machine.harness import Peer
+from tests.unit.onchain_support import EXPIRY, HOME, OFFERED, RECEIVED, channel, close_of, commitment, fact, known
+from tests.unit.test_onchain_plans import RATES, H, attempt, revoked_close
+
+
+def made(peer: Peer, close: Close, facts: tuple[Fact, ...], plan: Plan, height: int) -> Attempt:
+    tx = build.build_sweep(plan, known(peer, facts), close.commitment_number, peer.signer, HOME)
+    fee = sum(output.amount_sat for output in plan.outputs) - tx.outputs[0].value_sat
+    return build.attempt_of(plan, tx, fee, height)
+
+
+def refused(before: Attempt) -> Attempt:
+    return replace(before, problem="insufficient fee", underpaid=True)
+
+
+def test_a_batch_with_a_rival_is_split_at_once() -> None:
+    """Not at the next block: the rival may be in that. What has no rival must not wait for what has one."""
+    alice, close, facts = revoked_close()
+    together = attempt(alice, close, facts, "penalty", H)
+    assert not [plan for plan in plans(close.outputs, (together,), RATES, H) if plan.group == "penalty"]
+    apart = [plan for plan in plans(close.outputs, (refused(together),), RATES, H) if plan.group == "penalty"]
+    assert [len(plan.outputs) for plan in apart] == [1, 1, 1, 1]
+    otherwise = replace(together, problem="missing inputs")
+    assert not [plan for plan in plans(close.outputs, (otherwise,), RATES, H) if plan.group == "penalty"]
+
+
+def test_a_rival_is_outbid_in_a_few_tries_and_up_to_the_budget() -> None:
+    alice, close, facts = revoked_close()
+    together = attempt(alice, close, facts, "penalty", H)
+    first = next(p for p in plans(close.outputs, (refused(together),), RATES, H) if p.group == "penalty")
+    bid = made(alice, close, facts, first, H)
+    bids = [bid.feerate_per_kw]
+    while more := [p for p in plans(close.outputs, (refused(bid),), RATES, H) if p.replaces == bid.txid]:
+        assert bid.fee_sat < more[0].min_fee_sat <= more[0].max_fee_sat
+        bid = made(alice, close, facts, more[0], H)
+        bids.append(bid.feerate_per_kw)
+    assert all(after > before * 6 // 5 for before, after in zip(bids, bids[1:], strict=False))
+    assert len(bids) < 12
+    most = budget_sat(first.outputs[0])
+    assert most * 9 // 10 < bid.fee_sat <= most
+    assert fee_sat(bid.weight, bids[-1]) <= most
+
+
+def test_what_is_lost_with_the_race_is_fought_for_and_the_rest_is_not() -> None:
+    """An HTLC that we offered is no loss: whoever takes it shows the preimage, which settles the incoming side."""
+    pair = channel()
+    facts = (fact(commitment(pair.bob), H),)
+    close = close_of(pair.alice, *facts)
+    height = EXPIRY + 1
+    again = {}
+    for output in close.outputs:
+        if output.kind != "htlc" or not output.claimable:
+            continue
+        (plan,) = [p for p in plans([output], (), RATES, height) if p.group == "claim"]
+        bid = refused(made(pair.alice, close, facts, plan, height))
+        assert output.htlc is not None
+        again[output.htlc.offered, output.htlc.id] = bool(plans([output], (bid,), RATES, height))
+    assert again == {(True, OFFERED): False, (False, RECEIVED): True}
