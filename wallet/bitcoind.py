@@ -345,8 +345,8 @@ class BitcoindChainSource:
     # Fees
 
     async def fee_rate_sat_per_kw(self, target_blocks: int) -> int:
-        """See FeeEstimator. Raises ChainUnavailable only if bitcoind never answered this question. An answer is good for
-        a while, but only until the next block: that is when estimates change, and when what waits is priced anew."""
+        """See FeeEstimator. Raises ChainUnavailable only if bitcoind never answered this question. An answer is good
+        for a while, but only until the next block: that is when estimates change, and what waits is priced anew."""
         now, tip = self._clock(), self._tip
         cached = self._fees.get(target_blocks)
         if cached is not None and cached[1] == tip and now - cached[0] < self._config.fee_cache_seconds:

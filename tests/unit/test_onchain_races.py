@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from msgspec.structs import replace
 
 from channeld.onchain import build
@@ -45,7 +47,7 @@ def test_a_rival_is_outbid_in_a_few_tries_and_up_to_the_budget() -> None:
         assert bid.fee_sat < more[0].min_fee_sat <= more[0].max_fee_sat
         bid = made(alice, close, facts, more[0], H)
         bids.append(bid.feerate_per_kw)
-    assert all(after > before * 6 // 5 for before, after in zip(bids, bids[1:], strict=False))
+    assert all(after > before * 6 // 5 for before, after in pairwise(bids))
     assert len(bids) < 12
     most = budget_sat(first.outputs[0])
     assert most * 9 // 10 < bid.fee_sat <= most
