@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+MINUTES ?= 1
+TARGET ?= all
 
-.PHONY: demo test bench lint proto clean help
+.PHONY: demo test bench fuzz lint proto clean help
 
 help:
 	@echo "make demo   daemons on a private chain: a channel's life, a network that loses a node, every satoshi explained"
 	@echo "make test   the whole test suite"
 	@echo "make bench  speed and memory, beside the crypto floor of this machine"
+	@echo "make fuzz   look for inputs that break a decoder: MINUTES=1 for each, TARGET=all"
 	@echo "make lint   ruff, mypy --strict, import-linter"
 	@echo "make proto  generate the gRPC stubs again, after a change in proto/"
 
@@ -23,6 +26,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 fuzz: $(READY)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	@$(BIN)/python -m tests.fuzz $(TARGET) --minutes $(MINUTES)
 
 demo: $(READY)

@@ -123,7 +123,7 @@ def decode(content: bytes) -> Justice:
     """From `encode`. Raises InvalidJustice."""
     try:
         justice = _decoder.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJustice(f"the blob's content is not readable: {error}") from error
     if justice.version != VERSION:
         raise InvalidJustice(f"the blob has version {justice.version}, this tower knows {VERSION}")

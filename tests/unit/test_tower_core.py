@@ -151,6 +151,13 @@ def test_outputs_that_are_not_the_transactions_are_refused() -> None:
         jus.decode(b"\x93\x01")
 
 
+def test_text_in_a_blob_that_is_no_text_is_not_readable() -> None:
+    """The decoder has an error of its own for that; uncaught it stopped the search of a block."""
+    content = jus.encode(make_justice(cheat().kit, OWN)).replace(b"to_local", b"to_\xd2\xffcal")
+    with pytest.raises(jus.InvalidJustice, match="not readable"):
+        jus.decode(content)
+
+
 def test_a_blob_that_is_too_large_loses_fee_rates_first() -> None:
     kit = revoked("a", FUNDING, 10_000_000, htlcs_sat=(30_000,) * 60).kit
     whole = make_appointment(kit, BLIND)
