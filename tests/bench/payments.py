@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from statistics import quantiles
 from typing import NamedTuple
@@ -53,33 +53,40 @@ async def _measure(lab: Lab, alone: int, busy: int) -> PaymentFigures:
     idle_memory_bytes = max(alice.memory_bytes(), bob.memory_bytes())
     await lab.fund(alice, CAPACITY_SAT + 1_000_000)
     await lab.open_channel(alice, bob, CAPACITY_SAT, push_msat=CAPACITY_SAT * 100)
-    await pay_all(alice, await invoices(bob, 20), 1)  # warm
-    latencies, alone_cpu, _ = await _timed(alice, bob, alone, 1)
-    cuts = quantiles(latencies, n=20)
-    _, busy_cpu, busy_seconds = await _timed(alice, bob, busy, IN_FLIGHT)
+    await timed([alice, bob], 20, 1)  # warm
+    quiet = await timed([alice, bob], alone, 1)
+    cuts = quantiles(quiet.latencies, n=20)
+    loaded = await timed([alice, bob], busy, IN_FLIGHT)
     return PaymentFigures(
         start_seconds,
         idle_memory_bytes,
         cuts[9],
         cuts[18],
-        alone_cpu / alone,
-        busy / busy_seconds,
-        busy_cpu / busy,
+        sum(quiet.cpu_seconds) / alone,
+        busy / loaded.seconds,
+        sum(loaded.cpu_seconds) / busy,
         max(alice.memory_bytes(), bob.memory_bytes()),
         busy,
     )
 
 
-async def _timed(
-    alice: DaemonProcess, bob: DaemonProcess, count: int, in_flight: int
-) -> tuple[list[float], float, float]:
-    """(latencies in seconds, CPU seconds of both daemons, wall seconds)."""
-    bolt11s = await invoices(bob, count)
-    cpu = alice.cpu_seconds() + bob.cpu_seconds()
+class Timed(NamedTuple):
+    """Latencies of each payment, CPU of each daemon and wall time of all, in seconds."""
+
+    latencies: list[float]
+    cpu_seconds: list[float]
+    seconds: float
+
+
+async def timed(line: Sequence[DaemonProcess], count: int, in_flight: int) -> Timed:
+    """Payments from the first daemon to the last, never more than `in_flight` at a time."""
+    bolt11s = await invoices(line[-1], count)
+    before = [daemon.cpu_seconds() for daemon in line]
     began = time.perf_counter()
-    latencies = await pay_all(alice, bolt11s, in_flight)
-    wall = time.perf_counter() - began
-    return latencies, alice.cpu_seconds() + bob.cpu_seconds() - cpu, wall
+    latencies = await pay_all(line[0], bolt11s, in_flight)
+    seconds = time.perf_counter() - began
+    used = [daemon.cpu_seconds() - cpu for daemon, cpu in zip(line, before, strict=True)]
+    return Timed(latencies, used, seconds)
 
 
 async def invoices(payee: DaemonProcess, count: int) -> list[str]:
