@@ -36,6 +36,7 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
     from wallet.keys import SeedError
     from wallet.seedfile import SeedFileError
     from watchtower.rpc import logs
+    from watchtower.rpc.listen import ListenError
     from watchtower.rpc.lock import LockError, locked
     from watchtower.rpc.settings import ConfigError
 
@@ -48,6 +49,7 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
                 runner.run(run(config, commit_hook))
     except (
         ConfigError,
+        ListenError,
         LockError,
         StartError,
         ApiError,

@@ -36,6 +36,7 @@ class Config(ChainSettings):
     )
     rpclisten: str = Field("127.0.0.1:10019", description="HOST:PORT of the gRPC API; port 0: a free one")
     rpchost: str = Field("", description="further names of this machine for the API's certificate, separated by commas")
+    metrics: str = Field("", description="HOST:PORT of the Prometheus metrics, such as 127.0.0.1:10020; empty: none")
     seed_words: str = Field("", description="restore this seed at the first start; better in the environment")
     seed_passphrase: str = Field("", description="BIP 39 passphrase of the seed, for a new or restored one")
     seed_password: str = Field("", description="password that encrypts the seed file; better in the environment")
@@ -95,6 +96,11 @@ class Config(ChainSettings):
     def rpc_hosts(self) -> tuple[str, ...]:
         """Names for the certificate."""
         return tuple(_split(self.rpchost))
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Raises ConfigError."""
+        return parse_address(self.metrics, "metrics") if self.metrics else None
 
     @property
     def trusted_peers(self) -> frozenset[bytes]:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from msgspec.structs import replace
@@ -24,6 +25,9 @@ from channeld.storage import CommitHook, Store, make_engine, upgrade
 from wallet.bitcoin.address import BY_NAME
 from wallet.keys import Keys, Seed
 from wallet.seedfile import read_seed, write_seed
+
+if TYPE_CHECKING:
+    from watchtower.rpc.metrics import MetricsServer
 
 log = structlog.get_logger(__name__)
 SAY_WAITING_SECONDS = 1.0
@@ -75,6 +79,8 @@ class Daemon:
         self.config = config
         self.runtime: Runtime | None = None
         self.api: ApiServer | None = None
+        self.metrics: MetricsServer | None = None
+        self._lag: asyncio.Task[None] | None = None
         self._commit_hook = commit_hook
 
     async def start(self) -> None:
@@ -96,10 +102,25 @@ class Daemon:
             await self.runtime.start()
         except OSError as error:
             raise StartError(f"cannot listen for peers on {config.listen}: {in_words(error)}") from error
-        self.api = ApiServer(
-            Node(self.runtime), paths, *config.rpc_address, hosts=config.rpc_hosts, towers=self.runtime.towers
-        )
+        node = Node(self.runtime)
+        await self._start_metrics(node, store)
+        self.api = ApiServer(node, paths, *config.rpc_address, hosts=config.rpc_hosts, towers=self.runtime.towers)
         await self.api.start()
+
+    async def _start_metrics(self, node: Node, store: Store) -> None:
+        """Raises ListenError, ConfigError."""
+        address = self.config.metrics_address
+        if address is None:
+            return
+        from channeld.node.metrics import LoopLag, NodeCollector, make_registry
+        from watchtower.rpc.metrics import MetricsServer
+
+        lag = LoopLag()
+        collector = NodeCollector(node, store, lag)
+        chain = node.runtime.chain
+        self.metrics = MetricsServer(address, make_registry(node, collector), lambda: chain.synced, collector.refresh)
+        await self.metrics.start()
+        self._lag = asyncio.create_task(lag.run(), name="loop lag")
 
     def _settings(self, birthday_height: int | None) -> NodeSettings:
         config = self.config
@@ -158,6 +179,7 @@ class Daemon:
             "node_id": runtime.identity.node_id.hex(),
             "listen": runtime.listening,
             "grpc": api.address,
+            "metrics": self.metrics.url if self.metrics is not None else "",
             "pid": os.getpid(),
         }
         write_private(self.ready_file, json.dumps(ready).encode() + b"\n")
@@ -174,6 +196,10 @@ class Daemon:
         self.ready_file.unlink(missing_ok=True)
         if self.api is not None:
             await self.api.stop()
+        if self._lag is not None:
+            self._lag.cancel()
+        if self.metrics is not None:
+            await self.metrics.stop()
         if self.runtime is not None:
             await self.runtime.close()
 

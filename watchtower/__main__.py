@@ -30,6 +30,7 @@ def _run(config: Config) -> int:
     from wallet.chain import ChainError
     from wallet.db import StorageError
     from watchtower.rpc import logs
+    from watchtower.rpc.listen import ListenError
     from watchtower.rpc.lock import LockError, locked
     from watchtower.rpc.settings import ConfigError
     from watchtower.tower.daemon import TowerError, run
@@ -40,7 +41,7 @@ def _run(config: Config) -> int:
             logs.set_up(config.paths.log, config.log_level)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(run(config))
-    except (ConfigError, LockError, TowerError, ServerError, StorageError, ChainError) as error:
+    except (ConfigError, ListenError, LockError, TowerError, ServerError, StorageError, ChainError) as error:
         return _fail(error)
     except KeyboardInterrupt:
         return 130

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,23 +14,30 @@ from channeld.node.interface import NodeEvent
 
 log = structlog.get_logger("channeld.events")
 KEPT_EVENTS = 10_000
-_QUIET = ("payment.", "invoice.", "chain.block")
+_QUIET = ("payment.", "invoice.", "forward.", "chain.block")
 """Kinds of which there may be hundreds a second: the log has them only at level debug."""
 
 
 class EventBus:
     """Numbered events; the last 10,000 are kept. Numbers grow across restarts, too: they begin at the time of the start
-    in milliseconds."""
+    in milliseconds. `counts` has how many there were of each kind."""
 
     def __init__(self) -> None:
         self._sequence = int(time.time() * 1000)
+        self.counts: Counter[str] = Counter()
         self._kept: deque[NodeEvent] = deque(maxlen=KEPT_EVENTS)
         self._wakeups: set[asyncio.Event] = set()
         self._closed = False
 
+    @property
+    def sequence(self) -> int:
+        """The number of the last event."""
+        return self._sequence
+
     def publish(self, kind: str, sentence: str, **data: Any) -> None:
         """`data`: JSON-able values; ids as hex, amounts with their unit in the name."""
         self._sequence += 1
+        self.counts[kind] += 1
         self._kept.append(NodeEvent(self._sequence, time.time(), kind, sentence, data))
         (log.debug if kind.startswith(_QUIET) else log.info)(kind, sentence=sentence, **data)
         for wakeup in self._wakeups:

@@ -43,6 +43,13 @@ class CommitHook(Protocol):
     def after(self) -> None: ...
 
 
+class StoreFigures(NamedTuple):
+    """Since the start: transactions, and the jobs that were committed in them."""
+
+    transactions: int = 0
+    jobs: int = 0
+
+
 class _Job(NamedTuple):
     writes: Sequence[Write]
     done: Callable[[StoreFailed | None], None]
@@ -131,6 +138,7 @@ class Store:
         self._reader: ThreadPoolExecutor | None = None
         self._finder: _Connection | None = None
         self._claim = _Claim(engine)
+        self.figures = StoreFigures()
         self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
         self._thread.start()
 
@@ -212,6 +220,7 @@ class Store:
                 groups = group(job.writes for job in jobs)
                 if groups:
                     writer.transaction(groups, self._hook)
+                    self.figures = StoreFigures(self.figures.transactions + 1, self.figures.jobs + len(jobs))
             except BaseException as error:
                 self._failure = error
                 self._call(partial(self._on_failure, error))

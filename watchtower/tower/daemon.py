@@ -18,13 +18,14 @@ from wallet.bitcoin.secp import is_valid_secret, pubkey_of
 from wallet.chain import ChainError, ChainSource
 from wallet.db import Store, make_engine
 from watchtower.rpc.files import write_private
+from watchtower.rpc.metrics import MetricsServer
 from watchtower.tower import tables
 from watchtower.tower.alerts import Alerts, read_alerts
 from watchtower.tower.config import Config
 from watchtower.tower.intake import Intake
 from watchtower.tower.operator import OperatorServicer
 from watchtower.tower.paths import TowerPaths
-from watchtower.tower.server import Closer, MetricsServer, SessionLimit, TowerServer, certificate_hash, close_all
+from watchtower.tower.server import Closer, SessionLimit, TowerServer, certificate_hash, close_all
 from watchtower.tower.service import TowerServicer
 from watchtower.tower.sessions import Sessions, read_sessions
 from watchtower.tower.status import StatusBoard, make_registry

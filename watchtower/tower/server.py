@@ -1,4 +1,4 @@
-"""The tower's gRPC server and its metrics page."""
+"""The tower's gRPC server."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 import grpc
 import structlog
-from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, exposition
 
 from watchtower.rpc.auth import TokenError, TokenInterceptor, load_or_make_token
 from watchtower.rpc.errors import ErrorInterceptor, Refusal
@@ -107,45 +105,6 @@ class TowerServer:
 def certificate_hash(paths: TowerPaths) -> bytes:
     """SHA-256 of the certificate's DER: what clients compare with the one that they see."""
     return x509.load_pem_x509_certificate(paths.tls_cert.read_bytes()).fingerprint(hashes.SHA256())
-
-
-class MetricsServer:
-    """`http://HOST:PORT/metrics`, and `/health` with status 200 while the chain is followed, else 503."""
-
-    def __init__(self, listen: tuple[str, int], registry: CollectorRegistry, healthy: Callable[[], bool]) -> None:
-        self._host, self._port = listen
-        self._registry = registry
-        self._healthy = healthy
-        self._runner: web.AppRunner | None = None
-        self.url = ""
-
-    async def start(self) -> None:
-        """Raises ServerError."""
-        app = web.Application()
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, self._host, self._port).start()
-        except OSError as error:
-            where = join_address(self._host, self._port)
-            raise ServerError(f"The metrics cannot listen on {where}: {error.strerror}.") from error
-        port = self._runner.addresses[0][1]
-        self.url = f"http://{join_address(WILDCARDS.get(self._host, self._host), port)}/metrics"
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        encoder, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encoder(self._registry), headers={"Content-Type": content_type})
-
-    async def _health(self, request: web.Request) -> web.Response:
-        healthy = self._healthy()
-        return web.Response(text="ok\n" if healthy else "not in step with the chain\n", status=200 if healthy else 503)
-
-    async def stop(self) -> None:
-        """Stop."""
-        if self._runner is not None:
-            await self._runner.cleanup()
 
 
 class SessionLimit:

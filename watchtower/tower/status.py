@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
-from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
+from watchtower.rpc import metrics
 from watchtower.tower import breach as breaches
 from watchtower.tower.breach import Breach
 from watchtower.tower.intake import Intake
@@ -121,8 +122,7 @@ class MetricsCollector(Collector):
             "synced": ("Whether every block of layer 1 was searched", int(figures.synced)),
             "breaches_open": ("Breaches that are not irrevocably over", figures.breaches_open),
         }
-        for name, (text, value) in gauges.items():
-            yield GaugeMetricFamily(f"watchtower_{name}", text, value=value)
+        yield from metrics.gauges("watchtower", gauges)
         counters = {
             "appointments_accepted": ("Appointments accepted since the start", figures.appointments_accepted),
             "appointments_refused": ("Appointments refused since the start", figures.appointments_refused),
@@ -135,8 +135,7 @@ class MetricsCollector(Collector):
             "lost_sat": ("Satoshi that the cheater got", figures.lost_sat),
             "undecipherable": ("Locators that matched, with a blob of no use, since the start", figures.undecipherable),
         }
-        for name, (text, value) in counters.items():
-            yield CounterMetricFamily(f"watchtower_{name}", text, value=value)
+        yield from metrics.counters("watchtower", counters)
 
 
 def make_registry(board: StatusBoard) -> CollectorRegistry:
