@@ -467,11 +467,10 @@ class Channels:
             reason=change.reason,
         )
 
-    def frozen(self, driver: ChannelDriver[State], event: ev.Event, error: BaseException) -> None:
-        """A bug: this channel stops, the others live on."""
-        log.critical(
-            "channel frozen by a bug", channel=driver.channel_id.hex(), event=type(event).__name__, exc_info=error
-        )
+    def frozen(self, driver: ChannelDriver[State], event: object, error: BaseException) -> None:
+        """A bug: this channel stops, but for watching the chain; the others live on."""
+        cause = type(event).__name__
+        log.critical("channel frozen by a bug", channel=driver.channel_id.hex(), cause=cause, exc_info=error)
         self._bus.publish(
             "channel.frozen",
             f"channel {driver.channel_id.hex()} is frozen: {driver.failure}. Please report this; restart to go on",

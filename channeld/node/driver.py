@@ -27,6 +27,16 @@ S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 CommandDone = Callable[[Exception | None], None]
 MAX_REASON_BYTES = 400
+WHILE_FROZEN = (
+    ev.NewBlock,
+    ev.FundingDepth,
+    ev.FundingSpent,
+    ev.HtlcOnChain,
+    ev.OutputsResolved,
+    ev.ForceClose,
+    ev.FulfillHtlc,
+)
+"""What a frozen channel goes on taking: its money is watched over (BOLT 5) and its deadlines are kept."""
 
 
 class Link(Protocol):
@@ -56,7 +66,7 @@ class Machine(Protocol[S]):
 
 
 class ChannelFrozen(Exception):
-    """The channel takes no more events: a bug or the database stopped it. The text says what."""
+    """The channel takes no more messages and commands: a bug or the database stopped it. The text says what."""
 
 
 class Reaction(NamedTuple):
@@ -97,8 +107,8 @@ class Host(Protocol[S]):
         """Commit, then `done`; in order."""
         ...
 
-    def frozen(self, driver: ChannelDriver[S], event: ev.Event, error: BaseException) -> None:
-        """A bug stopped this channel; tell the operator."""
+    def frozen(self, driver: ChannelDriver[S], event: object, error: BaseException) -> None:
+        """A bug stopped this channel, over an event or an effect; tell the operator."""
         ...
 
     def violated(self, driver: ChannelDriver[S], violation: ev.ProtocolViolation) -> None:
@@ -149,6 +159,8 @@ class ChannelDriver(Generic[S]):
         self._inbox: deque[_Item] = deque()
         self._busy = False
         self._deaf_to: Link | None = None
+        self._unstorable = False
+        """The database failed: memory is ahead of it, the node stops."""
         self._loop = asyncio.get_running_loop()
 
     # --- the inbox
@@ -169,14 +181,17 @@ class ChannelDriver(Generic[S]):
         self._put(_Item(ev.Connected(remote_features), link, (), None))
 
     def _put(self, item: _Item) -> None:
-        if self.failure is not None:
+        if not self._takes(item):
             if item.done is not None:
-                item.done(ChannelFrozen(self.failure))
+                item.done(ChannelFrozen(str(self.failure)))
             return
         self._inbox.append(item)
         if not self._busy:
             self._busy = True
             self._loop.call_soon(self._run)
+
+    def _takes(self, item: _Item) -> bool:
+        return self.failure is None or (isinstance(item.event, WHILE_FROZEN) and not self._unstorable)
 
     def start(self, effects: Sequence[fx.Effect], writes: Sequence[wr.Write], extra: Sequence[Write] = ()) -> None:
         """Commit and perform what `machine.initiate`, `accept` or `resume` led to; the state is set already. `extra`
@@ -195,12 +210,21 @@ class ChannelDriver(Generic[S]):
     def _run(self) -> None:
         batch = _Batch()
         before = self.state
-        env = self._host.env(self)
-        while self._inbox and self.failure is None:
-            self._take(self._inbox.popleft(), env, batch)
-        if self.failure is None and self.link is not None and self._machine.can_sign(self.state):
-            self._take(_Item(ev.Sign(), None, (), None), env, batch)
-        batch.writes.extend(self._host.rows(self, before))
+        try:
+            env = self._host.env(self)
+            while self._inbox:
+                self._take(self._inbox.popleft(), env, batch)
+            if self.failure is None and self.link is not None and self._machine.can_sign(self.state):
+                self._take(_Item(ev.Sign(), None, (), None), env, batch)
+            batch.writes.extend(self._host.rows(self, before))
+        except Exception as error:
+            # It cannot even be stored: what is on the disk is what counts.
+            self.state = before
+            self._freeze("batch", error)
+            for done in batch.done:
+                done(ChannelFrozen(str(self.failure)))
+            self._next()
+            return
         self._host.submit(batch.writes, lambda error: self._committed(batch, error))
         if self.failure is None:
             self._machine.prepare(self.state, env)  # while the writer writes
@@ -221,7 +245,9 @@ class ChannelDriver(Generic[S]):
             if item.done is not None:
                 item.done(rejection)
             else:
-                log.warning("command rejected", channel=self.channel_id.hex(), event=repr(event), reason=str(rejection))
+                log.warning(
+                    "command rejected", channel=self.channel_id.hex(), refused=repr(event), reason=str(rejection)
+                )
             return
         except Exception as error:
             self.state, writes, effects = checkpoint
@@ -255,14 +281,24 @@ class ChannelDriver(Generic[S]):
         further: list[ev.Event] = []
         for effect in effects:
             batch.effects.append((effect, self.link))
-            reaction = self._host.react(self, effect)
+            try:
+                reaction = self._host.react(self, effect)
+            except Exception as error:
+                if self.failure is None:
+                    raise
+                # The channel is frozen already, perhaps by this very bug: it must not keep it from being closed.
+                log.critical("reaction failed", channel=self.channel_id.hex(), effect=repr(effect), exc_info=error)
+                batch.effects.pop()
+                continue
             batch.writes.extend(reaction.writes)
             further.extend(reaction.events)
         for event in further:
             try:
                 self._step(event, env, batch)
             except ev.CommandRejected as rejection:
-                log.warning("answer rejected", channel=self.channel_id.hex(), event=repr(event), reason=str(rejection))
+                log.warning(
+                    "answer rejected", channel=self.channel_id.hex(), refused=repr(event), reason=str(rejection)
+                )
 
     def _violated(self, violation: ev.ProtocolViolation, env: Env, batch: _Batch) -> None:
         """The one place where a peer's mistake becomes a message (BOLT 1, "The error and warning Messages")."""
@@ -283,39 +319,50 @@ class ChannelDriver(Generic[S]):
             case _:
                 assert_never(violation.action)
 
-    def _freeze(self, event: ev.Event, error: BaseException) -> None:
+    def _freeze(self, cause: object, error: BaseException) -> None:
+        if self.failure is not None:
+            log.critical("bug in a frozen channel", channel=self.channel_id.hex(), cause=repr(cause), exc_info=error)
+            return
         self.failure = f"{type(error).__name__}: {error}"
-        self._host.frozen(self, event, error)
+        self._host.frozen(self, cause, error)
         waiting, self._inbox = self._inbox, deque()
-        for item in waiting:  # nobody comes back to these: whoever asked must hear it now
-            if item.done is not None:
-                item.done(ChannelFrozen(self.failure))
+        for item in waiting:  # nobody comes back to the others: whoever asked must hear it now
+            self._put(item)
 
     # --- after the commit
 
     def _committed(self, batch: _Batch, error: StoreFailed | None) -> None:
         if error is not None:
-            self.failure = str(error)
+            self.failure, self._unstorable = str(error), True
             for done in batch.done:
                 done(error)
             return
         for effect, link in batch.effects:
-            match effect:
-                case fx.Send(message):
-                    if link is not None:
-                        link.send(encode(message))
-                case fx.SendRaw(data):
-                    if link is not None:
-                        link.send(data)
-                case fx.Disconnect(reason):
-                    if link is not None:
-                        link.close(reason)
-                case _:
-                    self._host.perform(self, effect)
+            try:
+                self._perform(effect, link)
+            except Exception as bug:  # the other effects were promised too
+                self._freeze(effect, bug)
         for done in batch.done:
             done(None)
         self._host.batch_done(self)
-        if self._inbox and self.failure is None:
+        self._next()
+
+    def _perform(self, effect: fx.Effect, link: Link | None) -> None:
+        match effect:
+            case fx.Send(message):
+                if link is not None:
+                    link.send(encode(message))
+            case fx.SendRaw(data):
+                if link is not None:
+                    link.send(data)
+            case fx.Disconnect(reason):
+                if link is not None:
+                    link.close(reason)
+            case _:
+                self._host.perform(self, effect)
+
+    def _next(self) -> None:
+        if self._inbox:
             self._loop.call_soon(self._run)
         else:
             self._busy = False

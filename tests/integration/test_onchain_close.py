@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from channeld.bolt.transactions import Htlc
 from channeld.channel import events as ev
 from channeld.channel.state import Closing
+from channeld.node.channels import Driver
+from channeld.node.driver import Reaction
 from channeld.node.interface import NodeError
 from tests.onchain_net import STRANGER, Net, TestNode, preimage, second_stages
 from wallet.bitcoin.address import REGTEST, address_of
@@ -309,3 +313,39 @@ async def test_mutual_close_is_explained(net: Net) -> None:
 async def test_open_channel_has_nothing_to_explain(net: Net) -> None:
     with pytest.raises(NodeError, match="is not closed on chain"):
         await net.alice.node.closed_channel(net.alice.channel_id)
+
+
+def _bug(driver: Driver, htlc: Htlc, over_dust_exposure: bool) -> Reaction:
+    raise AssertionError("a bug")
+
+
+async def test_a_frozen_channel_keeps_its_deadlines(net: Net) -> None:
+    """A bug stops the channel: its messages are not heard any more, its money is brought home all the same."""
+    await net.add(net.alice, 50_000_000, 1, cltv_blocks=10)
+
+    net.alice.held.locked_in = _bug  # type: ignore[method-assign]
+    payment_hash = sha256(preimage(2)).digest()
+    await net.bob.command(ev.AddHtlc(20_000_000, payment_hash, net.height + 60, bytes(1366), b"test"))
+    await net.alice.until(lambda: net.alice.driver.failure is not None)
+    await net.mine(12)
+    assert not isinstance(net.alice.driver.state, Closing)
+    await net.mine(1)
+    assert isinstance(net.alice.driver.state, Closing)
+    await net.mine(12)
+    assert set(net.alice.held.failed_ids) == {0}
+    assert statuses(net.alice, "htlc") == ["needs_preimage", "taken"]
+
+
+async def test_a_frozen_channel_punishes(net: Net) -> None:
+    await net.add(net.alice, 50_000_000, 1)
+    old = net.bob.commitment()
+    await net.add(net.bob, 100_000_000, 5)
+
+    net.alice.held.locked_in = _bug  # type: ignore[method-assign]
+    payment_hash = sha256(preimage(2)).digest()
+    await net.bob.command(ev.AddHtlc(20_000_000, payment_hash, net.height + 60, bytes(1366), b"test"))
+    await net.alice.until(lambda: net.alice.driver.failure is not None)
+    await net.mine(1, txs=[old])
+    await net.mine(2)
+    assert net.alice.report().kind == "revoked"
+    assert all(output.status in ("taken", "theirs", "none") for output in net.alice.report().outputs)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import pytest
+import structlog
 
 from channeld.bolt.messages import ErrorMessage, Message, Ping, WarningMessage, decode
 from channeld.channel import effects as fx
@@ -15,8 +16,10 @@ from channeld.channel import writes as wr
 from channeld.channel.env import Env
 from channeld.node.driver import NO_REACTION, ChannelDriver, ChannelFrozen, Reaction
 from channeld.storage import Statement, StoreFailed, Write, rows
+from wallet.bitcoin import Tx
 
 State = tuple[str, ...]
+BUG = ev.FundingTxReady(Tx(2, (), (), 0), 0)
 
 
 class Transition(NamedTuple):
@@ -34,8 +37,10 @@ class ToyMachine:
                 return self._on_word(state, word.decode())
             case ev.Sign():
                 return Transition((*state, "signed"), [fx.Send(Ping(0, b"signature"))])
-            case ev.NewBlock():
+            case ev.FundingTxReady():
                 raise AssertionError("a bug")
+            case ev.NewBlock():
+                return Transition((*state, "block"), [fx.HtlcRemoved(8, True), fx.CloseCompleted(None, "over")])
             case ev.UpdateFee():
                 raise ev.CommandRejected("not_opener", "the peer pays the fee")
             case ev.ForceClose(reason):
@@ -84,17 +89,24 @@ class FakeHost:
         self.performed: list[fx.Effect] = []
         self.frozen_by: list[BaseException] = []
         self.reactions: dict[type, Reaction] = {}
+        self.broken: set[type] = set()
+        """Effects to which a reaction fails."""
+        self.broken_later: set[type] = set()
+        self.unstorable = False
 
     def env(self, driver: ChannelDriver[State]) -> Env:
         return cast(Env, None)
 
     def rows(self, driver: ChannelDriver[State], before: State | None) -> Iterable[Write]:
+        assert not self.unstorable, "a bug"
         return [] if driver.state is before else [rows.SET_META("state", repr(driver.state).encode())]
 
     def react(self, driver: ChannelDriver[State], effect: fx.Effect) -> Reaction:
+        assert type(effect) not in self.broken, "a bug"
         return self.reactions.get(type(effect), NO_REACTION)
 
     def perform(self, driver: ChannelDriver[State], effect: fx.Effect) -> None:
+        assert type(effect) not in self.broken_later | self.broken, "a bug"
         self.performed.append(effect)
 
     def submit(self, writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
@@ -103,7 +115,7 @@ class FakeHost:
     def batch_done(self, driver: ChannelDriver[State]) -> None:
         pass
 
-    def frozen(self, driver: ChannelDriver[State], event: ev.Event, error: BaseException) -> None:
+    def frozen(self, driver: ChannelDriver[State], event: object, error: BaseException) -> None:
         self.frozen_by.append(error)
 
     def violated(self, driver: ChannelDriver[State], violation: ev.ProtocolViolation) -> None:
@@ -228,7 +240,7 @@ async def test_a_bug_freezes_the_channel_and_keeps_what_was_done_before(
 ) -> None:
     answers: list[Any] = []
     say(driver, link, "one")
-    driver.post(ev.NewBlock())
+    driver.post(BUG)
     say(driver, link, "two")
     await host.commit()
     assert driver.state == ("Connected", "one")
@@ -242,10 +254,76 @@ async def test_a_bug_freezes_the_channel_and_keeps_what_was_done_before(
 
 async def test_what_waited_behind_a_bug_is_answered(driver: ChannelDriver[State], host: FakeHost) -> None:
     answers: list[Any] = []
-    driver.post(ev.NewBlock())
+    driver.post(BUG)
     driver.post(ev.CloseChannel(b"", 253), (), answers.append)
     await host.commit()
     assert [type(answer) for answer in answers] == [ChannelFrozen]
+
+
+async def test_a_frozen_channel_still_watches_the_chain(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    driver.post(BUG)
+    driver.post(ev.NewBlock())  # waits behind the bug
+    await host.commit()
+    say(driver, link, "one")
+    driver.post(ev.FulfillHtlc(1, bytes(32)))  # or its deadline would not be known
+    await host.commit()
+    assert driver.state == ("Connected", "block", "fulfilled")  # and nothing is signed any more
+    assert fx.CloseCompleted(None, "over") in host.performed
+    assert len(host.frozen_by) == 1
+
+
+async def test_a_frozen_channel_is_closed_even_if_a_reaction_fails(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    driver.post(BUG)
+    await host.commit()
+    host.broken.add(fx.HtlcRemoved)
+    driver.post(ev.NewBlock())
+    await host.commit()
+    assert driver.state == ("Connected", "block")
+    assert host.performed == [fx.CloseCompleted(None, "over")]
+
+
+async def test_a_bug_after_the_commit_freezes_and_the_rest_is_done(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    host.broken_later.add(fx.HtlcRemoved)
+    driver.post(ev.NewBlock())
+    await host.commit()
+    assert driver.failure is not None
+    assert host.performed == [fx.CloseCompleted(None, "over")]
+    driver.post(ev.NewBlock())
+    await host.commit()
+    assert driver.state == ("Connected", "block", "signed", "block")
+
+
+async def test_a_bug_outside_of_the_machine_freezes_as_well(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    answers: list[Any] = []
+    host.unstorable = True
+    say(driver, link, "one")
+    driver.post(ev.CloseChannel(b"", 253), (), answers.append)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert driver.failure is not None
+    assert [type(answer) for answer in answers] == [ChannelFrozen]
+    assert [*driver.state] == ["Connected"]  # what is on the disk
+    assert link.words() == []
+    host.unstorable = False
+    driver.post(ev.NewBlock())
+    await host.commit()
+    assert driver.state == ("Connected", "block")
+
+
+async def test_after_a_failed_commit_nothing_is_taken(driver: ChannelDriver[State], host: FakeHost) -> None:
+    driver.post(ev.NewBlock())
+    await host.commit(StoreFailed("the disk is full"))
+    driver.post(ev.NewBlock())
+    await asyncio.sleep(0)
+    assert host.commits == []
 
 
 async def test_messages_of_another_connection_are_dropped(
@@ -274,3 +352,15 @@ async def test_a_failed_commit_says_nothing(driver: ChannelDriver[State], host: 
     assert link.words() == []
     assert answers == [failure]
     assert driver.failure is not None
+
+
+async def test_a_refused_event_that_nobody_asked_for_is_logged(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        driver.post(ev.UpdateFee(1))
+        host.reactions[fx.HtlcRemoved] = Reaction((), [ev.UpdateFee(2)])
+        driver.post(ev.NewBlock())
+        await host.commit()
+    assert [entry["event"] for entry in logs] == ["command rejected", "answer rejected"]
+    assert driver.failure is None
