@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from msgspec import structs
@@ -28,6 +29,7 @@ from channeld.node.interface import (
     PolicyView,
     TransactionView,
 )
+from tests.fake_graph import FakeGraph
 from tests.fake_invoices import decode_bolt11, make_bolt11
 
 T = TypeVar("T")
@@ -151,6 +153,10 @@ class FakeNode:
             await anext(outcomes)
 
     # NodeService
+
+    @cached_property
+    def graph(self) -> FakeGraph:
+        return FakeGraph()
 
     async def info(self) -> NodeInfo:
         self._called("info")

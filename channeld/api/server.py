@@ -14,6 +14,7 @@ from channeld.api.background import Background
 from channeld.api.channels import ChannelsServicer
 from channeld.api.errors import ErrorInterceptor
 from channeld.api.events import EventsServicer
+from channeld.api.graph import GraphServicer
 from channeld.api.invoices import InvoicesServicer
 from channeld.api.node import NodeServicer
 from channeld.api.payments import PaymentsServicer
@@ -27,6 +28,8 @@ from channeld.v1 import (
     channels_pb2_grpc,
     events_pb2,
     events_pb2_grpc,
+    graph_pb2,
+    graph_pb2_grpc,
     invoices_pb2,
     invoices_pb2_grpc,
     node_pb2,
@@ -58,6 +61,7 @@ _SERVICES = tuple(
         (invoices_pb2.DESCRIPTOR, "Invoices"),
         (payments_pb2.DESCRIPTOR, "Payments"),
         (events_pb2.DESCRIPTOR, "Events"),
+        (graph_pb2.DESCRIPTOR, "Graph"),
         (towers_pb2.DESCRIPTOR, "Towers"),
     )
 )
@@ -158,6 +162,7 @@ class ApiServer:
         invoices_pb2_grpc.add_InvoicesServicer_to_server(InvoicesServicer(node, background), server)
         payments_pb2_grpc.add_PaymentsServicer_to_server(PaymentsServicer(node, background), server)
         events_pb2_grpc.add_EventsServicer_to_server(EventsServicer(node, self._stopping), server)
+        graph_pb2_grpc.add_GraphServicer_to_server(GraphServicer(node), server)
         if self._towers is not None:
             towers_pb2_grpc.add_TowersServicer_to_server(TowersServicer(self._towers), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -56,7 +56,7 @@ def set_(
         htlc_maximum_msat=most,
     )
     answer = session.call(session.channels.SetPolicy, request)
-    session.out.show(answer, lambda: _show_policies(session, answer))
+    session.out.show(answer, lambda: show_policies(session, answer))
 
 
 def show(session: Session, channel: ChannelOrAll = ALL) -> None:
@@ -64,7 +64,8 @@ def show(session: Session, channel: ChannelOrAll = ALL) -> None:
     set_(session, channel)
 
 
-def _show_policies(session: Session, answer: SetPolicyResponse) -> None:
+def show_policies(session: Session, answer: SetPolicyResponse) -> None:
+    """A table of them."""
     rows = (
         (
             Id(policy.channel_id.hex()),

@@ -13,11 +13,15 @@ import typer
 from channeld.cli import (
     channel_commands,
     forward_commands,
+    graph_commands,
     invoice_commands,
     lncli,
+    lncli_graph,
     node_commands,
     payment_commands,
     peer_commands,
+    route_commands,
+    score_commands,
     tower_commands,
     wallet_commands,
 )
@@ -103,8 +107,12 @@ for module in (
     forward_commands,
     invoice_commands,
     payment_commands,
+    graph_commands,
+    route_commands,
+    score_commands,
     tower_commands,
     lncli,
+    lncli_graph,
 ):
     module.register(app)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from channeld.v1.channels_pb2_grpc import ChannelsStub
     from channeld.v1.events_pb2_grpc import EventsStub
+    from channeld.v1.graph_pb2_grpc import GraphStub
     from channeld.v1.invoices_pb2_grpc import InvoicesStub
     from channeld.v1.node_pb2_grpc import NodeStub
     from channeld.v1.payments_pb2_grpc import PaymentsStub
@@ -45,7 +46,7 @@ MAX_RESPONSE_BYTES = 64 << 20
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
-_STUBS = ("node", "peers", "wallet", "channels", "invoices", "payments", "events", "towers")
+_STUBS = ("node", "peers", "wallet", "channels", "invoices", "payments", "events", "towers", "graph")
 
 
 class Settings(NamedTuple):
@@ -169,6 +170,20 @@ class Session:
                 failure.hint = f"It is not known whether the daemon did it. {again}"
             raise failure from None
 
+    def upload(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        timeout_seconds: float = SLOW_TIMEOUT_SECONDS,
+    ) -> Response:
+        """One call of many messages. Raises `CliError`."""
+        import grpc
+
+        try:
+            return method(requests, timeout=timeout_seconds, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+
     def stream(
         self,
         method: grpc.UnaryStreamMultiCallable[Request, Response],
@@ -269,6 +284,12 @@ class Session:
         from channeld.v1.towers_pb2_grpc import TowersStub
 
         return TowersStub(self._connection())
+
+    @cached_property
+    def graph(self) -> GraphStub:
+        from channeld.v1.graph_pb2_grpc import GraphStub
+
+        return GraphStub(self._connection())
 
     @cached_property
     def events(self) -> EventsStub:

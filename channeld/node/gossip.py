@@ -20,7 +20,7 @@ from channeld.bolt.messages import Address, ChannelUpdate, Message, NodeAnnounce
 from channeld.channel.state import AwaitingFunding, Funded, Live, Normal
 from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
 from channeld.gossip.own import ForwardingPolicy, NodeProfile, OwnChannel
-from channeld.gossip.service import Gossip
+from channeld.gossip.service import Gossip, GossipStatus
 from channeld.gossip.store import GossipStore
 from channeld.gossip.view import NetworkView
 from channeld.node.bus import EventBus
@@ -220,6 +220,15 @@ class NodeGossip:
     def graph(self) -> Graph:
         """The public network, once `load` has returned."""
         return self._feed.graph
+
+    @property
+    def view(self) -> NetworkView:
+        """The public network as announced."""
+        return self.core.view
+
+    def status(self) -> GossipStatus:
+        """What is known, and what is under way."""
+        return self.core.status()
 
     def load(self) -> None:
         """Read what is kept."""

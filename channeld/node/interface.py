@@ -8,9 +8,12 @@ moves nothing and returns the first answer; with other arguments it is an error.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from channeld.node.graph_views import GraphService
 
 ErrorKind = Literal[
     "invalid_argument",  # the request itself is wrong
@@ -273,6 +276,11 @@ class NodeEvent(Struct, frozen=True):
 
 class NodeService(Protocol):
     """The verbs. All are coroutines; amounts in the unit that their names say."""
+
+    @property
+    def graph(self) -> GraphService:
+        """The public network, ways through it, and what payments have taught."""
+        ...
 
     async def info(self) -> NodeInfo: ...
     async def stop(self) -> None:

@@ -12,6 +12,7 @@ from channeld.channel.state import AwaitingFunding, Closing, Funded, Normal, Ope
 from channeld.node import views
 from channeld.node.decoding import decoded_invoice
 from channeld.node.features import LOCAL_FEATURES
+from channeld.node.graph import GraphVerbs
 from channeld.node.idempotency import Mark
 from channeld.node.interface import (
     BalanceView,
@@ -40,6 +41,11 @@ class Node:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+
+    @property
+    def graph(self) -> GraphVerbs:
+        """The public network, ways through it, and what payments have taught."""
+        return self.runtime.graph
 
     # --- the node
 

@@ -24,6 +24,7 @@ from channeld.node.features import LOCAL_FEATURES
 from channeld.node.feerates import FeeRates
 from channeld.node.forwarding import Forwarder
 from channeld.node.gossip import GossipSettings, NodeGossip
+from channeld.node.graph import GraphVerbs
 from channeld.node.idempotency import Idempotency
 from channeld.node.identity import Identity
 from channeld.node.invoices import InvoiceBook
@@ -32,7 +33,7 @@ from channeld.node.payments import Payments
 from channeld.node.peers import Peers
 from channeld.node.policies import Policies
 from channeld.node.receive import Receiver
-from channeld.node.router import Router
+from channeld.node.router import SCORES, Router
 from channeld.node.switch import Switch
 from channeld.node.towers import NodeTowers
 from channeld.node.wallet_store import NodeWalletStore
@@ -146,6 +147,7 @@ class Runtime:
             self.settings.accept_keysend,
         )
         self.router = Router(node_id, self.channels, self.gossip, self._height, time.time)
+        self.graph = GraphVerbs(node_id, network, self.gossip, self.router, self._save_scores, self._height, time.time)
         self.payments = Payments(store, network, node_id, bus, self.channels, self.router, self._height, time.time)
         self.forwarder = Forwarder(
             store,
@@ -157,6 +159,9 @@ class Runtime:
             self.gossip.public_update,
         )
         self._switch = Switch(self.identity, self.receiver, self.payments, self.forwarder, self._height)
+
+    async def _save_scores(self, scores: bytes) -> None:
+        await self._store.commit([rows.SET_META(SCORES, scores)])
 
     def _build_chain(self, source: ChainSource) -> None:
         store, bus = self._store, self.bus

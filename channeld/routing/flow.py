@@ -27,9 +27,8 @@ from channeld.routing.costs import Problem, Table, lay_out
 from channeld.routing.graph import Floats, Graph, Indices, Ints
 from channeld.routing.scoring import Scorer
 from channeld.routing.search import edges_of, price, solve
-from channeld.routing.values import CostModel, NoRoute, Route, RouteRequest
+from channeld.routing.values import MAX_PARTS, CostModel, NoRoute, Route, RouteRequest
 
-MAX_PARTS = 16
 _RELIABLE = 0.9
 """A single path at least so probable is taken without looking for a split."""
 

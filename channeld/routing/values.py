@@ -15,6 +15,9 @@ from msgspec import Struct
 MAX_HOPS = 20
 """As many as fit an onion of 1300 bytes with the payloads of BOLT 4."""
 
+MAX_PARTS = 16
+"""Of one payment at a time."""
+
 MAX_CLTV_BLOCKS = 2016
 """What other nodes accept at most from now on, the usual limit of the network."""
 

@@ -509,7 +509,7 @@ class FindRouteRequest(_message.Message):
     max_fee_msat: _builtins.int
     """The most to spend on fees; absent: what `Pay` would allow."""
     max_cltv_blocks: _builtins.int
-    """The most blocks that the payment may hang; absent: 2016, the usual limit of the network."""
+    """The most blocks that the payment may hang; absent: 2000; others take up to 2016."""
     max_parts: _builtins.int
     """In how many parts the amount may be split, 1 to 16; 0 is 1."""
     final_cltv_expiry_delta_blocks: _builtins.int
@@ -576,26 +576,6 @@ Global___FindRouteRequest: _TypeAlias = FindRouteRequest  # noqa: Y015
 class FindRouteResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class AliasesEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     REASON_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
     AMOUNT_MSAT_FIELD_NUMBER: _builtins.int
@@ -606,7 +586,7 @@ class FindRouteResponse(_message.Message):
     WHY_SPLIT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     DESTINATION_FIELD_NUMBER: _builtins.int
-    ALIASES_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     SEARCH_SECONDS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why there is no way; empty if there is one."""
@@ -637,8 +617,8 @@ class FindRouteResponse(_message.Message):
         """The best ways without one of the route's channels."""
 
     @_builtins.property
-    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The aliases of nodes that occur, where known."""
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedNode]:
+        """The nodes that occur and have announced themselves."""
 
     def __init__(
         self,
@@ -653,16 +633,40 @@ class FindRouteResponse(_message.Message):
         why_split: _builtins.str = ...,
         source: _builtins.bytes = ...,
         destination: _builtins.bytes = ...,
-        aliases: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        nodes: _abc.Iterable[Global___NamedNode] | None = ...,
         search_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "amount_msat", b"amount_msat", "cheaper", b"cheaper", "destination", b"destination", "probability", b"probability", "reason", b"reason", "routes", b"routes", "runners_up", b"runners_up", "search_seconds", b"search_seconds", "source", b"source", "total_fee_msat", b"total_fee_msat", "why_split", b"why_split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_msat", b"amount_msat", "cheaper", b"cheaper", "destination", b"destination", "nodes", b"nodes", "probability", b"probability", "reason", b"reason", "routes", b"routes", "runners_up", b"runners_up", "search_seconds", b"search_seconds", "source", b"source", "total_fee_msat", b"total_fee_msat", "why_split", b"why_split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FindRouteResponse: _TypeAlias = FindRouteResponse  # noqa: Y015
+
+@_typing.final
+class NamedNode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    """33 bytes."""
+    alias: _builtins.str
+    """What it calls itself."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedNode: _TypeAlias = NamedNode  # noqa: Y015
 
 @_typing.final
 class Route(_message.Message):
