@@ -37,6 +37,8 @@ def _tell(console: Console, result: Result) -> None:
         f"{result.kills} kills, {result.seconds:.1f} s",
         highlight=False,
     )
+    if result.closing_fees_sat is not None:
+        console.print(f"all channels are closed, every satoshi is on chain; miners got {result.closing_fees_sat:,}")
     for reason, times in found.failures.most_common(12):
         console.print(f"  {times:5} not made: {reason}", highlight=False)
 
@@ -55,7 +57,8 @@ def main() -> int:
     console.print(f"seed {seed}", highlight=False)
     shape, load = _plan(arguments)
     try:
-        result = asyncio.run(soak(shape, load, seed, lambda sentence: console.print(sentence, highlight=False)))
+        told = soak(shape, load, seed, lambda sentence: console.print(sentence, highlight=False), closes=True)
+        result = asyncio.run(told)
     except Lost as lost:
         console.print(f"[bold red]lost:[/] {lost}", highlight=False, markup=True)
         return 1

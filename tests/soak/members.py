@@ -16,6 +16,9 @@ T = TypeVar("T")
 FEERATES = ((0, 0), (1000, 1), (1000, 100), (137, 777), (0, 2500))
 """(base msat, millionths): what members ask for forwarding."""
 
+SPARE_SAT = 100_000
+"""What an opener has beside each channel: for fees."""
+
 
 class Member:
     """One daemon. `up` is set while it can be asked."""
@@ -82,14 +85,24 @@ class Shape(NamedTuple):
     is_line: bool = False
 
 
-async def build(lab: Lab, shape: Shape, rng: Random) -> tuple[list[Member], list[Edge]]:
+class Network(NamedTuple):
+    """What was built. `given_sat`: what the members got on chain, all together."""
+
+    members: list[Member]
+    edges: list[Edge]
+    given_sat: int
+
+
+async def build(lab: Lab, shape: Shape, rng: Random) -> Network:
     """Daemons, funded; public channels between them with random balances and policies, known to everybody."""
     daemons = await lab.daemons(*(f"node{number}" for number in range(shape.members)))
     members = [Member(daemon) for daemon in daemons]
     plans = _plans(members, shape, rng)
+    given_sat = 0
     for opener, _, capacity_sat, _ in plans:  # a coin for each channel
-        amount = f"{(capacity_sat + 100_000) / 1e8:.8f}"
-        await lab.rpc.call("sendtoaddress", await opener.daemon.new_address(), amount)
+        amount_sat = capacity_sat + SPARE_SAT
+        await lab.rpc.call("sendtoaddress", await opener.daemon.new_address(), f"{amount_sat / 1e8:.8f}")
+        given_sat += amount_sat
     await lab.mine(1)
     edges = [await _open(*plan) for plan in plans]
     await lab.mine(6)
@@ -100,7 +113,7 @@ async def build(lab: Lab, shape: Shape, rng: Random) -> tuple[list[Member], list
         request = channels_pb2.SetPolicyRequest(fee_base_msat=base, fee_proportional_millionths=proportional)
         await member.daemon.client.channels.SetPolicy(request)
     await lab.wait_graph(*(edge.channel for edge in edges))
-    return members, edges
+    return Network(members, edges, given_sat)
 
 
 def _plans(members: list[Member], shape: Shape, rng: Random) -> list[tuple[Member, Member, int, int]]:
