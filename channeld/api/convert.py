@@ -41,11 +41,6 @@ _INVOICE_KINDS = {
     "keysend": invoices_pb2.INVOICE_KIND_KEYSEND,
     "blinded": invoices_pb2.INVOICE_KIND_BLINDED,
 }
-_PAYMENT_STATES = {
-    "in_flight": payments_pb2.PAYMENT_STATE_IN_FLIGHT,
-    "succeeded": payments_pb2.PAYMENT_STATE_SUCCEEDED,
-    "failed": payments_pb2.PAYMENT_STATE_FAILED,
-}
 _ADDRESS_KINDS: dict[int, Literal["p2tr", "p2wpkh"]] = {
     wallet_pb2.ADDRESS_KIND_UNSPECIFIED: "p2tr",
     wallet_pb2.ADDRESS_KIND_P2TR: "p2tr",
@@ -328,22 +323,6 @@ def invoice(view: interface.InvoiceView) -> invoices_pb2.Invoice:
         kind=_INVOICE_KINDS[view.kind],
         custom_records=[invoices_pb2.CustomRecord(type=kind, value=value) for kind, value in view.custom_records],
         deadline_height=view.deadline_height,
-    )
-
-
-def payment(view: interface.PaymentView) -> payments_pb2.Payment:
-    return payments_pb2.Payment(
-        payment_hash=view.payment_hash,
-        state=_PAYMENT_STATES[view.state],
-        amount_msat=view.amount_msat,
-        fee_msat=view.fee_msat,
-        destination=view.destination,
-        bolt11=view.bolt11,
-        created_seconds=view.created_seconds,
-        ended_seconds=view.ended_seconds,
-        payment_preimage=view.payment_preimage,
-        failure=view.failure,
-        parts=view.parts,
     )
 
 

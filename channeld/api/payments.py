@@ -7,24 +7,29 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from channeld.api import convert
+from channeld.api import payment_convert as pay
 from channeld.api.background import Background
 from channeld.api.errors import to_status
-from channeld.node.interface import NodeError, NodeService
+from channeld.api.streams import until_set
+from channeld.node.interface import NodeService
+from channeld.node.payment_views import PaymentOrder
 from channeld.v1 import payments_pb2, payments_pb2_grpc
 
 MAX_STREAMED_UNANSWERED = 1000
-DEFAULT_TIMEOUT_SECONDS = 60.0
+PROBE_REST_SECONDS = 60.0
+"""A probe's HTLCs are awaited so much longer than new ways are tried."""
 
 
 class PaymentsServicer(payments_pb2_grpc.PaymentsServicer):
-    """See proto/channeld/v1/payments.proto."""
+    """See proto/channeld/v1/payments.proto. `stopping` is set when the streams are to end."""
 
-    def __init__(self, node: NodeService, background: Background) -> None:
+    def __init__(self, node: NodeService, background: Background, stopping: asyncio.Event) -> None:
         self._node = node
+        self._stopping = stopping
         self._background = background
 
     async def Decode(self, request: payments_pb2.DecodeRequest, context: Any) -> payments_pb2.DecodeResponse:
-        return convert.decoded_invoice(await self._node.decode(_without_scheme(request.invoice)))
+        return convert.decoded_invoice(await self._node.decode(pay.without_scheme(request.invoice)))
 
     async def Pay(self, request: payments_pb2.PayRequest, context: Any) -> payments_pb2.PayResponse:
         return payments_pb2.PayResponse(payment=await self._background.run(self._pay(request)))
@@ -61,25 +66,72 @@ class PaymentsServicer(payments_pb2_grpc.PaymentsServicer):
         finally:
             reader.cancel()
 
+    async def Keysend(self, request: payments_pb2.KeysendRequest, context: Any) -> payments_pb2.KeysendResponse:
+        order, key = pay.keysend_order(request), convert.idempotency_key(request.idempotency_key)
+        return payments_pb2.KeysendResponse(payment=await self._background.run(self._send(order, key)))
+
+    async def Rebalance(self, request: payments_pb2.RebalanceRequest, context: Any) -> payments_pb2.RebalanceResponse:
+        order, key = pay.rebalance_order(request), convert.idempotency_key(request.idempotency_key)
+        return payments_pb2.RebalanceResponse(payment=await self._background.run(self._send(order, key)))
+
+    async def Probe(self, request: payments_pb2.ProbeRequest, context: Any) -> payments_pb2.ProbeResponse:
+        order = pay.probe_order(request)
+        started = await self._background.run(self._node.start_payment(order))
+        answer = payments_pb2.ProbeResponse()
+        attempts: dict[int, payments_pb2.Attempt] = {}
+        async with asyncio.timeout(order.limits.timeout_seconds + PROBE_REST_SECONDS):
+            async for update in self._node.track_payment(started.payment_hash):
+                answer.probe.CopyFrom(pay.payment(update.payment))
+                if update.attempt is not None:
+                    attempts[update.attempt.index] = pay.attempt(update.attempt)
+        answer.attempts.extend(attempts[index] for index in sorted(attempts))
+        return answer
+
+    async def Send(
+        self, request: payments_pb2.SendPaymentRequest, context: Any
+    ) -> AsyncIterator[payments_pb2.PaymentUpdate]:
+        order, key = pay.order(request)
+        started = await self._background.run(self._node.start_payment(order, key))
+        async for update in self._updates(started.payment_hash):
+            yield update
+
+    async def Track(
+        self, request: payments_pb2.TrackPaymentRequest, context: Any
+    ) -> AsyncIterator[payments_pb2.PaymentUpdate]:
+        async for update in self._updates(convert.hash32(request.payment_hash, "a payment hash")):
+            yield update
+
+    async def Cancel(
+        self, request: payments_pb2.CancelPaymentRequest, context: Any
+    ) -> payments_pb2.CancelPaymentResponse:
+        payment_hash = convert.hash32(request.payment_hash, "a payment hash")
+        view = await self._background.run(self._node.cancel_payment(payment_hash))
+        return payments_pb2.CancelPaymentResponse(payment=pay.payment(view))
+
     async def List(self, request: payments_pb2.ListPaymentsRequest, context: Any) -> payments_pb2.ListPaymentsResponse:
         limit, offset = convert.page(request)
         views = await self._node.list_payments(limit, offset)
-        return payments_pb2.ListPaymentsResponse(payments=[convert.payment(view) for view in views])
+        return payments_pb2.ListPaymentsResponse(payments=[pay.payment(view) for view in views])
 
     async def Get(self, request: payments_pb2.GetPaymentRequest, context: Any) -> payments_pb2.GetPaymentResponse:
-        view = await self._node.get_payment(convert.hash32(request.payment_hash, "a payment hash"))
-        return payments_pb2.GetPaymentResponse(payment=convert.payment(view))
+        payment_hash = convert.hash32(request.payment_hash, "a payment hash")
+        view = await self._node.get_payment(payment_hash)
+        attempts = await self._node.list_attempts(payment_hash)
+        return payments_pb2.GetPaymentResponse(
+            payment=pay.payment(view), attempts=[pay.attempt(attempt) for attempt in attempts]
+        )
 
     async def _pay(self, request: payments_pb2.PayRequest) -> payments_pb2.Payment:
-        timeout_seconds = request.timeout_seconds if request.HasField("timeout_seconds") else DEFAULT_TIMEOUT_SECONDS
-        view = await self._node.pay(
-            _without_scheme(request.bolt11),
-            convert.amount_msat(request.amount_msat, "The amount") if request.HasField("amount_msat") else None,
-            request.max_fee_msat if request.HasField("max_fee_msat") else None,
-            convert.seconds(timeout_seconds, "The time to wait"),
-            convert.idempotency_key(request.idempotency_key),
-        )
-        return convert.payment(view)
+        return await self._send(pay.invoice_order(request), convert.idempotency_key(request.idempotency_key))
+
+    async def _send(self, order: PaymentOrder, key: str) -> payments_pb2.Payment:
+        return pay.payment(await self._node.send(order, key))
+
+    async def _updates(self, payment_hash: bytes) -> AsyncIterator[payments_pb2.PaymentUpdate]:
+        """Until the payment's end, or the daemon's."""
+        updates = self._node.track_payment(payment_hash)
+        async for update in until_set(updates, self._stopping):
+            yield pay.update(update)
 
     async def _answer(
         self, request: payments_pb2.PayStreamRequest, answers: asyncio.Queue[payments_pb2.PayStreamResponse | None]
@@ -94,13 +146,3 @@ class PaymentsServicer(payments_pb2_grpc.PaymentsServicer):
                 request_id=request.request_id, error=payments_pb2.PayError(code=number, sentence=sentence)
             )
         answers.put_nowait(answer)
-
-
-def _without_scheme(text: str) -> str:
-    """`text` as it stands in a QR code or a link, without what is no part of the invoice (BOLT 11, "lightning:")."""
-    text = text.strip()
-    if text[:10].lower() == "lightning:":
-        text = text[10:].removeprefix("//")
-    if not text:
-        raise NodeError("invalid_argument", "The invoice is missing.")
-    return text

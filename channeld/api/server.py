@@ -160,7 +160,7 @@ class ApiServer:
         wallet_pb2_grpc.add_WalletServicer_to_server(WalletServicer(node, background), server)
         channels_pb2_grpc.add_ChannelsServicer_to_server(ChannelsServicer(node, background), server)
         invoices_pb2_grpc.add_InvoicesServicer_to_server(InvoicesServicer(node, background), server)
-        payments_pb2_grpc.add_PaymentsServicer_to_server(PaymentsServicer(node, background), server)
+        payments_pb2_grpc.add_PaymentsServicer_to_server(PaymentsServicer(node, background, self._stopping), server)
         events_pb2_grpc.add_EventsServicer_to_server(EventsServicer(node, self._stopping), server)
         graph_pb2_grpc.add_GraphServicer_to_server(GraphServicer(node), server)
         if self._towers is not None:

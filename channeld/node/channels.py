@@ -22,7 +22,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import commitment_feerate_per_kw
-from channeld.channel.state import Closed, Closing, FundingCreatedSent, Normal, State, phase_name
+from channeld.channel.state import Closed, Closing, Funded, FundingCreatedSent, Normal, State, phase_name
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
@@ -542,13 +542,19 @@ class Channels:
             state = driver.state
             if not isinstance(state, Normal) or state.params.announce:
                 continue
-            scid = state.remote_alias if state.remote_alias is not None else state.scid
-            if scid is not None and len(hints) < MAX_ROUTE_HINTS:
-                hints.append((self._hop_to_us(driver, scid),))
+            hop = self.hop_to_us(driver)
+            if hop is not None and len(hints) < MAX_ROUTE_HINTS:
+                hints.append((hop,))
         return hints
 
-    def _hop_to_us(self, driver: Driver, scid: int) -> RoutingHop:
-        """By the terms of the peer's last `channel_update`; before one came, what most would ask."""
+    def hop_to_us(self, driver: Driver) -> RoutingHop | None:
+        """A channel as a hop from its peer to us, by the terms of the peer's last `channel_update`; before one came,
+        what most would ask. None while neither side has named it."""
+        state = driver.state
+        assert isinstance(state, Funded)
+        scid = state.remote_alias if state.remote_alias is not None else state.scid
+        if scid is None:
+            return None
         update = self.update_of_peer(driver.channel_id)
         if update is None:
             return RoutingHop(driver.peer_id, scid, 0, 0, self.policy.cltv_expiry_delta_blocks)

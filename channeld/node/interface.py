@@ -15,6 +15,9 @@ from msgspec import Struct
 if TYPE_CHECKING:
     from channeld.node.graph_views import GraphService
 
+from channeld.node.payment_views import AttemptView, PaymentOrder, PaymentUpdate
+from channeld.node.payment_views import PaymentView as PaymentView
+
 ErrorKind = Literal[
     "invalid_argument",  # the request itself is wrong
     "not_found",  # no such peer, channel, invoice, payment
@@ -193,21 +196,6 @@ class InvoiceView(Struct, frozen=True):
     kind: Literal["bolt11", "keysend", "blinded"] = "bolt11"
     custom_records: tuple[tuple[int, bytes], ...] = ()
     deadline_height: int | None = None
-
-
-class PaymentView(Struct, frozen=True):
-    payment_hash: bytes
-    state: Literal["in_flight", "succeeded", "failed"]
-    amount_msat: int
-    fee_msat: int
-    destination: bytes
-    bolt11: str
-    created_seconds: int
-    ended_seconds: int | None
-    payment_preimage: bytes | None
-    failure: str
-    """A sentence, when failed."""
-    parts: int
 
 
 class ForwardView(Struct, frozen=True):
@@ -390,5 +378,28 @@ class NodeService(Protocol):
         """Pays and waits for the outcome. On time-out the payment goes on and the view says in_flight."""
         ...
 
-    async def list_payments(self, limit: int = 100, offset: int = 0) -> list[PaymentView]: ...
+    async def send(self, order: PaymentOrder, idempotency_key: str = "") -> PaymentView:
+        """The same for every sort of payment. A probe takes no key."""
+        ...
+
+    async def start_payment(self, order: PaymentOrder, idempotency_key: str = "") -> PaymentView:
+        """The same, but returns as soon as the payment exists durably: see `track_payment`."""
+        ...
+
+    def track_payment(self, payment_hash: bytes) -> AsyncIterator[PaymentUpdate]:
+        """What has become of a payment so far (its state, then each attempt), and what becomes of it until its end.
+        Probes too, while they last. Raises NodeError at the first step."""
+        ...
+
+    async def cancel_payment(self, payment_hash: bytes) -> PaymentView:
+        """Nothing more is tried. What is out may still arrive: then the payment succeeds."""
+        ...
+
+    async def list_payments(self, limit: int = 100, offset: int = 0) -> list[PaymentView]:
+        """The newest first, without probes."""
+        ...
+
     async def get_payment(self, payment_hash: bytes) -> PaymentView: ...
+    async def list_attempts(self, payment_hash: bytes) -> list[AttemptView]:
+        """All attempts of a payment, in order."""
+        ...

@@ -13,7 +13,6 @@ from channeld.node import views
 from channeld.node.decoding import decoded_invoice
 from channeld.node.features import LOCAL_FEATURES
 from channeld.node.graph import GraphVerbs
-from channeld.node.idempotency import Mark
 from channeld.node.interface import (
     BalanceView,
     ChannelView,
@@ -32,6 +31,7 @@ from channeld.node.interface import (
 )
 from channeld.node.invoices import InvoiceRequest
 from channeld.node.monitor_views import closed_channel_view
+from channeld.node.payment_views import AttemptView, InvoiceOrder, PaymentLimits, PaymentOrder, PaymentUpdate
 from channeld.node.policies import StoredPolicy
 from channeld.node.runtime import Runtime
 
@@ -286,23 +286,29 @@ class Node:
         timeout_seconds: float = 60,
         idempotency_key: str = "",
     ) -> PaymentView:
+        """See PaymentVerbs."""
+        limits = PaymentLimits(max_fee_msat, timeout_seconds)
+        return await self.send(InvoiceOrder(bolt11, amount_msat, limits), idempotency_key)
+
+    async def send(self, order: PaymentOrder, idempotency_key: str = "") -> PaymentView:
+        """See PaymentVerbs."""
+        return await self.runtime.payment_verbs.send(order, idempotency_key)
+
+    async def start_payment(self, order: PaymentOrder, idempotency_key: str = "") -> PaymentView:
+        """See PaymentVerbs."""
+        return await self.runtime.payment_verbs.start(order, idempotency_key)
+
+    def track_payment(self, payment_hash: bytes) -> AsyncIterator[PaymentUpdate]:
         """See Payments."""
-        payments = self.runtime.payments
+        return self.runtime.payment_verbs.track(payment_hash)
 
-        async def first(mark: Mark) -> PaymentView:
-            return await payments.pay(
-                bolt11,
-                amount_msat,
-                timeout_seconds,
-                lambda payment_id: mark(payment_id.to_bytes(8, "big")),
-                max_fee_msat,
-            )
+    async def cancel_payment(self, payment_hash: bytes) -> PaymentView:
+        """See Payments."""
+        return await self.runtime.payment_verbs.cancel(payment_hash)
 
-        async def again(reference: bytes) -> PaymentView:
-            return await payments.wait(int.from_bytes(reference, "big"), timeout_seconds)
-
-        arguments = (bolt11.strip(), amount_msat, max_fee_msat)
-        return await self.runtime.idempotency.once(idempotency_key, "pay", arguments, first, again)
+    async def list_attempts(self, payment_hash: bytes) -> list[AttemptView]:
+        """See Payments."""
+        return await self.runtime.payment_verbs.attempts(payment_hash)
 
     async def list_payments(self, limit: int = 100, offset: int = 0) -> list[PaymentView]:
         """The newest first."""

@@ -1,30 +1,28 @@
-"""Ways to a payee that is no peer of ours: asked of `channeld.routing`, with our channels as they are now, the hints of
-the invoice, and what failures have taught.
+"""Ways to a payee: asked of `channeld.routing`, with our channels as they are now and what a payment's failures taught.
 
-Amounts in msat. Source: BOLT 4, "Receiving Failure Codes".
+On a large network searches run in a thread, on a snapshot of the graph that is taken between them: a search takes some
+milliseconds, a flow up to a tenth of a second, and the libraries half a second to load.
+
+Amounts in msat.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 from channeld.bolt.features import Feature
-from channeld.bolt.invoice import Invoice, RoutingHop
-from channeld.bolt.onion import failures as f
-from channeld.bolt.onion.failures import decode_failure
-from channeld.bolt.onion.payment import PaymentPayload, final_payload, forward_payload
-from channeld.bolt.onion.returns import ReturnPacket, read_failure
-from channeld.channel import effects as fx
+from channeld.bolt.invoice import RoutingHop
+from channeld.bolt.messages import ChannelUpdate, decode
 from channeld.channel.state import Funded
-from channeld.node import failures, views
+from channeld.node import views
+from channeld.node.payment_lessons import Lessons, Teacher
 from channeld.node.payment_record import PartRecord
 from channeld.routing.hints import hint_edges
-from channeld.routing.values import EdgeKey, LocalChannel, NoRoute, Route, RouteRequest
+from channeld.routing.values import EdgeKey, ExtraEdge, LocalChannel, NoRoute, Route, RouteRequest, direction_of
 from channeld.storage import Write, rows
 
 if TYPE_CHECKING:
@@ -32,18 +30,20 @@ if TYPE_CHECKING:
 
     from channeld.node.channels import Channels, Driver
     from channeld.node.gossip import NodeGossip
+    from channeld.routing.graph import Graph
     from channeld.routing.scoring import Scorer
 
 log = structlog.get_logger(__name__)
-MAX_CLTV_BLOCKS = 2000
-"""Others take HTLCs of up to 2016 blocks; blocks are found meanwhile."""
 RELIABLE = 0.5
 """A single way at least so probable is taken without looking for a split."""
-MAX_PARTS = 16
 SCORES = "scores"
 """Where the database keeps what was learnt."""
-MOST_STUCK = 3
-"""So often a channel may lack money in one payment before it is left alone."""
+SMALL_CHANNELS = 500
+"""Networks up to this size are searched at once: copying and a thread would take longer."""
+SNAPSHOT_SECONDS = 10.0
+"""A snapshot of a large network is used so long: taking one stops everything else for some milliseconds."""
+WARM_CHANNELS = 1000
+"""From this size on the libraries are loaded before the first payment needs them."""
 
 
 class Planned(NamedTuple):
@@ -54,37 +54,22 @@ class Planned(NamedTuple):
     route: Route | None = None
 
 
-class Session:
-    """What a payment knows while it is alive. `deadline`: Unix time from which on nothing new is tried. `stopped`: why
-    nothing is tried any more."""
+class Wish(NamedTuple):
+    """What to find ways for. `parts`: of the same payment, still good. `outgoing_keys`, `last_hops`: see
+    `PaymentRecord`; `incoming`: the channel of ours over which a circular payment comes back."""
 
-    def __init__(
-        self, invoice: Invoice, amount_msat: int, max_fee_msat: int, deadline: float, final_delta: int
-    ) -> None:
-        self.invoice = invoice
-        self.amount_msat = amount_msat
-        self.max_fee_msat = max_fee_msat
-        self.deadline = deadline
-        self.final_delta = final_delta
-        self.ignored_channels: set[EdgeKey] = set()
-        self.ignored_nodes: set[bytes] = set()
-        self.stopped = ""
-        self._stuck: dict[EdgeKey, int] = {}
-
-    def stuck(self, key: EdgeKey) -> None:
-        """A channel could not carry a part."""
-        self._stuck[key] = self._stuck.get(key, 0) + 1
-        if self._stuck[key] >= MOST_STUCK:
-            self.ignored_channels.add(key)
-
-
-class Reading(NamedTuple):
-    """A failure that came back. `hop` counts from 0, the first node after us; None if nobody's words could be read."""
-
-    hop: int | None
-    failure: f.Failure | None
-    unproven_hop: int | None
-    sentence: str
+    destination: bytes
+    amount_msat: int
+    max_fee_msat: int
+    final_delta_blocks: int
+    max_cltv_blocks: int
+    max_parts: int
+    hints: Sequence[tuple[RoutingHop, ...]]
+    parts: Sequence[PartRecord]
+    lessons: Lessons
+    outgoing_keys: tuple[int, ...] = ()
+    last_hops: tuple[bytes, ...] = ()
+    incoming: Driver | None = None
 
 
 class Router:
@@ -106,6 +91,9 @@ class Router:
         self._scorer: Scorer | None = None
         self._stored = b""
         self._learnt = False
+        self._searching = asyncio.Lock()
+        self._snapshot: tuple[int, float, Graph] | None = None
+        self._teacher = Teacher(lambda: self.scorer, lambda: gossip.graph, now)
 
     def load(self, connection: Connection) -> None:
         """What was learnt in earlier lives; read when it is first needed."""
@@ -134,182 +122,180 @@ class Router:
                 self._stored = b""
         return self._scorer
 
-    def knows_ways(self, invoice: Invoice) -> bool:
+    def learn(self, part: PartRecord) -> None:
+        """A part ended."""
+        self._learnt |= self._teacher.teach(part)
+
+    async def warm(self) -> None:
+        """Load the libraries, if the network is so large that payments will want them."""
+        if len(self._gossip.core.view.topology) >= WARM_CHANNELS:
+            await asyncio.to_thread(_load_libraries)
+
+    # --- what there is
+
+    def knows_ways(self, hints: Sequence[tuple[RoutingHop, ...]]) -> bool:
         """Whether there is any network to look for a way in."""
-        return bool(len(self._gossip.core.view.topology) or self._hints(invoice))
+        return bool(len(self._gossip.core.view.topology) or hints)
 
-    def _hints(self, invoice: Invoice) -> list[tuple[RoutingHop, ...]]:
-        """Hints that do not begin at this very node: our own channels we know better."""
-        return [hint for hint in invoice.routing_hints if hint and hint[0].pubkey != self._node_id]
+    def known_timestamp(self, key: EdgeKey) -> int:
+        """Of the latest `channel_update` that gossip has of a direction; 0 for none."""
+        raw = self._gossip.core.view.update(key.short_channel_id, key.direction)
+        update = decode(raw) if raw is not None else None
+        return update.timestamp if isinstance(update, ChannelUpdate) else 0
 
-    # --- finding
+    def takes_parts(self, node_id: bytes) -> bool:
+        """Whether a node says publicly that it receives payments in several parts."""
+        features = self._gossip.graph.node_features(node_id)
+        return features is not None and bool(features & 0b11 << Feature.basic_mpp)
 
-    async def find(
-        self, session: Session, amount_msat: int, max_fee_msat: int, in_flight: Iterable[PartRecord], max_parts: int
-    ) -> list[Planned] | NoRoute:
-        """Parts for `amount_msat`, one if that is likely to do. `in_flight`: the payment's parts that are out."""
-        from channeld.routing.flow import find_flow
-        from channeld.routing.search import find_route
+    def local_channels(self) -> tuple[LocalChannel, ...]:
+        """Our channels that can carry something now, private ones among them, with what they can send."""
+        return tuple(self._local(scid, driver) for scid, driver in self._usable().items())
 
-        drivers = self._usable()
-        request = self._request(session, amount_msat, max_fee_msat, in_flight, drivers)
-        graph, now = self._gossip.graph, self._now()
-        try:
-            single = find_route(graph, self.scorer, request, now)
-            reliable = isinstance(single, Route) and single.probability >= RELIABLE
-            if reliable or max_parts <= 1 or not session.invoice.has(Feature.basic_mpp):
-                found: tuple[Route, ...] | NoRoute = (single,) if isinstance(single, Route) else single
-            else:  # seconds at worst: not in the loop's thread
-                copies = graph.copy(), self.scorer.copy()
-                found = await asyncio.to_thread(find_flow, *copies, request, now, max_parts)
-        except ValueError as error:
-            return NoRoute(str(error))
-        if isinstance(found, NoRoute):
-            return found
-        return [Planned(drivers[r.hops[0].short_channel_id], r.total_amount_msat, r) for r in found]
-
-    def _usable(self) -> dict[int, Driver]:
+    def _usable(self, only: tuple[int, ...] = ()) -> dict[int, Driver]:
         """Our channels by a short_channel_id that is known here: the real one, or our alias."""
         found: dict[int, Driver] = {}
         for driver in self._channels.all():
             state = driver.state
+            if only and driver.channel_key not in only:
+                continue
             if driver.failure is None and isinstance(state, Funded) and views.is_usable(state):
                 scid = state.scid if state.scid is not None else state.local_alias
                 if scid is not None:
                     found[scid] = driver
         return found
 
-    def local_channels(self) -> tuple[LocalChannel, ...]:
-        """Our channels that can carry something now, private ones among them, with what they can send."""
-        return tuple(self._local(scid, driver) for scid, driver in self._usable().items())
+    # --- finding
 
-    def _request(
-        self,
-        session: Session,
-        amount_msat: int,
-        max_fee_msat: int,
-        in_flight: Iterable[PartRecord],
-        drivers: dict[int, Driver],
-    ) -> RouteRequest:
+    async def find(self, wish: Wish) -> list[Planned] | NoRoute:
+        """Parts for the wish's amount, one if that is likely to do."""
+        if self._scorer is None:
+            await asyncio.to_thread(_load_libraries)
+        drivers = self._usable(wish.outgoing_keys)
+        request = self._request(wish, drivers)
+        if isinstance(request, NoRoute):
+            return request
+        try:
+            found = await self._search(request, wish.max_parts)
+        except ValueError as error:
+            return NoRoute(str(error))
+        if isinstance(found, NoRoute):
+            return found
+        return [Planned(drivers[r.hops[0].short_channel_id], r.total_amount_msat, r) for r in found]
+
+    async def _search(self, request: RouteRequest, max_parts: int) -> tuple[Route, ...] | NoRoute:
+        """Raises ValueError for an amount that makes no sense."""
+        now = self._now()
+        if self._gossip.graph.channel_count <= SMALL_CHANNELS:
+            single = _find(self._gossip.graph, self.scorer, request, now, 1)
+            if max_parts <= 1 or _is_reliable(single):
+                return single
+        async with self._searching:
+            graph, scorer = self._copied(), self.scorer.copy()
+            return await asyncio.to_thread(_find, graph, scorer, request, now, max_parts)
+
+    def _copied(self) -> Graph:
+        """The graph for a thread; `_searching` is held, so that no other thread looks at it."""
+        changes, now = self._gossip.core.view.changes, self._now()
+        taken = self._snapshot
+        graph = self._gossip.graph
+        is_fresh = taken is not None and (
+            taken[0] == changes or (graph.channel_count > SMALL_CHANNELS and 0 <= now - taken[1] < SNAPSHOT_SECONDS)
+        )
+        if taken is None or not is_fresh:
+            taken = self._snapshot = changes, now, graph.copy()
+        return taken[2]
+
+    def _request(self, wish: Wish, drivers: dict[int, Driver]) -> RouteRequest | NoRoute:
         used: dict[EdgeKey, int] = {}
-        for part in in_flight:
-            for hop in part.route.hops if part.route is not None else ():
+        returned: dict[int, int] = {}
+        for part in wish.parts:
+            if part.state == "arrived":  # a probe's: the payment would need this money at the same time
+                returned[part.channel_key] = returned.get(part.channel_key, 0) + part.amount_msat
+            for hop in part.route.hops if part.route is not None and part.state != "settled" else ():
                 used[hop.key] = used.get(hop.key, 0) + hop.amount_msat
-        local = tuple(self._local(scid, driver) for scid, driver in drivers.items())
+        edges = list(hint_edges(wish.destination, wish.hints))
+        ignored = set(wish.lessons.ignored_channels)
+        incoming_nodes = frozenset(wish.last_hops) or None
+        if wish.incoming is not None:
+            back = self._back_over(wish.incoming)
+            if isinstance(back, NoRoute):
+                return back
+            edges.extend(back)
+            incoming_nodes = frozenset({wish.incoming.peer_id})
+            ignored.update(self._other_ways_in(wish.incoming))
+        local = (self._local(scid, driver, wish.lessons, returned) for scid, driver in drivers.items())
         return RouteRequest(
             source=self._node_id,
-            destination=session.invoice.payee,
-            amount_msat=amount_msat,
-            final_cltv_expiry_delta=session.final_delta,
+            destination=wish.destination,
+            amount_msat=wish.amount_msat,
+            final_cltv_expiry_delta=wish.final_delta_blocks,
             block_height=self._height(),
-            max_fee_msat=max_fee_msat,
-            max_cltv_blocks=MAX_CLTV_BLOCKS,
-            local_channels=local,
-            extra_edges=hint_edges(session.invoice.payee, self._hints(session.invoice)),
+            max_fee_msat=wish.max_fee_msat,
+            max_cltv_blocks=wish.max_cltv_blocks,
+            local_channels=tuple(local),
+            extra_edges=tuple(edges),
             in_flight=used,
-            ignored_channels=frozenset(session.ignored_channels),
-            ignored_nodes=frozenset(session.ignored_nodes),
+            ignored_channels=frozenset(ignored),
+            ignored_nodes=wish.lessons.ignored_nodes,
+            incoming_nodes=incoming_nodes,
+            policies=wish.lessons.policies,
         )
 
-    def _local(self, scid: int, driver: Driver) -> LocalChannel:
+    def _local(
+        self, scid: int, driver: Driver, lessons: Lessons | None = None, returned: dict[int, int] | None = None
+    ) -> LocalChannel:
         state = driver.state
         assert isinstance(state, Funded)
         spendable_msat = self._channels.available_msat(driver)
+        if lessons is not None:
+            spendable_msat = min(spendable_msat, lessons.most_msat.get(driver.channel_key, spendable_msat))
+        if returned is not None:
+            spendable_msat = max(0, spendable_msat - returned.get(driver.channel_key, 0))
         return LocalChannel(scid, driver.peer_id, spendable_msat, state.params.remote.htlc_minimum_msat)
 
-    def payloads(self, session: Session, route: Route) -> list[tuple[bytes, PaymentPayload]]:
-        """What the onion says to each hop."""
-        hops = route.hops
-        invoice = session.invoice
-        relays = [
-            (hop.node_id, forward_payload(hop.amt_to_forward_msat, hop.outgoing_cltv_value, after.short_channel_id))
-            for hop, after in pairwise(hops)
-        ]
-        last = hops[-1]
-        final = final_payload(
-            last.amt_to_forward_msat,
-            last.outgoing_cltv_value,
-            invoice.payment_secret,
-            session.amount_msat,
-            invoice.payment_metadata,
-        )
-        return [*relays, (last.node_id, final)]
+    # --- back to us
 
-    # --- learning
+    def _back_over(self, driver: Driver) -> list[ExtraEdge] | NoRoute:
+        """The last channel of a circular payment, unless the graph has it."""
+        state = driver.state
+        assert isinstance(state, Funded)
+        direction = direction_of(driver.peer_id, self._node_id)
+        if state.scid is not None and self._gossip.graph.policy(EdgeKey(state.scid, direction)) is not None:
+            return []
+        hop = self._channels.hop_to_us(driver)
+        if hop is None:
+            return NoRoute("the peer has not named the channel that the payment should come back over yet")
+        return list(hint_edges(self._node_id, [(hop,)]))
 
-    def succeeded(self, part: PartRecord) -> None:
-        """A part was settled."""
-        if part.route is not None:
-            self._learnt = True
-            self.scorer.route_succeeded(self._gossip.graph, part.route, self._now())
-
-    def refused(self, session: Session, part: PartRecord) -> None:
-        """Our own channel did not take a part, or lost it: not over this one again."""
-        if part.route is not None:
-            session.ignored_channels.add(part.route.hops[0].key)
-
-    def failed(self, session: Session, part: PartRecord, effect: fx.HtlcFailed, reading: Reading) -> None:
-        """A part came back: what may not be tried again, and whether anything may."""
-        route = part.route
-        assert route is not None
-        self._learnt = True
-        hops = route.hops
-        last = len(hops) - 1
-        if effect.reason is None and effect.failure_code is None:
-            self.refused(session, part)
-        elif effect.failure_code is not None:
-            if last == 0:
-                session.stopped = reading.sentence
-            session.ignored_nodes.add(hops[0].node_id)
-        elif reading.hop is None:
-            self._blame(session, route, reading.unproven_hop)
-        elif reading.hop == last:
-            self.scorer.route_failed(self._gossip.graph, route, len(hops), self._now())
-            if not isinstance(reading.failure, f.MppTimeout):
-                session.stopped = reading.sentence
-        else:
-            self._relay_failed(session, route, reading.hop, reading.failure)
-
-    def _relay_failed(self, session: Session, route: Route, hop: int, failure: f.Failure | None) -> None:
-        following = route.hops[hop + 1]
-        graph, now = self._gossip.graph, self._now()
-        if failure is not None and failure.is_node_failure:
-            self.scorer.node_failed(route.hops[hop].node_id, now)
-            session.ignored_nodes.add(route.hops[hop].node_id)
-        elif isinstance(failure, f.TemporaryChannelFailure):
-            self.scorer.route_failed(graph, route, hop + 1, now)
-            session.stuck(following.key)
-        else:
-            for passed in route.hops[: hop + 1]:
-                self.scorer.passed(graph, passed.key, passed.amount_msat, now)
-            session.ignored_channels.add(following.key)
-
-    def _blame(self, session: Session, route: Route, unproven_hop: int | None) -> None:
-        """Nobody says who failed: whoever damaged the attribution, or else all channels between others."""
-        nodes = [hop.node_id for hop in route.hops[:-1]]
-        if unproven_hop is not None and unproven_hop < len(nodes):
-            self.scorer.node_failed(nodes[unproven_hop], self._now())
-            session.ignored_nodes.add(nodes[unproven_hop])
-            return
-        session.ignored_channels.update(hop.key for hop in route.hops[1:])
-        if not nodes:
-            session.stopped = "it failed, and the reason that came back cannot be read"
+    def _other_ways_in(self, driver: Driver) -> Iterable[EdgeKey]:
+        """The same peer's other channels with us, in the direction to us."""
+        direction = direction_of(driver.peer_id, self._node_id)
+        for other in self._channels.of_peer(driver.peer_id):
+            scid = other.state.scid if isinstance(other.state, Funded) else None
+            if other is not driver and scid is not None:
+                yield EdgeKey(scid, direction)
 
 
-def read(part: PartRecord, effect: fx.HtlcFailed) -> Reading:
-    """Who failed a part, and why, with a sentence for who paid."""
-    if effect.never_sent:
-        return Reading(None, None, None, "the connection was lost before the payment was sent; nothing was paid")
-    if effect.failure_code is not None:
-        return Reading(None, None, None, failures.explain_code(effect.failure_code))
-    if effect.reason is None:
-        return Reading(None, None, None, "the channel was closed, and the payment with it")
-    found = read_failure(part.shared_secrets, ReturnPacket(effect.reason, effect.attribution_data))
-    unproven = found.attribution.unproven_hop if found.attribution is not None else None
-    if found.erring_hop is None:
-        return Reading(None, None, unproven, "it failed, and the reason that came back cannot be read")
-    failure = decode_failure(found.failure_message)
-    sentence = failures.explain(failure)
-    if part.route is not None and found.erring_hop < len(part.route.hops) - 1:
-        sentence = f"{sentence} (said {part.route.hops[found.erring_hop].node_id.hex()})"
-    return Reading(found.erring_hop, failure, unproven, sentence)
+def _is_reliable(found: tuple[Route, ...] | NoRoute) -> bool:
+    return not isinstance(found, NoRoute) and found[0].probability >= RELIABLE
+
+
+def _find(
+    graph: Graph, scorer: Scorer, request: RouteRequest, now: float, max_parts: int
+) -> tuple[Route, ...] | NoRoute:
+    """One way if it is likely to do or nothing else is allowed, else a flow. Raises ValueError."""
+    from channeld.routing.search import find_route
+
+    single = find_route(graph, scorer, request, now)
+    found: tuple[Route, ...] | NoRoute = (single,) if isinstance(single, Route) else single
+    if max_parts <= 1 or _is_reliable(found):
+        return found
+    from channeld.routing.flow import find_flow
+
+    return find_flow(graph, scorer, request, now, max_parts)
+
+
+def _load_libraries() -> None:
+    """What finding a single way needs: numpy and scipy."""
+    import channeld.routing.search  # noqa: F401

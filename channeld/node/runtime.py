@@ -29,6 +29,9 @@ from channeld.node.idempotency import Idempotency
 from channeld.node.identity import Identity
 from channeld.node.invoices import InvoiceBook
 from channeld.node.monitor import Monitor
+from channeld.node.payment_orders import Orders
+from channeld.node.payment_plan import Planner
+from channeld.node.payment_verbs import InvoicesToOurselves, PaymentVerbs
 from channeld.node.payments import Payments
 from channeld.node.peers import Peers
 from channeld.node.policies import Policies
@@ -148,7 +151,11 @@ class Runtime:
         )
         self.router = Router(node_id, self.channels, self.gossip, self._height, time.time)
         self.graph = GraphVerbs(node_id, network, self.gossip, self.router, self._save_scores, self._height, time.time)
-        self.payments = Payments(store, network, node_id, bus, self.channels, self.router, self._height, time.time)
+        to_ourselves = InvoicesToOurselves(self.invoices, self.receiver)
+        orders = Orders(network, node_id, self.channels, to_ourselves, time.time)
+        planner = Planner(node_id, self.channels, self.router, self._height, time.time)
+        self.payments = Payments(store, bus, self.channels, self.router, orders, planner, network.chain_hash, time.time)
+        self.payment_verbs = PaymentVerbs(self.payments, self.idempotency)
         self.forwarder = Forwarder(
             store,
             self.channels,
@@ -232,6 +239,7 @@ class Runtime:
         for number, coroutine in enumerate(self.gossip.coroutines()):
             self._run(f"gossip {number}", coroutine)
         self.channels.resume()
+        self.payments.resume()
         self._run("monitor", self.monitor.run())
         self._run("broadcasts", self._broadcasts.run())
         self._run("chain", self.chain.run())
@@ -241,6 +249,7 @@ class Runtime:
     async def _call_peers(self) -> None:
         await self._first_sync.wait()
         self.peers.start()
+        await self.router.warm()
 
     def _run(self, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine, name=name)

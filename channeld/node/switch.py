@@ -119,7 +119,7 @@ class Switch:
     def outgoing_done(self, effect: fx.HtlcSettled | fx.HtlcFailed) -> None:
         """What `settled` or `failed` wrote is durable."""
         if effect.origin[:1] == PAYMENT_ORIGIN:
-            self._payments.durable(effect.payment_hash)
+            self._payments.durable(effect.origin)
         elif isinstance(effect, fx.HtlcSettled) and (circuit := circuit_of(effect.origin)) is not None:
             self._forwarder.settled_done(circuit, effect)
 

@@ -141,8 +141,9 @@ payments = Table(
     Column("state", String(16), nullable=False),
     Column("record", LargeBinary, nullable=False),
 )
-"""One row per attempt to pay an invoice; at most one per payment hash that has not failed: `live_hash` is that hash, or
-NULL if it failed. `record` is a `channeld.node.payments.PaymentRecord`, with the parts in it."""
+"""One row per attempt to pay; at most one per payment hash that has not failed: `live_hash` is that hash, or NULL if it
+failed. `state` is the payment's, or "probe" for what is no payment and goes when it is over. `record` is a
+`channeld.node.payment_record.PaymentRecord`, with the parts in it."""
 
 preimages = Table(
     "preimages",

@@ -22,45 +22,76 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from channeld.v1 import invoices_pb2 as channeld_dot_v1_dot_invoices__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63hanneld/v1/payments.proto\x12\x0b\x63hanneld.v1\"\xb0\x02\n\x07Payment\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.channeld.v1.PaymentState\x12\x13\n\x0b\x61mount_msat\x18\x03 \x01(\x04\x12\x10\n\x08\x66\x65\x65_msat\x18\x04 \x01(\x04\x12\x13\n\x0b\x64\x65stination\x18\x05 \x01(\x0c\x12\x0e\n\x06\x62olt11\x18\x06 \x01(\t\x12\x17\n\x0f\x63reated_seconds\x18\x07 \x01(\x04\x12\x1a\n\rended_seconds\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x1d\n\x10payment_preimage\x18\t \x01(\x0cH\x01\x88\x01\x01\x12\x0f\n\x07\x66\x61ilure\x18\n \x01(\t\x12\r\n\x05parts\x18\x0b \x01(\rB\x10\n\x0e_ended_secondsB\x13\n\x11_payment_preimage\" \n\rDecodeRequest\x12\x0f\n\x07invoice\x18\x01 \x01(\t\"\x92\x01\n\x07HopHint\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x18\n\x10short_channel_id\x18\x02 \x01(\x04\x12\x15\n\rfee_base_msat\x18\x03 \x01(\r\x12#\n\x1b\x66\x65\x65_proportional_millionths\x18\x04 \x01(\r\x12 \n\x18\x63ltv_expiry_delta_blocks\x18\x05 \x01(\r\"/\n\tRouteHint\x12\"\n\x04hops\x18\x01 \x03(\x0b\x32\x14.channeld.v1.HopHint\"\xb6\x03\n\x0e\x44\x65\x63odeResponse\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x18\n\x0b\x61mount_msat\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x0cpayment_hash\x18\x03 \x01(\x0c\x12\r\n\x05payee\x18\x04 \x01(\x0c\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x1d\n\x10\x64\x65scription_hash\x18\x06 \x01(\x0cH\x01\x88\x01\x01\x12\x17\n\x0f\x63reated_seconds\x18\x07 \x01(\x04\x12\x16\n\x0e\x65xpiry_seconds\x18\x08 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\t \x01(\x08\x12*\n\"min_final_cltv_expiry_delta_blocks\x18\n \x01(\r\x12\x1a\n\x12\x66\x61llback_addresses\x18\x0b \x03(\t\x12+\n\x0broute_hints\x18\x0c \x03(\x0b\x32\x16.channeld.v1.RouteHint\x12\x10\n\x08\x66\x65\x61tures\x18\r \x03(\t\x12\x1d\n\x10payment_metadata\x18\x0e \x01(\x0cH\x02\x88\x01\x01\x42\x0e\n\x0c_amount_msatB\x13\n\x11_description_hashB\x13\n\x11_payment_metadata\"\xbd\x01\n\nPayRequest\x12\x0e\n\x06\x62olt11\x18\x01 \x01(\t\x12\x18\n\x0b\x61mount_msat\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x19\n\x0cmax_fee_msat\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\tB\x0e\n\x0c_amount_msatB\x0f\n\r_max_fee_msatB\x12\n\x10_timeout_seconds\"4\n\x0bPayResponse\x12%\n\x07payment\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment\"L\n\x10PayStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12$\n\x03pay\x18\x02 \x01(\x0b\x32\x17.channeld.v1.PayRequest\"*\n\x08PayError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x10\n\x08sentence\x18\x02 \x01(\t\"\x83\x01\n\x11PayStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\'\n\x07payment\x18\x02 \x01(\x0b\x32\x14.channeld.v1.PaymentH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.channeld.v1.PayErrorH\x00\x42\t\n\x07outcome\"C\n\x13ListPaymentsRequest\x12\x12\n\x05limit\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x02 \x01(\rB\x08\n\x06_limit\">\n\x14ListPaymentsResponse\x12&\n\x08payments\x18\x01 \x03(\x0b\x32\x14.channeld.v1.Payment\")\n\x11GetPaymentRequest\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\";\n\x12GetPaymentResponse\x12%\n\x07payment\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment*\x81\x01\n\x0cPaymentState\x12\x1d\n\x19PAYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PAYMENT_STATE_IN_FLIGHT\x10\x01\x12\x1b\n\x17PAYMENT_STATE_SUCCEEDED\x10\x02\x12\x18\n\x14PAYMENT_STATE_FAILED\x10\x03\x32\xec\x02\n\x08Payments\x12\x41\n\x06\x44\x65\x63ode\x12\x1a.channeld.v1.DecodeRequest\x1a\x1b.channeld.v1.DecodeResponse\x12\x38\n\x03Pay\x12\x17.channeld.v1.PayRequest\x1a\x18.channeld.v1.PayResponse\x12N\n\tPayStream\x12\x1d.channeld.v1.PayStreamRequest\x1a\x1e.channeld.v1.PayStreamResponse(\x01\x30\x01\x12K\n\x04List\x12 .channeld.v1.ListPaymentsRequest\x1a!.channeld.v1.ListPaymentsResponse\x12\x46\n\x03Get\x12\x1e.channeld.v1.GetPaymentRequest\x1a\x1f.channeld.v1.GetPaymentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63hanneld/v1/payments.proto\x12\x0b\x63hanneld.v1\x1a\x1a\x63hanneld/v1/invoices.proto\"\xf6\x03\n\x07Payment\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.channeld.v1.PaymentState\x12\x13\n\x0b\x61mount_msat\x18\x03 \x01(\x04\x12\x10\n\x08\x66\x65\x65_msat\x18\x04 \x01(\x04\x12\x13\n\x0b\x64\x65stination\x18\x05 \x01(\x0c\x12\x0e\n\x06\x62olt11\x18\x06 \x01(\t\x12\x17\n\x0f\x63reated_seconds\x18\x07 \x01(\x04\x12\x1a\n\rended_seconds\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x1d\n\x10payment_preimage\x18\t \x01(\x0cH\x01\x88\x01\x01\x12\x0f\n\x07\x66\x61ilure\x18\n \x01(\t\x12\r\n\x05parts\x18\x0b \x01(\r\x12&\n\x04kind\x18\x0c \x01(\x0e\x32\x18.channeld.v1.PaymentKind\x12\x14\n\x0cmax_fee_msat\x18\r \x01(\x04\x12\x15\n\rarriving_msat\x18\x0e \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x0f \x01(\r\x12\x10\n\x08\x63\x61nceled\x18\x10 \x01(\x08\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x11 \x01(\x01\x12\x31\n\x0e\x63ustom_records\x18\x12 \x03(\x0b\x32\x19.channeld.v1.CustomRecordB\x10\n\x0e_ended_secondsB\x13\n\x11_payment_preimage\"\xb9\x01\n\nAttemptHop\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x1d\n\x10short_channel_id\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x61mount_msat\x18\x03 \x01(\x04\x12\x10\n\x08\x66\x65\x65_msat\x18\x04 \x01(\x04\x12\x13\n\x0b\x63ltv_expiry\x18\x05 \x01(\r\x12\x19\n\x0chold_time_ms\x18\x06 \x01(\x04H\x01\x88\x01\x01\x42\x13\n\x11_short_channel_idB\x0f\n\r_hold_time_ms\"\xce\x02\n\x07\x41ttempt\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.channeld.v1.AttemptState\x12\x13\n\x0b\x61mount_msat\x18\x03 \x01(\x04\x12\x10\n\x08\x66\x65\x65_msat\x18\x04 \x01(\x04\x12%\n\x04hops\x18\x05 \x03(\x0b\x32\x17.channeld.v1.AttemptHop\x12\x17\n\x0fstarted_seconds\x18\x06 \x01(\x01\x12\x1a\n\rended_seconds\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07\x66\x61ilure\x18\x08 \x01(\t\x12\x19\n\x0c\x66\x61ilure_code\x18\t \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0b\x66\x61iling_hop\x18\n \x01(\rH\x02\x88\x01\x01\x12\x0e\n\x06learnt\x18\x0b \x01(\tB\x10\n\x0e_ended_secondsB\x0f\n\r_failure_codeB\x0e\n\x0c_failing_hop\"n\n\rPaymentUpdate\x12%\n\x07payment\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment\x12*\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x14.channeld.v1.AttemptH\x00\x88\x01\x01\x42\n\n\x08_attempt\" \n\rDecodeRequest\x12\x0f\n\x07invoice\x18\x01 \x01(\t\"\x92\x01\n\x07HopHint\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x18\n\x10short_channel_id\x18\x02 \x01(\x04\x12\x15\n\rfee_base_msat\x18\x03 \x01(\r\x12#\n\x1b\x66\x65\x65_proportional_millionths\x18\x04 \x01(\r\x12 \n\x18\x63ltv_expiry_delta_blocks\x18\x05 \x01(\r\"/\n\tRouteHint\x12\"\n\x04hops\x18\x01 \x03(\x0b\x32\x14.channeld.v1.HopHint\"\xb6\x03\n\x0e\x44\x65\x63odeResponse\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x18\n\x0b\x61mount_msat\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x0cpayment_hash\x18\x03 \x01(\x0c\x12\r\n\x05payee\x18\x04 \x01(\x0c\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x1d\n\x10\x64\x65scription_hash\x18\x06 \x01(\x0cH\x01\x88\x01\x01\x12\x17\n\x0f\x63reated_seconds\x18\x07 \x01(\x04\x12\x16\n\x0e\x65xpiry_seconds\x18\x08 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\t \x01(\x08\x12*\n\"min_final_cltv_expiry_delta_blocks\x18\n \x01(\r\x12\x1a\n\x12\x66\x61llback_addresses\x18\x0b \x03(\t\x12+\n\x0broute_hints\x18\x0c \x03(\x0b\x32\x16.channeld.v1.RouteHint\x12\x10\n\x08\x66\x65\x61tures\x18\r \x03(\t\x12\x1d\n\x10payment_metadata\x18\x0e \x01(\x0cH\x02\x88\x01\x01\x42\x0e\n\x0c_amount_msatB\x13\n\x11_description_hashB\x13\n\x11_payment_metadata\"\xc6\x02\n\nPayRequest\x12\x0e\n\x06\x62olt11\x18\x01 \x01(\t\x12\x18\n\x0b\x61mount_msat\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x19\n\x0cmax_fee_msat\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x1c\n\x0fmax_cltv_blocks\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x16\n\tmax_parts\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x1c\n\x14outgoing_channel_ids\x18\x08 \x03(\x0c\x12\x11\n\tlast_hops\x18\t \x03(\x0c\x42\x0e\n\x0c_amount_msatB\x0f\n\r_max_fee_msatB\x12\n\x10_timeout_secondsB\x12\n\x10_max_cltv_blocksB\x0c\n\n_max_parts\"4\n\x0bPayResponse\x12%\n\x07payment\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment\"\xc3\x02\n\x0eKeysendRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x13\n\x0b\x61mount_msat\x18\x02 \x01(\x04\x12\x31\n\x0e\x63ustom_records\x18\x03 \x03(\x0b\x32\x19.channeld.v1.CustomRecord\x12\x19\n\x0cmax_fee_msat\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x0ftimeout_seconds\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fmax_cltv_blocks\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x14outgoing_channel_ids\x18\x07 \x03(\x0c\x12\x11\n\tlast_hops\x18\x08 \x03(\x0c\x12\x17\n\x0fidempotency_key\x18\t \x01(\tB\x0f\n\r_max_fee_msatB\x12\n\x10_timeout_secondsB\x12\n\x10_max_cltv_blocks\"8\n\x0fKeysendResponse\x12%\n\x07payment\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment\"\x8a\x02\n\x10RebalanceRequest\x12\x13\n\x0b\x61mount_msat\x18\x01 \x01(\x04\x12\x1b\n\x13outgoing_channel_id\x18\x02 \x01(\x0c\x12\x1b\n\x13incoming_channel_id\x18\x03 \x01(\x0c\x12\x19\n\x0cmax_fee_msat\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x0ftimeout_seconds\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1c\n\x0fmax_cltv_blocks\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x07 \x01(\tB\x0f\n\r_max_fee_msatB\x12\n\x10_timeout_secondsB\x12\n\x10_max_cltv_blocks\":\n\x11RebalanceResponse\x12%\n\x07payment\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment\"\xc0\x02\n\x0cProbeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62olt11\x18\x02 \x01(\t\x12\x18\n\x0b\x61mount_msat\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x19\n\x0cmax_fee_msat\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\x1c\n\x0ftimeout_seconds\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fmax_cltv_blocks\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x16\n\tmax_parts\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x1c\n\x14outgoing_channel_ids\x18\x08 \x03(\x0c\x12\x11\n\tlast_hops\x18\t \x03(\x0c\x42\x0e\n\x0c_amount_msatB\x0f\n\r_max_fee_msatB\x12\n\x10_timeout_secondsB\x12\n\x10_max_cltv_blocksB\x0c\n\n_max_parts\"\\\n\rProbeResponse\x12#\n\x05probe\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment\x12&\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x14.channeld.v1.Attempt\"\xd5\x01\n\x12SendPaymentRequest\x12&\n\x03pay\x18\x01 \x01(\x0b\x32\x17.channeld.v1.PayRequestH\x00\x12.\n\x07keysend\x18\x02 \x01(\x0b\x32\x1b.channeld.v1.KeysendRequestH\x00\x12\x32\n\trebalance\x18\x03 \x01(\x0b\x32\x1d.channeld.v1.RebalanceRequestH\x00\x12*\n\x05probe\x18\x04 \x01(\x0b\x32\x19.channeld.v1.ProbeRequestH\x00\x42\x07\n\x05order\"+\n\x13TrackPaymentRequest\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\",\n\x14\x43\x61ncelPaymentRequest\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\">\n\x15\x43\x61ncelPaymentResponse\x12%\n\x07payment\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment\"L\n\x10PayStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12$\n\x03pay\x18\x02 \x01(\x0b\x32\x17.channeld.v1.PayRequest\"*\n\x08PayError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x10\n\x08sentence\x18\x02 \x01(\t\"\x83\x01\n\x11PayStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\'\n\x07payment\x18\x02 \x01(\x0b\x32\x14.channeld.v1.PaymentH\x00\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x15.channeld.v1.PayErrorH\x00\x42\t\n\x07outcome\"C\n\x13ListPaymentsRequest\x12\x12\n\x05limit\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x02 \x01(\rB\x08\n\x06_limit\">\n\x14ListPaymentsResponse\x12&\n\x08payments\x18\x01 \x03(\x0b\x32\x14.channeld.v1.Payment\")\n\x11GetPaymentRequest\x12\x14\n\x0cpayment_hash\x18\x01 \x01(\x0c\"c\n\x12GetPaymentResponse\x12%\n\x07payment\x18\x01 \x01(\x0b\x32\x14.channeld.v1.Payment\x12&\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x14.channeld.v1.Attempt*\x81\x01\n\x0cPaymentState\x12\x1d\n\x19PAYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PAYMENT_STATE_IN_FLIGHT\x10\x01\x12\x1b\n\x17PAYMENT_STATE_SUCCEEDED\x10\x02\x12\x18\n\x14PAYMENT_STATE_FAILED\x10\x03*\x93\x01\n\x0bPaymentKind\x12\x1c\n\x18PAYMENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14PAYMENT_KIND_INVOICE\x10\x01\x12\x18\n\x14PAYMENT_KIND_KEYSEND\x10\x02\x12\x1a\n\x16PAYMENT_KIND_REBALANCE\x10\x03\x12\x16\n\x12PAYMENT_KIND_PROBE\x10\x04*\x9a\x01\n\x0c\x41ttemptState\x12\x1d\n\x19\x41TTEMPT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41TTEMPT_STATE_IN_FLIGHT\x10\x01\x12\x19\n\x15\x41TTEMPT_STATE_SETTLED\x10\x02\x12\x18\n\x14\x41TTEMPT_STATE_FAILED\x10\x03\x12\x19\n\x15\x41TTEMPT_STATE_ARRIVED\x10\x04\x32\x9f\x06\n\x08Payments\x12\x41\n\x06\x44\x65\x63ode\x12\x1a.channeld.v1.DecodeRequest\x1a\x1b.channeld.v1.DecodeResponse\x12\x38\n\x03Pay\x12\x17.channeld.v1.PayRequest\x1a\x18.channeld.v1.PayResponse\x12N\n\tPayStream\x12\x1d.channeld.v1.PayStreamRequest\x1a\x1e.channeld.v1.PayStreamResponse(\x01\x30\x01\x12\x44\n\x07Keysend\x12\x1b.channeld.v1.KeysendRequest\x1a\x1c.channeld.v1.KeysendResponse\x12J\n\tRebalance\x12\x1d.channeld.v1.RebalanceRequest\x1a\x1e.channeld.v1.RebalanceResponse\x12>\n\x05Probe\x12\x19.channeld.v1.ProbeRequest\x1a\x1a.channeld.v1.ProbeResponse\x12\x45\n\x04Send\x12\x1f.channeld.v1.SendPaymentRequest\x1a\x1a.channeld.v1.PaymentUpdate0\x01\x12G\n\x05Track\x12 .channeld.v1.TrackPaymentRequest\x1a\x1a.channeld.v1.PaymentUpdate0\x01\x12O\n\x06\x43\x61ncel\x12!.channeld.v1.CancelPaymentRequest\x1a\".channeld.v1.CancelPaymentResponse\x12K\n\x04List\x12 .channeld.v1.ListPaymentsRequest\x1a!.channeld.v1.ListPaymentsResponse\x12\x46\n\x03Get\x12\x1e.channeld.v1.GetPaymentRequest\x1a\x1f.channeld.v1.GetPaymentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'channeld.v1.payments_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYMENTSTATE']._serialized_start=1763
-  _globals['_PAYMENTSTATE']._serialized_end=1892
-  _globals['_PAYMENT']._serialized_start=44
-  _globals['_PAYMENT']._serialized_end=348
-  _globals['_DECODEREQUEST']._serialized_start=350
-  _globals['_DECODEREQUEST']._serialized_end=382
-  _globals['_HOPHINT']._serialized_start=385
-  _globals['_HOPHINT']._serialized_end=531
-  _globals['_ROUTEHINT']._serialized_start=533
-  _globals['_ROUTEHINT']._serialized_end=580
-  _globals['_DECODERESPONSE']._serialized_start=583
-  _globals['_DECODERESPONSE']._serialized_end=1021
-  _globals['_PAYREQUEST']._serialized_start=1024
-  _globals['_PAYREQUEST']._serialized_end=1213
-  _globals['_PAYRESPONSE']._serialized_start=1215
-  _globals['_PAYRESPONSE']._serialized_end=1267
-  _globals['_PAYSTREAMREQUEST']._serialized_start=1269
-  _globals['_PAYSTREAMREQUEST']._serialized_end=1345
-  _globals['_PAYERROR']._serialized_start=1347
-  _globals['_PAYERROR']._serialized_end=1389
-  _globals['_PAYSTREAMRESPONSE']._serialized_start=1392
-  _globals['_PAYSTREAMRESPONSE']._serialized_end=1523
-  _globals['_LISTPAYMENTSREQUEST']._serialized_start=1525
-  _globals['_LISTPAYMENTSREQUEST']._serialized_end=1592
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=1594
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=1656
-  _globals['_GETPAYMENTREQUEST']._serialized_start=1658
-  _globals['_GETPAYMENTREQUEST']._serialized_end=1699
-  _globals['_GETPAYMENTRESPONSE']._serialized_start=1701
-  _globals['_GETPAYMENTRESPONSE']._serialized_end=1760
-  _globals['_PAYMENTS']._serialized_start=1895
-  _globals['_PAYMENTS']._serialized_end=2259
+  _globals['_PAYMENTSTATE']._serialized_start=4304
+  _globals['_PAYMENTSTATE']._serialized_end=4433
+  _globals['_PAYMENTKIND']._serialized_start=4436
+  _globals['_PAYMENTKIND']._serialized_end=4583
+  _globals['_ATTEMPTSTATE']._serialized_start=4586
+  _globals['_ATTEMPTSTATE']._serialized_end=4740
+  _globals['_PAYMENT']._serialized_start=72
+  _globals['_PAYMENT']._serialized_end=574
+  _globals['_ATTEMPTHOP']._serialized_start=577
+  _globals['_ATTEMPTHOP']._serialized_end=762
+  _globals['_ATTEMPT']._serialized_start=765
+  _globals['_ATTEMPT']._serialized_end=1099
+  _globals['_PAYMENTUPDATE']._serialized_start=1101
+  _globals['_PAYMENTUPDATE']._serialized_end=1211
+  _globals['_DECODEREQUEST']._serialized_start=1213
+  _globals['_DECODEREQUEST']._serialized_end=1245
+  _globals['_HOPHINT']._serialized_start=1248
+  _globals['_HOPHINT']._serialized_end=1394
+  _globals['_ROUTEHINT']._serialized_start=1396
+  _globals['_ROUTEHINT']._serialized_end=1443
+  _globals['_DECODERESPONSE']._serialized_start=1446
+  _globals['_DECODERESPONSE']._serialized_end=1884
+  _globals['_PAYREQUEST']._serialized_start=1887
+  _globals['_PAYREQUEST']._serialized_end=2213
+  _globals['_PAYRESPONSE']._serialized_start=2215
+  _globals['_PAYRESPONSE']._serialized_end=2267
+  _globals['_KEYSENDREQUEST']._serialized_start=2270
+  _globals['_KEYSENDREQUEST']._serialized_end=2593
+  _globals['_KEYSENDRESPONSE']._serialized_start=2595
+  _globals['_KEYSENDRESPONSE']._serialized_end=2651
+  _globals['_REBALANCEREQUEST']._serialized_start=2654
+  _globals['_REBALANCEREQUEST']._serialized_end=2920
+  _globals['_REBALANCERESPONSE']._serialized_start=2922
+  _globals['_REBALANCERESPONSE']._serialized_end=2980
+  _globals['_PROBEREQUEST']._serialized_start=2983
+  _globals['_PROBEREQUEST']._serialized_end=3303
+  _globals['_PROBERESPONSE']._serialized_start=3305
+  _globals['_PROBERESPONSE']._serialized_end=3397
+  _globals['_SENDPAYMENTREQUEST']._serialized_start=3400
+  _globals['_SENDPAYMENTREQUEST']._serialized_end=3613
+  _globals['_TRACKPAYMENTREQUEST']._serialized_start=3615
+  _globals['_TRACKPAYMENTREQUEST']._serialized_end=3658
+  _globals['_CANCELPAYMENTREQUEST']._serialized_start=3660
+  _globals['_CANCELPAYMENTREQUEST']._serialized_end=3704
+  _globals['_CANCELPAYMENTRESPONSE']._serialized_start=3706
+  _globals['_CANCELPAYMENTRESPONSE']._serialized_end=3768
+  _globals['_PAYSTREAMREQUEST']._serialized_start=3770
+  _globals['_PAYSTREAMREQUEST']._serialized_end=3846
+  _globals['_PAYERROR']._serialized_start=3848
+  _globals['_PAYERROR']._serialized_end=3890
+  _globals['_PAYSTREAMRESPONSE']._serialized_start=3893
+  _globals['_PAYSTREAMRESPONSE']._serialized_end=4024
+  _globals['_LISTPAYMENTSREQUEST']._serialized_start=4026
+  _globals['_LISTPAYMENTSREQUEST']._serialized_end=4093
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=4095
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=4157
+  _globals['_GETPAYMENTREQUEST']._serialized_start=4159
+  _globals['_GETPAYMENTREQUEST']._serialized_end=4200
+  _globals['_GETPAYMENTRESPONSE']._serialized_start=4202
+  _globals['_GETPAYMENTRESPONSE']._serialized_end=4301
+  _globals['_PAYMENTS']._serialized_start=4743
+  _globals['_PAYMENTS']._serialized_end=5542
 # @@protoc_insertion_point(module_scope)

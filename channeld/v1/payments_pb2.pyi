@@ -3,6 +3,7 @@
 isort:skip_file
 Paying others."""
 
+from channeld.v1 import invoices_pb2 as _invoices_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -47,6 +48,70 @@ PAYMENT_STATE_FAILED: PaymentState.ValueType  # 3
 """We have our money back."""
 Global___PaymentState: _TypeAlias = PaymentState  # noqa: Y015
 
+class _PaymentKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PaymentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PaymentKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PAYMENT_KIND_UNSPECIFIED: _PaymentKind.ValueType  # 0
+    """Never sent."""
+    PAYMENT_KIND_INVOICE: _PaymentKind.ValueType  # 1
+    """An invoice."""
+    PAYMENT_KIND_KEYSEND: _PaymentKind.ValueType  # 2
+    """A node that did not ask for it."""
+    PAYMENT_KIND_REBALANCE: _PaymentKind.ValueType  # 3
+    """Ourselves, over two channels."""
+    PAYMENT_KIND_PROBE: _PaymentKind.ValueType  # 4
+    """Nobody: the HTLCs come back. SUCCEEDED says that a payment would arrive."""
+
+class PaymentKind(_PaymentKind, metaclass=_PaymentKindEnumTypeWrapper):
+    """What is paid, and how."""
+
+PAYMENT_KIND_UNSPECIFIED: PaymentKind.ValueType  # 0
+"""Never sent."""
+PAYMENT_KIND_INVOICE: PaymentKind.ValueType  # 1
+"""An invoice."""
+PAYMENT_KIND_KEYSEND: PaymentKind.ValueType  # 2
+"""A node that did not ask for it."""
+PAYMENT_KIND_REBALANCE: PaymentKind.ValueType  # 3
+"""Ourselves, over two channels."""
+PAYMENT_KIND_PROBE: PaymentKind.ValueType  # 4
+"""Nobody: the HTLCs come back. SUCCEEDED says that a payment would arrive."""
+Global___PaymentKind: _TypeAlias = PaymentKind  # noqa: Y015
+
+class _AttemptState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttemptStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTEMPT_STATE_UNSPECIFIED: _AttemptState.ValueType  # 0
+    """Never sent."""
+    ATTEMPT_STATE_IN_FLIGHT: _AttemptState.ValueType  # 1
+    """Not known yet."""
+    ATTEMPT_STATE_SETTLED: _AttemptState.ValueType  # 2
+    """The payee took it."""
+    ATTEMPT_STATE_FAILED: _AttemptState.ValueType  # 3
+    """It came back."""
+    ATTEMPT_STATE_ARRIVED: _AttemptState.ValueType  # 4
+    """A probe reached its destination, and came back."""
+
+class AttemptState(_AttemptState, metaclass=_AttemptStateEnumTypeWrapper):
+    """What has become of an attempt."""
+
+ATTEMPT_STATE_UNSPECIFIED: AttemptState.ValueType  # 0
+"""Never sent."""
+ATTEMPT_STATE_IN_FLIGHT: AttemptState.ValueType  # 1
+"""Not known yet."""
+ATTEMPT_STATE_SETTLED: AttemptState.ValueType  # 2
+"""The payee took it."""
+ATTEMPT_STATE_FAILED: AttemptState.ValueType  # 3
+"""It came back."""
+ATTEMPT_STATE_ARRIVED: AttemptState.ValueType  # 4
+"""A probe reached its destination, and came back."""
+Global___AttemptState: _TypeAlias = AttemptState  # noqa: Y015
+
 @_typing.final
 class Payment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -62,6 +127,13 @@ class Payment(_message.Message):
     PAYMENT_PREIMAGE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MAX_FEE_MSAT_FIELD_NUMBER: _builtins.int
+    ARRIVING_MSAT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    CANCELED_FIELD_NUMBER: _builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    CUSTOM_RECORDS_FIELD_NUMBER: _builtins.int
     payment_hash: _builtins.bytes
     """32 bytes; the payment's id."""
     state: Global___PaymentState.ValueType
@@ -84,6 +156,22 @@ class Payment(_message.Message):
     """A sentence on why it failed; empty unless it did."""
     parts: _builtins.int
     """Into how many parts it was split."""
+    kind: Global___PaymentKind.ValueType
+    """What is paid, and how."""
+    max_fee_msat: _builtins.int
+    """The most that it may cost besides."""
+    arriving_msat: _builtins.int
+    """What is under way or has arrived."""
+    attempts: _builtins.int
+    """How many parts were tried, failed ones included."""
+    canceled: _builtins.bool
+    """Nothing more is tried, because somebody said so."""
+    deadline_seconds: _builtins.float
+    """Until then, in Unix time, new ways are tried."""
+    @_builtins.property
+    def custom_records(self) -> _containers.RepeatedCompositeFieldContainer[_invoices_pb2.CustomRecord]:
+        """What a keysend carries besides."""
+
     def __init__(
         self,
         *,
@@ -98,10 +186,17 @@ class Payment(_message.Message):
         payment_preimage: _builtins.bytes | None = ...,
         failure: _builtins.str = ...,
         parts: _builtins.int = ...,
+        kind: Global___PaymentKind.ValueType = ...,
+        max_fee_msat: _builtins.int = ...,
+        arriving_msat: _builtins.int = ...,
+        attempts: _builtins.int = ...,
+        canceled: _builtins.bool = ...,
+        deadline_seconds: _builtins.float = ...,
+        custom_records: _abc.Iterable[_invoices_pb2.CustomRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_seconds", b"_ended_seconds", "_payment_preimage", b"_payment_preimage", "ended_seconds", b"ended_seconds", "payment_preimage", b"payment_preimage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_seconds", b"_ended_seconds", "_payment_preimage", b"_payment_preimage", "amount_msat", b"amount_msat", "bolt11", b"bolt11", "created_seconds", b"created_seconds", "destination", b"destination", "ended_seconds", b"ended_seconds", "failure", b"failure", "fee_msat", b"fee_msat", "parts", b"parts", "payment_hash", b"payment_hash", "payment_preimage", b"payment_preimage", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_seconds", b"_ended_seconds", "_payment_preimage", b"_payment_preimage", "amount_msat", b"amount_msat", "arriving_msat", b"arriving_msat", "attempts", b"attempts", "bolt11", b"bolt11", "canceled", b"canceled", "created_seconds", b"created_seconds", "custom_records", b"custom_records", "deadline_seconds", b"deadline_seconds", "destination", b"destination", "ended_seconds", b"ended_seconds", "failure", b"failure", "fee_msat", b"fee_msat", "kind", b"kind", "max_fee_msat", b"max_fee_msat", "parts", b"parts", "payment_hash", b"payment_hash", "payment_preimage", b"payment_preimage", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ended_seconds: _TypeAlias = _typing.Literal["ended_seconds"]  # noqa: Y015
     _WhichOneofArgType__ended_seconds: _TypeAlias = _typing.Literal["_ended_seconds", b"_ended_seconds"]  # noqa: Y015
@@ -113,6 +208,162 @@ class Payment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_preimage) -> _WhichOneofReturnType__payment_preimage | None: ...
 
 Global___Payment: _TypeAlias = Payment  # noqa: Y015
+
+@_typing.final
+class AttemptHop(_message.Message):
+    """A channel of an attempt, and the node at its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    SHORT_CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MSAT_FIELD_NUMBER: _builtins.int
+    FEE_MSAT_FIELD_NUMBER: _builtins.int
+    CLTV_EXPIRY_FIELD_NUMBER: _builtins.int
+    HOLD_TIME_MS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    """The node's public key, 33 bytes."""
+    short_channel_id: _builtins.int
+    """The channel to it; absent for a channel of ours with the payee."""
+    amount_msat: _builtins.int
+    """The HTLC on this channel."""
+    fee_msat: _builtins.int
+    """What the node keeps."""
+    cltv_expiry: _builtins.int
+    """The block at which the HTLC expires."""
+    hold_time_ms: _builtins.int
+    """How long the node says that it held the HTLC, a multiple of 100; absent unless it is attributed (BOLT 4)."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        short_channel_id: _builtins.int | None = ...,
+        amount_msat: _builtins.int = ...,
+        fee_msat: _builtins.int = ...,
+        cltv_expiry: _builtins.int = ...,
+        hold_time_ms: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_time_ms", b"_hold_time_ms", "_short_channel_id", b"_short_channel_id", "hold_time_ms", b"hold_time_ms", "short_channel_id", b"short_channel_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_time_ms", b"_hold_time_ms", "_short_channel_id", b"_short_channel_id", "amount_msat", b"amount_msat", "cltv_expiry", b"cltv_expiry", "fee_msat", b"fee_msat", "hold_time_ms", b"hold_time_ms", "node_id", b"node_id", "short_channel_id", b"short_channel_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hold_time_ms: _TypeAlias = _typing.Literal["hold_time_ms"]  # noqa: Y015
+    _WhichOneofArgType__hold_time_ms: _TypeAlias = _typing.Literal["_hold_time_ms", b"_hold_time_ms"]  # noqa: Y015
+    _WhichOneofReturnType__short_channel_id: _TypeAlias = _typing.Literal["short_channel_id"]  # noqa: Y015
+    _WhichOneofArgType__short_channel_id: _TypeAlias = _typing.Literal["_short_channel_id", b"_short_channel_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_time_ms) -> _WhichOneofReturnType__hold_time_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__short_channel_id) -> _WhichOneofReturnType__short_channel_id | None: ...
+
+Global___AttemptHop: _TypeAlias = AttemptHop  # noqa: Y015
+
+@_typing.final
+class Attempt(_message.Message):
+    """One part of a payment, on one way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AMOUNT_MSAT_FIELD_NUMBER: _builtins.int
+    FEE_MSAT_FIELD_NUMBER: _builtins.int
+    HOPS_FIELD_NUMBER: _builtins.int
+    STARTED_SECONDS_FIELD_NUMBER: _builtins.int
+    ENDED_SECONDS_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    FAILURE_CODE_FIELD_NUMBER: _builtins.int
+    FAILING_HOP_FIELD_NUMBER: _builtins.int
+    LEARNT_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Counts the attempts of a payment, from 0."""
+    state: Global___AttemptState.ValueType
+    """What has become of it."""
+    amount_msat: _builtins.int
+    """What arrives."""
+    fee_msat: _builtins.int
+    """What it costs besides."""
+    started_seconds: _builtins.float
+    """When it began."""
+    ended_seconds: _builtins.float
+    """When it ended; absent before."""
+    failure: _builtins.str
+    """A sentence on why it failed; empty unless it did."""
+    failure_code: _builtins.int
+    """The failure's code (BOLT 4, "Failure Messages"); absent if there is none."""
+    failing_hop: _builtins.int
+    """Which hop said so, counted from 0; absent if nobody's words came back."""
+    learnt: _builtins.str
+    """A sentence on what the payment does differently now; empty if nothing."""
+    @_builtins.property
+    def hops(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptHop]:
+        """The way, from our own channel to the payee."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        state: Global___AttemptState.ValueType = ...,
+        amount_msat: _builtins.int = ...,
+        fee_msat: _builtins.int = ...,
+        hops: _abc.Iterable[Global___AttemptHop] | None = ...,
+        started_seconds: _builtins.float = ...,
+        ended_seconds: _builtins.float | None = ...,
+        failure: _builtins.str = ...,
+        failure_code: _builtins.int | None = ...,
+        failing_hop: _builtins.int | None = ...,
+        learnt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_seconds", b"_ended_seconds", "_failing_hop", b"_failing_hop", "_failure_code", b"_failure_code", "ended_seconds", b"ended_seconds", "failing_hop", b"failing_hop", "failure_code", b"failure_code"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_seconds", b"_ended_seconds", "_failing_hop", b"_failing_hop", "_failure_code", b"_failure_code", "amount_msat", b"amount_msat", "ended_seconds", b"ended_seconds", "failing_hop", b"failing_hop", "failure", b"failure", "failure_code", b"failure_code", "fee_msat", b"fee_msat", "hops", b"hops", "index", b"index", "learnt", b"learnt", "started_seconds", b"started_seconds", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ended_seconds: _TypeAlias = _typing.Literal["ended_seconds"]  # noqa: Y015
+    _WhichOneofArgType__ended_seconds: _TypeAlias = _typing.Literal["_ended_seconds", b"_ended_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__failing_hop: _TypeAlias = _typing.Literal["failing_hop"]  # noqa: Y015
+    _WhichOneofArgType__failing_hop: _TypeAlias = _typing.Literal["_failing_hop", b"_failing_hop"]  # noqa: Y015
+    _WhichOneofReturnType__failure_code: _TypeAlias = _typing.Literal["failure_code"]  # noqa: Y015
+    _WhichOneofArgType__failure_code: _TypeAlias = _typing.Literal["_failure_code", b"_failure_code"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ended_seconds) -> _WhichOneofReturnType__ended_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failing_hop) -> _WhichOneofReturnType__failing_hop | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_code) -> _WhichOneofReturnType__failure_code | None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
+
+@_typing.final
+class PaymentUpdate(_message.Message):
+    """Something happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """The payment as it is then."""
+
+    @_builtins.property
+    def attempt(self) -> Global___Attempt:
+        """The attempt that it happened to; absent for the payment as a whole."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+        attempt: Global___Attempt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "attempt", b"attempt", "payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attempt", b"_attempt", "attempt", b"attempt", "payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__attempt: _TypeAlias = _typing.Literal["attempt"]  # noqa: Y015
+    _WhichOneofArgType__attempt: _TypeAlias = _typing.Literal["_attempt", b"_attempt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__attempt) -> _WhichOneofReturnType__attempt | None: ...
+
+Global___PaymentUpdate: _TypeAlias = PaymentUpdate  # noqa: Y015
 
 @_typing.final
 class DecodeRequest(_message.Message):
@@ -292,6 +543,10 @@ class PayRequest(_message.Message):
     MAX_FEE_MSAT_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    MAX_CLTV_BLOCKS_FIELD_NUMBER: _builtins.int
+    MAX_PARTS_FIELD_NUMBER: _builtins.int
+    OUTGOING_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    LAST_HOPS_FIELD_NUMBER: _builtins.int
     bolt11: _builtins.str
     """The invoice, with or without "lightning:"."""
     amount_msat: _builtins.int
@@ -299,11 +554,23 @@ class PayRequest(_message.Message):
     max_fee_msat: _builtins.int
     """The most that the payment may cost besides; absent lets the daemon choose."""
     timeout_seconds: _builtins.float
-    """How long to wait for the outcome, in seconds; absent means 60."""
+    """How long new ways are tried, in seconds, and how long to wait for the outcome; absent means 60."""
     idempotency_key: _builtins.str
     """The same key with the same arguments moves money once and gives the first answer again.
     ABORTED when the key was used with other arguments.
     """
+    max_cltv_blocks: _builtins.int
+    """The most blocks that money may be locked for, from now to the expiry of the first HTLC; absent means 2000."""
+    max_parts: _builtins.int
+    """Into how many parts it may be split; absent means 16."""
+    @_builtins.property
+    def outgoing_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """It leaves by one of these channels (their ids, 32 bytes each); empty leaves that open."""
+
+    @_builtins.property
+    def last_hops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The last node before the payee is one of these; empty leaves that open."""
+
     def __init__(
         self,
         *,
@@ -312,21 +579,33 @@ class PayRequest(_message.Message):
         max_fee_msat: _builtins.int | None = ...,
         timeout_seconds: _builtins.float | None = ...,
         idempotency_key: _builtins.str = ...,
+        max_cltv_blocks: _builtins.int | None = ...,
+        max_parts: _builtins.int | None = ...,
+        outgoing_channel_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        last_hops: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_max_fee_msat", b"_max_fee_msat", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "max_fee_msat", b"max_fee_msat", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_max_parts", b"_max_parts", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "max_parts", b"max_parts", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_max_fee_msat", b"_max_fee_msat", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "bolt11", b"bolt11", "idempotency_key", b"idempotency_key", "max_fee_msat", b"max_fee_msat", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_max_parts", b"_max_parts", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "bolt11", b"bolt11", "idempotency_key", b"idempotency_key", "last_hops", b"last_hops", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "max_parts", b"max_parts", "outgoing_channel_ids", b"outgoing_channel_ids", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount_msat: _TypeAlias = _typing.Literal["amount_msat"]  # noqa: Y015
     _WhichOneofArgType__amount_msat: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat"]  # noqa: Y015
+    _WhichOneofReturnType__max_cltv_blocks: _TypeAlias = _typing.Literal["max_cltv_blocks"]  # noqa: Y015
+    _WhichOneofArgType__max_cltv_blocks: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks"]  # noqa: Y015
     _WhichOneofReturnType__max_fee_msat: _TypeAlias = _typing.Literal["max_fee_msat"]  # noqa: Y015
     _WhichOneofArgType__max_fee_msat: _TypeAlias = _typing.Literal["_max_fee_msat", b"_max_fee_msat"]  # noqa: Y015
+    _WhichOneofReturnType__max_parts: _TypeAlias = _typing.Literal["max_parts"]  # noqa: Y015
+    _WhichOneofArgType__max_parts: _TypeAlias = _typing.Literal["_max_parts", b"_max_parts"]  # noqa: Y015
     _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
     _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_msat) -> _WhichOneofReturnType__amount_msat | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cltv_blocks) -> _WhichOneofReturnType__max_cltv_blocks | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_fee_msat) -> _WhichOneofReturnType__max_fee_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parts) -> _WhichOneofReturnType__max_parts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
 
@@ -353,6 +632,381 @@ class PayResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PayResponse: _TypeAlias = PayResponse  # noqa: Y015
+
+@_typing.final
+class KeysendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MSAT_FIELD_NUMBER: _builtins.int
+    CUSTOM_RECORDS_FIELD_NUMBER: _builtins.int
+    MAX_FEE_MSAT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_CLTV_BLOCKS_FIELD_NUMBER: _builtins.int
+    OUTGOING_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    LAST_HOPS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    """The payee's public key, 33 bytes."""
+    amount_msat: _builtins.int
+    """What to pay."""
+    max_fee_msat: _builtins.int
+    """The most that it may cost besides; absent lets the daemon choose."""
+    timeout_seconds: _builtins.float
+    """How long new ways are tried, in seconds, and how long to wait for the outcome; absent means 60."""
+    max_cltv_blocks: _builtins.int
+    """The most blocks that money may be locked for, from now to the expiry of the first HTLC; absent means 2000."""
+    idempotency_key: _builtins.str
+    """The same key with the same arguments moves money once and gives the first answer again."""
+    @_builtins.property
+    def custom_records(self) -> _containers.RepeatedCompositeFieldContainer[_invoices_pb2.CustomRecord]:
+        """What to tell the payee."""
+
+    @_builtins.property
+    def outgoing_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """It leaves by one of these channels (their ids, 32 bytes each); empty leaves that open."""
+
+    @_builtins.property
+    def last_hops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The last node before the payee is one of these; empty leaves that open."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        amount_msat: _builtins.int = ...,
+        custom_records: _abc.Iterable[_invoices_pb2.CustomRecord] | None = ...,
+        max_fee_msat: _builtins.int | None = ...,
+        timeout_seconds: _builtins.float | None = ...,
+        max_cltv_blocks: _builtins.int | None = ...,
+        outgoing_channel_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        last_hops: _abc.Iterable[_builtins.bytes] | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_timeout_seconds", b"_timeout_seconds", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "custom_records", b"custom_records", "idempotency_key", b"idempotency_key", "last_hops", b"last_hops", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "node_id", b"node_id", "outgoing_channel_ids", b"outgoing_channel_ids", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_cltv_blocks: _TypeAlias = _typing.Literal["max_cltv_blocks"]  # noqa: Y015
+    _WhichOneofArgType__max_cltv_blocks: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks"]  # noqa: Y015
+    _WhichOneofReturnType__max_fee_msat: _TypeAlias = _typing.Literal["max_fee_msat"]  # noqa: Y015
+    _WhichOneofArgType__max_fee_msat: _TypeAlias = _typing.Literal["_max_fee_msat", b"_max_fee_msat"]  # noqa: Y015
+    _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cltv_blocks) -> _WhichOneofReturnType__max_cltv_blocks | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_fee_msat) -> _WhichOneofReturnType__max_fee_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
+
+Global___KeysendRequest: _TypeAlias = KeysendRequest  # noqa: Y015
+
+@_typing.final
+class KeysendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """The payment."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeysendResponse: _TypeAlias = KeysendResponse  # noqa: Y015
+
+@_typing.final
+class RebalanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_MSAT_FIELD_NUMBER: _builtins.int
+    OUTGOING_CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    INCOMING_CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    MAX_FEE_MSAT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_CLTV_BLOCKS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    amount_msat: _builtins.int
+    """What to move."""
+    outgoing_channel_id: _builtins.bytes
+    """The channel that it leaves by, 32 bytes."""
+    incoming_channel_id: _builtins.bytes
+    """The channel that it comes back over, 32 bytes."""
+    max_fee_msat: _builtins.int
+    """The most that it may cost besides; absent lets the daemon choose."""
+    timeout_seconds: _builtins.float
+    """How long new ways are tried, in seconds, and how long to wait for the outcome; absent means 60."""
+    max_cltv_blocks: _builtins.int
+    """The most blocks that money may be locked for, from now to the expiry of the first HTLC; absent means 2000."""
+    idempotency_key: _builtins.str
+    """The same key with the same arguments moves money once and gives the first answer again."""
+    def __init__(
+        self,
+        *,
+        amount_msat: _builtins.int = ...,
+        outgoing_channel_id: _builtins.bytes = ...,
+        incoming_channel_id: _builtins.bytes = ...,
+        max_fee_msat: _builtins.int | None = ...,
+        timeout_seconds: _builtins.float | None = ...,
+        max_cltv_blocks: _builtins.int | None = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_timeout_seconds", b"_timeout_seconds", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "idempotency_key", b"idempotency_key", "incoming_channel_id", b"incoming_channel_id", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "outgoing_channel_id", b"outgoing_channel_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_cltv_blocks: _TypeAlias = _typing.Literal["max_cltv_blocks"]  # noqa: Y015
+    _WhichOneofArgType__max_cltv_blocks: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks"]  # noqa: Y015
+    _WhichOneofReturnType__max_fee_msat: _TypeAlias = _typing.Literal["max_fee_msat"]  # noqa: Y015
+    _WhichOneofArgType__max_fee_msat: _TypeAlias = _typing.Literal["_max_fee_msat", b"_max_fee_msat"]  # noqa: Y015
+    _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cltv_blocks) -> _WhichOneofReturnType__max_cltv_blocks | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_fee_msat) -> _WhichOneofReturnType__max_fee_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
+
+Global___RebalanceRequest: _TypeAlias = RebalanceRequest  # noqa: Y015
+
+@_typing.final
+class RebalanceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """The payment."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceResponse: _TypeAlias = RebalanceResponse  # noqa: Y015
+
+@_typing.final
+class ProbeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    BOLT11_FIELD_NUMBER: _builtins.int
+    AMOUNT_MSAT_FIELD_NUMBER: _builtins.int
+    MAX_FEE_MSAT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_CLTV_BLOCKS_FIELD_NUMBER: _builtins.int
+    MAX_PARTS_FIELD_NUMBER: _builtins.int
+    OUTGOING_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    LAST_HOPS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    """Where to: a node's public key, 33 bytes."""
+    bolt11: _builtins.str
+    """Or whoever made this invoice; its hints are used, nobody learns of the probe."""
+    amount_msat: _builtins.int
+    """What would be paid; needed unless the invoice says it."""
+    max_fee_msat: _builtins.int
+    """The most that the payment may cost besides; absent lets the daemon choose."""
+    timeout_seconds: _builtins.float
+    """How long new ways are tried, in seconds, and how long to wait for the outcome; absent means 60."""
+    max_cltv_blocks: _builtins.int
+    """The most blocks that money may be locked for, from now to the expiry of the first HTLC; absent means 2000."""
+    max_parts: _builtins.int
+    """Into how many parts it may be split; absent means 16."""
+    @_builtins.property
+    def outgoing_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """It leaves by one of these channels (their ids, 32 bytes each); empty leaves that open."""
+
+    @_builtins.property
+    def last_hops(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The last node before the payee is one of these; empty leaves that open."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        bolt11: _builtins.str = ...,
+        amount_msat: _builtins.int | None = ...,
+        max_fee_msat: _builtins.int | None = ...,
+        timeout_seconds: _builtins.float | None = ...,
+        max_cltv_blocks: _builtins.int | None = ...,
+        max_parts: _builtins.int | None = ...,
+        outgoing_channel_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        last_hops: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_max_parts", b"_max_parts", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "max_parts", b"max_parts", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat", "_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_max_parts", b"_max_parts", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "bolt11", b"bolt11", "last_hops", b"last_hops", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "max_parts", b"max_parts", "node_id", b"node_id", "outgoing_channel_ids", b"outgoing_channel_ids", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amount_msat: _TypeAlias = _typing.Literal["amount_msat"]  # noqa: Y015
+    _WhichOneofArgType__amount_msat: _TypeAlias = _typing.Literal["_amount_msat", b"_amount_msat"]  # noqa: Y015
+    _WhichOneofReturnType__max_cltv_blocks: _TypeAlias = _typing.Literal["max_cltv_blocks"]  # noqa: Y015
+    _WhichOneofArgType__max_cltv_blocks: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks"]  # noqa: Y015
+    _WhichOneofReturnType__max_fee_msat: _TypeAlias = _typing.Literal["max_fee_msat"]  # noqa: Y015
+    _WhichOneofArgType__max_fee_msat: _TypeAlias = _typing.Literal["_max_fee_msat", b"_max_fee_msat"]  # noqa: Y015
+    _WhichOneofReturnType__max_parts: _TypeAlias = _typing.Literal["max_parts"]  # noqa: Y015
+    _WhichOneofArgType__max_parts: _TypeAlias = _typing.Literal["_max_parts", b"_max_parts"]  # noqa: Y015
+    _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_msat) -> _WhichOneofReturnType__amount_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cltv_blocks) -> _WhichOneofReturnType__max_cltv_blocks | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_fee_msat) -> _WhichOneofReturnType__max_fee_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parts) -> _WhichOneofReturnType__max_parts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
+
+Global___ProbeRequest: _TypeAlias = ProbeRequest  # noqa: Y015
+
+@_typing.final
+class ProbeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def probe(self) -> Global___Payment:
+        """The probe: SUCCEEDED if a payment would arrive, with what it would cost; `arriving_msat` says how much would."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """The ways that were tried."""
+
+    def __init__(
+        self,
+        *,
+        probe: Global___Payment | None = ...,
+        attempts: _abc.Iterable[Global___Attempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "probe", b"probe"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeResponse: _TypeAlias = ProbeResponse  # noqa: Y015
+
+@_typing.final
+class SendPaymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAY_FIELD_NUMBER: _builtins.int
+    KEYSEND_FIELD_NUMBER: _builtins.int
+    REBALANCE_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pay(self) -> Global___PayRequest:
+        """An invoice."""
+
+    @_builtins.property
+    def keysend(self) -> Global___KeysendRequest:
+        """Keysend."""
+
+    @_builtins.property
+    def rebalance(self) -> Global___RebalanceRequest:
+        """To ourselves."""
+
+    @_builtins.property
+    def probe(self) -> Global___ProbeRequest:
+        """Nothing is paid."""
+
+    def __init__(
+        self,
+        *,
+        pay: Global___PayRequest | None = ...,
+        keysend: Global___KeysendRequest | None = ...,
+        rebalance: Global___RebalanceRequest | None = ...,
+        probe: Global___ProbeRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keysend", b"keysend", "order", b"order", "pay", b"pay", "probe", b"probe", "rebalance", b"rebalance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keysend", b"keysend", "order", b"order", "pay", b"pay", "probe", b"probe", "rebalance", b"rebalance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["pay", "keysend", "rebalance", "probe"]  # noqa: Y015
+    _WhichOneofArgType_order: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_order) -> _WhichOneofReturnType_order | None: ...
+
+Global___SendPaymentRequest: _TypeAlias = SendPaymentRequest  # noqa: Y015
+
+@_typing.final
+class TrackPaymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_HASH_FIELD_NUMBER: _builtins.int
+    payment_hash: _builtins.bytes
+    """32 bytes."""
+    def __init__(
+        self,
+        *,
+        payment_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment_hash", b"payment_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrackPaymentRequest: _TypeAlias = TrackPaymentRequest  # noqa: Y015
+
+@_typing.final
+class CancelPaymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_HASH_FIELD_NUMBER: _builtins.int
+    payment_hash: _builtins.bytes
+    """32 bytes."""
+    def __init__(
+        self,
+        *,
+        payment_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment_hash", b"payment_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelPaymentRequest: _TypeAlias = CancelPaymentRequest  # noqa: Y015
+
+@_typing.final
+class CancelPaymentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """The payment: IN_FLIGHT while something is out."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelPaymentResponse: _TypeAlias = CancelPaymentResponse  # noqa: Y015
 
 @_typing.final
 class PayStreamRequest(_message.Message):
@@ -513,18 +1167,24 @@ class GetPaymentResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PAYMENT_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payment(self) -> Global___Payment:
         """The payment."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """All its attempts, in order."""
 
     def __init__(
         self,
         *,
         payment: Global___Payment | None = ...,
+        attempts: _abc.Iterable[Global___Attempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "payment", b"payment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,36 @@ class PaymentsStub:
                 request_serializer=channeld_dot_v1_dot_payments__pb2.PayStreamRequest.SerializeToString,
                 response_deserializer=channeld_dot_v1_dot_payments__pb2.PayStreamResponse.FromString,
                 _registered_method=True)
+        self.Keysend = channel.unary_unary(
+                '/channeld.v1.Payments/Keysend',
+                request_serializer=channeld_dot_v1_dot_payments__pb2.KeysendRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_payments__pb2.KeysendResponse.FromString,
+                _registered_method=True)
+        self.Rebalance = channel.unary_unary(
+                '/channeld.v1.Payments/Rebalance',
+                request_serializer=channeld_dot_v1_dot_payments__pb2.RebalanceRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_payments__pb2.RebalanceResponse.FromString,
+                _registered_method=True)
+        self.Probe = channel.unary_unary(
+                '/channeld.v1.Payments/Probe',
+                request_serializer=channeld_dot_v1_dot_payments__pb2.ProbeRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_payments__pb2.ProbeResponse.FromString,
+                _registered_method=True)
+        self.Send = channel.unary_stream(
+                '/channeld.v1.Payments/Send',
+                request_serializer=channeld_dot_v1_dot_payments__pb2.SendPaymentRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_payments__pb2.PaymentUpdate.FromString,
+                _registered_method=True)
+        self.Track = channel.unary_stream(
+                '/channeld.v1.Payments/Track',
+                request_serializer=channeld_dot_v1_dot_payments__pb2.TrackPaymentRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_payments__pb2.PaymentUpdate.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/channeld.v1.Payments/Cancel',
+                request_serializer=channeld_dot_v1_dot_payments__pb2.CancelPaymentRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_payments__pb2.CancelPaymentResponse.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/channeld.v1.Payments/List',
                 request_serializer=channeld_dot_v1_dot_payments__pb2.ListPaymentsRequest.SerializeToString,
@@ -90,6 +120,53 @@ class PaymentsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Keysend(self, request, context):
+        """Pays a node that did not ask for it (keysend), and waits as `Pay` does. Moves money: give an idempotency key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rebalance(self, request, context):
+        """Pays ourselves: out over one channel, back over another; waits as `Pay` does. Costs the fees on the way.
+        Moves money: give an idempotency key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Probe(self, request, context):
+        """Finds out whether a payment would arrive and what it would cost, with HTLCs that nobody can settle. That they
+        come back is an answer, not an error. What is learnt counts for payments, too. A probe is in no list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Send(self, request, context):
+        """Starts a payment of any sort, or finds the one that the idempotency key stands for, and tells what becomes of it:
+        first the payment, then each attempt when it begins and when it ends, at last the payment as it ended. The stream
+        ends then, or when the client goes away; that does not stop the payment. What is told is durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Track(self, request, context):
+        """The same of a payment that exists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Nothing more is tried. What is out is awaited, and may still arrive: then the payment succeeds.
+        FAILED_PRECONDITION when it is over already. Works for probes, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def List(self, request, context):
         """Payments, newest first.
         """
@@ -121,6 +198,36 @@ def add_PaymentsServicer_to_server(servicer, server):
                     servicer.PayStream,
                     request_deserializer=channeld_dot_v1_dot_payments__pb2.PayStreamRequest.FromString,
                     response_serializer=channeld_dot_v1_dot_payments__pb2.PayStreamResponse.SerializeToString,
+            ),
+            'Keysend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Keysend,
+                    request_deserializer=channeld_dot_v1_dot_payments__pb2.KeysendRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_payments__pb2.KeysendResponse.SerializeToString,
+            ),
+            'Rebalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebalance,
+                    request_deserializer=channeld_dot_v1_dot_payments__pb2.RebalanceRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_payments__pb2.RebalanceResponse.SerializeToString,
+            ),
+            'Probe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=channeld_dot_v1_dot_payments__pb2.ProbeRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_payments__pb2.ProbeResponse.SerializeToString,
+            ),
+            'Send': grpc.unary_stream_rpc_method_handler(
+                    servicer.Send,
+                    request_deserializer=channeld_dot_v1_dot_payments__pb2.SendPaymentRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_payments__pb2.PaymentUpdate.SerializeToString,
+            ),
+            'Track': grpc.unary_stream_rpc_method_handler(
+                    servicer.Track,
+                    request_deserializer=channeld_dot_v1_dot_payments__pb2.TrackPaymentRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_payments__pb2.PaymentUpdate.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=channeld_dot_v1_dot_payments__pb2.CancelPaymentRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_payments__pb2.CancelPaymentResponse.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -215,6 +322,168 @@ class Payments:
             '/channeld.v1.Payments/PayStream',
             channeld_dot_v1_dot_payments__pb2.PayStreamRequest.SerializeToString,
             channeld_dot_v1_dot_payments__pb2.PayStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Keysend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/channeld.v1.Payments/Keysend',
+            channeld_dot_v1_dot_payments__pb2.KeysendRequest.SerializeToString,
+            channeld_dot_v1_dot_payments__pb2.KeysendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/channeld.v1.Payments/Rebalance',
+            channeld_dot_v1_dot_payments__pb2.RebalanceRequest.SerializeToString,
+            channeld_dot_v1_dot_payments__pb2.RebalanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/channeld.v1.Payments/Probe',
+            channeld_dot_v1_dot_payments__pb2.ProbeRequest.SerializeToString,
+            channeld_dot_v1_dot_payments__pb2.ProbeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Send(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/channeld.v1.Payments/Send',
+            channeld_dot_v1_dot_payments__pb2.SendPaymentRequest.SerializeToString,
+            channeld_dot_v1_dot_payments__pb2.PaymentUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Track(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/channeld.v1.Payments/Track',
+            channeld_dot_v1_dot_payments__pb2.TrackPaymentRequest.SerializeToString,
+            channeld_dot_v1_dot_payments__pb2.PaymentUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/channeld.v1.Payments/Cancel',
+            channeld_dot_v1_dot_payments__pb2.CancelPaymentRequest.SerializeToString,
+            channeld_dot_v1_dot_payments__pb2.CancelPaymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,27 @@ class PaymentsStub:
     """Many payments over one call. Every request is answered, in the order in which the outcomes are known; the call ends
     when the client has sent all its requests and all are answered. The daemon stops reading while 1000 are unanswered.
     """
+    Keysend: _grpc.UnaryUnaryMultiCallable[_payments_pb2.KeysendRequest, _payments_pb2.KeysendResponse]
+    """Pays a node that did not ask for it (keysend), and waits as `Pay` does. Moves money: give an idempotency key."""
+    Rebalance: _grpc.UnaryUnaryMultiCallable[_payments_pb2.RebalanceRequest, _payments_pb2.RebalanceResponse]
+    """Pays ourselves: out over one channel, back over another; waits as `Pay` does. Costs the fees on the way.
+    Moves money: give an idempotency key.
+    """
+    Probe: _grpc.UnaryUnaryMultiCallable[_payments_pb2.ProbeRequest, _payments_pb2.ProbeResponse]
+    """Finds out whether a payment would arrive and what it would cost, with HTLCs that nobody can settle. That they
+    come back is an answer, not an error. What is learnt counts for payments, too. A probe is in no list.
+    """
+    Send: _grpc.UnaryStreamMultiCallable[_payments_pb2.SendPaymentRequest, _payments_pb2.PaymentUpdate]
+    """Starts a payment of any sort, or finds the one that the idempotency key stands for, and tells what becomes of it:
+    first the payment, then each attempt when it begins and when it ends, at last the payment as it ended. The stream
+    ends then, or when the client goes away; that does not stop the payment. What is told is durable.
+    """
+    Track: _grpc.UnaryStreamMultiCallable[_payments_pb2.TrackPaymentRequest, _payments_pb2.PaymentUpdate]
+    """The same of a payment that exists."""
+    Cancel: _grpc.UnaryUnaryMultiCallable[_payments_pb2.CancelPaymentRequest, _payments_pb2.CancelPaymentResponse]
+    """Nothing more is tried. What is out is awaited, and may still arrive: then the payment succeeds.
+    FAILED_PRECONDITION when it is over already. Works for probes, too.
+    """
     List: _grpc.UnaryUnaryMultiCallable[_payments_pb2.ListPaymentsRequest, _payments_pb2.ListPaymentsResponse]
     """Payments, newest first."""
     Get: _grpc.UnaryUnaryMultiCallable[_payments_pb2.GetPaymentRequest, _payments_pb2.GetPaymentResponse]
@@ -64,6 +85,27 @@ class PaymentsAsyncStub(PaymentsStub):
     PayStream: _aio.StreamStreamMultiCallable[_payments_pb2.PayStreamRequest, _payments_pb2.PayStreamResponse]  # type: ignore[assignment]
     """Many payments over one call. Every request is answered, in the order in which the outcomes are known; the call ends
     when the client has sent all its requests and all are answered. The daemon stops reading while 1000 are unanswered.
+    """
+    Keysend: _aio.UnaryUnaryMultiCallable[_payments_pb2.KeysendRequest, _payments_pb2.KeysendResponse]  # type: ignore[assignment]
+    """Pays a node that did not ask for it (keysend), and waits as `Pay` does. Moves money: give an idempotency key."""
+    Rebalance: _aio.UnaryUnaryMultiCallable[_payments_pb2.RebalanceRequest, _payments_pb2.RebalanceResponse]  # type: ignore[assignment]
+    """Pays ourselves: out over one channel, back over another; waits as `Pay` does. Costs the fees on the way.
+    Moves money: give an idempotency key.
+    """
+    Probe: _aio.UnaryUnaryMultiCallable[_payments_pb2.ProbeRequest, _payments_pb2.ProbeResponse]  # type: ignore[assignment]
+    """Finds out whether a payment would arrive and what it would cost, with HTLCs that nobody can settle. That they
+    come back is an answer, not an error. What is learnt counts for payments, too. A probe is in no list.
+    """
+    Send: _aio.UnaryStreamMultiCallable[_payments_pb2.SendPaymentRequest, _payments_pb2.PaymentUpdate]  # type: ignore[assignment]
+    """Starts a payment of any sort, or finds the one that the idempotency key stands for, and tells what becomes of it:
+    first the payment, then each attempt when it begins and when it ends, at last the payment as it ended. The stream
+    ends then, or when the client goes away; that does not stop the payment. What is told is durable.
+    """
+    Track: _aio.UnaryStreamMultiCallable[_payments_pb2.TrackPaymentRequest, _payments_pb2.PaymentUpdate]  # type: ignore[assignment]
+    """The same of a payment that exists."""
+    Cancel: _aio.UnaryUnaryMultiCallable[_payments_pb2.CancelPaymentRequest, _payments_pb2.CancelPaymentResponse]  # type: ignore[assignment]
+    """Nothing more is tried. What is out is awaited, and may still arrive: then the payment succeeds.
+    FAILED_PRECONDITION when it is over already. Works for probes, too.
     """
     List: _aio.UnaryUnaryMultiCallable[_payments_pb2.ListPaymentsRequest, _payments_pb2.ListPaymentsResponse]  # type: ignore[assignment]
     """Payments, newest first."""
@@ -100,6 +142,63 @@ class PaymentsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_payments_pb2.PayStreamResponse], _abc.AsyncIterator[_payments_pb2.PayStreamResponse]]:
         """Many payments over one call. Every request is answered, in the order in which the outcomes are known; the call ends
         when the client has sent all its requests and all are answered. The daemon stops reading while 1000 are unanswered.
+        """
+
+    @_abc_1.abstractmethod
+    def Keysend(
+        self,
+        request: _payments_pb2.KeysendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payments_pb2.KeysendResponse, _abc.Awaitable[_payments_pb2.KeysendResponse]]:
+        """Pays a node that did not ask for it (keysend), and waits as `Pay` does. Moves money: give an idempotency key."""
+
+    @_abc_1.abstractmethod
+    def Rebalance(
+        self,
+        request: _payments_pb2.RebalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payments_pb2.RebalanceResponse, _abc.Awaitable[_payments_pb2.RebalanceResponse]]:
+        """Pays ourselves: out over one channel, back over another; waits as `Pay` does. Costs the fees on the way.
+        Moves money: give an idempotency key.
+        """
+
+    @_abc_1.abstractmethod
+    def Probe(
+        self,
+        request: _payments_pb2.ProbeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payments_pb2.ProbeResponse, _abc.Awaitable[_payments_pb2.ProbeResponse]]:
+        """Finds out whether a payment would arrive and what it would cost, with HTLCs that nobody can settle. That they
+        come back is an answer, not an error. What is learnt counts for payments, too. A probe is in no list.
+        """
+
+    @_abc_1.abstractmethod
+    def Send(
+        self,
+        request: _payments_pb2.SendPaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_payments_pb2.PaymentUpdate], _abc.AsyncIterator[_payments_pb2.PaymentUpdate]]:
+        """Starts a payment of any sort, or finds the one that the idempotency key stands for, and tells what becomes of it:
+        first the payment, then each attempt when it begins and when it ends, at last the payment as it ended. The stream
+        ends then, or when the client goes away; that does not stop the payment. What is told is durable.
+        """
+
+    @_abc_1.abstractmethod
+    def Track(
+        self,
+        request: _payments_pb2.TrackPaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_payments_pb2.PaymentUpdate], _abc.AsyncIterator[_payments_pb2.PaymentUpdate]]:
+        """The same of a payment that exists."""
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _payments_pb2.CancelPaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payments_pb2.CancelPaymentResponse, _abc.Awaitable[_payments_pb2.CancelPaymentResponse]]:
+        """Nothing more is tried. What is out is awaited, and may still arrive: then the payment succeeds.
+        FAILED_PRECONDITION when it is over already. Works for probes, too.
         """
 
     @_abc_1.abstractmethod

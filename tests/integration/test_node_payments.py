@@ -15,6 +15,7 @@ from channeld.bolt.invoice import Invoice, encode_invoice
 from channeld.node import receive
 from channeld.node.channels import Driver
 from channeld.node.interface import NodeError
+from channeld.node.payment_record import PaymentRecord
 from tests.integration.world import TestNode, World, world_in
 from wallet.bitcoin.address import REGTEST, TESTNET, Network
 from wallet.bitcoin.secp import pubkey_of
@@ -43,6 +44,18 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
         await world.fund(alice, 100_000_000)
         channel_id = await world.open(alice, bob, CHANNEL_SAT, push_msat=PUSH_MSAT, announce=False)
         yield Pair(world, alice, bob, channel_id)
+
+
+def send_half(payer: TestNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The payer sends half of what is asked for, once, and knows no other way."""
+
+    def half(record: PaymentRecord, *_: object) -> list[tuple[Driver, int]]:
+        if record.parts:
+            raise NodeError("failed_precondition", "half is enough")
+        (driver,) = payer.runtime.channels.all()
+        return [(driver, record.missing_msat // 2)]
+
+    monkeypatch.setattr(payer.runtime.payments._planner, "_plan", half)
 
 
 def foreign_invoice(secret: bytes, network: Network = REGTEST, amount_msat: int | None = 1_000_000) -> str:
@@ -100,7 +113,7 @@ async def test_what_cannot_be_paid_is_refused_with_a_sentence(pair: Pair) -> Non
 
 async def test_an_expired_invoice_is_refused(pair: Pair) -> None:
     invoice = await pair.bob.api.create_invoice(1_000, "gone", expiry_seconds=1)
-    pair.alice.runtime.payments._now = lambda: invoice.created_seconds + 2.0  # time passes for Alice
+    pair.alice.runtime.payments._orders._now = lambda: invoice.created_seconds + 2.0  # time passes for Alice
     assert "has expired" in (await pair.refused(invoice.bolt11)).sentence
 
 
@@ -176,13 +189,7 @@ async def test_a_payment_over_two_channels(pair: Pair) -> None:
 
 async def test_parts_that_stay_alone_are_failed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "MPP_TIMEOUT_SECONDS", 0.05)
-    payments = pair.alice.runtime.payments
-
-    def half(_: Invoice, amount_msat: int) -> list[tuple[Driver, int]]:
-        (driver,) = pair.alice.runtime.channels.all()
-        return [(driver, amount_msat // 2)]
-
-    monkeypatch.setattr(payments, "_plan", half)
+    send_half(pair.alice, monkeypatch)
     invoice = await pair.bob.api.create_invoice(1_000_000, "half of it comes")
     payment = await pair.alice.api.pay(invoice.bolt11)
     assert payment.state == "failed"
@@ -195,7 +202,7 @@ async def test_parts_that_stay_alone_are_failed(pair: Pair, monkeypatch: pytest.
 async def test_an_onion_is_taken_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     payments = pair.alice.runtime.payments
     secret = os.urandom(32)
-    monkeypatch.setattr("channeld.node.payments.os.urandom", lambda size: secret[:size])
+    monkeypatch.setattr("channeld.node.payment_plan.os.urandom", lambda size: secret[:size])
     invoice = await pair.bob.api.create_invoice(1_000_000, "replayed")
     await pair.bob.api.cancel_invoice(invoice.payment_hash)
     assert "incorrect_or_unknown" in (await pair.alice.api.pay(invoice.bolt11)).failure
@@ -208,8 +215,7 @@ async def test_an_onion_is_taken_once(pair: Pair, monkeypatch: pytest.MonkeyPatc
 
 async def test_a_payment_that_takes_longer_goes_on(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "MPP_TIMEOUT_SECONDS", 0.2)
-    (driver,) = pair.alice.runtime.channels.all()
-    monkeypatch.setattr(pair.alice.runtime.payments, "_plan", lambda _, amount_msat: [(driver, amount_msat // 2)])
+    send_half(pair.alice, monkeypatch)
     invoice = await pair.bob.api.create_invoice(1_000_000, "slow")
     payment = await pair.alice.api.pay(invoice.bolt11, timeout_seconds=0.01, idempotency_key="slow")
     assert payment.state == "in_flight"

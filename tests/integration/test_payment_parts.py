@@ -12,6 +12,7 @@ from channeld.channel import events as ev
 from channeld.node import receive
 from channeld.node.channels import Driver
 from channeld.node.interface import NodeError
+from channeld.node.payment_record import PaymentRecord
 from tests.integration.world import TestNode, World, world_in
 
 CHANNEL_SAT = 1_000_000
@@ -30,7 +31,13 @@ class Twice:
 
     def plan(self, monkeypatch: pytest.MonkeyPatch, *amounts_msat: int) -> None:
         parts = list(zip(self.drivers(), amounts_msat, strict=True))
-        monkeypatch.setattr(self.alice.runtime.payments, "_plan", lambda *_: parts)
+
+        def plan(record: PaymentRecord, *_: object) -> list[tuple[Driver, int]]:
+            if record.parts:
+                raise NodeError("failed_precondition", "nothing else is planned")
+            return parts
+
+        monkeypatch.setattr(self.alice.runtime.payments._planner, "_plan", plan)
 
     async def wait_failed(self, payment_hash: bytes) -> str:
         async def failed() -> str:

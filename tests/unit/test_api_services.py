@@ -410,7 +410,7 @@ async def test_a_stream_reads_no_further_than_its_room(
         under_way -= 1
         raise NodeError("not_found", "No way to the payee.")
 
-    monkeypatch.setattr(node, "pay", pay)
+    monkeypatch.setattr(node, "send", pay)
     stream = client.stream(client.payments.PayStream)
     for number in range(10):
         await stream.write(payments_pb2.PayStreamRequest(request_id=number, pay=payments_pb2.PayRequest(bolt11="x")))
