@@ -34,8 +34,8 @@ def _quiet(_sentence: str) -> None:
 async def soak(
     shape: Shape, load: Load, seed: int, say: Callable[[str], None] = _quiet, closes: bool = False
 ) -> Result:
-    """Everything; `closes`: in the end all channels are closed, too. Raises Lost if anything is: with the seed, and with
-    the folder of all databases and logs, which then stays."""
+    """Everything; `closes`: in the end all channels are closed, too. Raises Lost if anything is: with the seed, and
+    with the folder of all databases and logs, which then stays."""
     folder = Path(tempfile.mkdtemp(prefix="channeld-soak-"))
     try:
         async with Lab(folder) as lab:
