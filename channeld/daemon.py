@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -182,18 +181,13 @@ class Daemon:
             "metrics": self.metrics.url if self.metrics is not None else "",
             "pid": os.getpid(),
         }
-        write_private(self.ready_file, json.dumps(ready).encode() + b"\n")
+        write_private(self.config.paths.ready, json.dumps(ready).encode() + b"\n")
         peers = ", ".join(runtime.listening) or "no address"
         _say(f"channeld is ready: {ready['node_id']}, peers on {peers}, gRPC on {api.address}")
 
-    @property
-    def ready_file(self) -> Path:
-        """Tells programs what `_say_ready` tells people, while the daemon runs."""
-        return self.config.paths.directory / "ready.json"
-
     async def stop(self) -> None:
         """Stop what was started."""
-        self.ready_file.unlink(missing_ok=True)
+        self.config.paths.ready.unlink(missing_ok=True)
         if self.api is not None:
             await self.api.stop()
         if self._lag is not None:

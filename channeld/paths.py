@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from watchtower.rpc.files import write_private
+from watchtower.rpc.paths import DaemonPaths, data_root
 
 DEFAULT_ROOT = Path("~/.channeld")
 NETWORKS = ("mainnet", "testnet", "signet", "regtest")
 
 
-class DataPaths(NamedTuple):
-    """The files of one daemon: one folder a network under `root`."""
+class DataPaths(DaemonPaths):
+    """The files of one daemon."""
 
-    root: Path
-    network: str
-
-    @property
-    def directory(self) -> Path:
-        """The network's folder; mode 0700."""
-        return self.root / self.network
-
-    @property
-    def token(self) -> Path:
-        """What a client must show: 64 hex characters and a line feed; mode 0600."""
-        return self.directory / "token"
-
-    @property
-    def tls_cert(self) -> Path:
-        """The API's certificate, PEM."""
-        return self.directory / "tls.cert"
-
-    @property
-    def tls_key(self) -> Path:
-        """The certificate's private key, PEM; mode 0600."""
-        return self.directory / "tls.key"
-
-    @property
-    def grpc_address(self) -> Path:
-        """`host:port` of the API and a line feed; there while the daemon listens."""
-        return self.directory / "grpc.addr"
+    __slots__ = ()
 
     @property
     def database(self) -> Path:
@@ -63,15 +37,10 @@ class DataPaths(NamedTuple):
         """What the daemon has to say."""
         return self.directory / "channeld.log"
 
-    @property
-    def lock(self) -> Path:
-        """Locked while a daemon uses the folder."""
-        return self.directory / "lock"
-
 
 def data_paths(network: str, root: str | os.PathLike[str] | None = None) -> DataPaths:
     """The files for `network` under `root` (`~/.channeld` if None); `~` is expanded, nothing is made."""
-    return DataPaths(Path(root if root is not None else DEFAULT_ROOT).expanduser().absolute(), network)
+    return DataPaths(data_root(root if root is not None else DEFAULT_ROOT), network)
 
 
 __all__ = ["DEFAULT_ROOT", "NETWORKS", "DataPaths", "data_paths", "write_private"]

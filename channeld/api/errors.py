@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from channeld.node.interface import NodeError
-from watchtower.rpc import errors
-from watchtower.rpc.errors import ERROR_KIND_METADATA, Status
+from watchtower.rpc import ERROR_KIND_METADATA, errors
+from watchtower.rpc.errors import Status
 
 
 class ErrorInterceptor(errors.ErrorInterceptor):

@@ -3,23 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from watchtower.rpc.commandline import (
+    ALREADY_EXISTS,
+    FAILED,
+    INTERRUPTED,
+    KEY_REUSED,
+    NOT_ALLOWED,
+    NOT_ENOUGH,
+    NOT_FOUND,
+    NOT_KNOWN_YET,
+    NOT_NOW,
+    OK,
+    STATUS_OF_CODE,
+    UNAVAILABLE,
+    USAGE,
+    CliError,
+    as_sentence,
+    is_from_daemon,
+)
 
 if TYPE_CHECKING:
     import grpc
 
-OK = 0
-FAILED = 1
-USAGE = 2
-NOT_FOUND = 3
-NOT_ENOUGH = 4
-UNAVAILABLE = 5
-ALREADY_EXISTS = 6
-NOT_NOW = 7
-NOT_KNOWN_YET = 8
-NOT_ALLOWED = 9
-KEY_REUSED = 10
-INTERRUPTED = 130
+__all__ = [
+    "ALREADY_EXISTS",
+    "EXIT_STATUSES",
+    "FAILED",
+    "INTERRUPTED",
+    "KEY_REUSED",
+    "NOT_ALLOWED",
+    "NOT_ENOUGH",
+    "NOT_FOUND",
+    "NOT_KNOWN_YET",
+    "NOT_NOW",
+    "OK",
+    "UNAVAILABLE",
+    "USAGE",
+    "CliError",
+    "Place",
+    "as_sentence",
+    "connection_was_lost",
+    "from_rpc_error",
+    "is_from_daemon",
+    "not_running",
+]
 
 EXIT_STATUSES = (
     "Exit status: 0 done; 1 failed; 2 wrong usage or a wrong argument; 3 not found; 4 not enough money; "
@@ -27,33 +56,6 @@ EXIT_STATUSES = (
     "8 the outcome is not known yet; 9 wrong token or certificate; 10 the idempotency key was used for something else; "
     "130 interrupted."
 )
-
-ERROR_KIND_METADATA = "channeld-error"
-
-_STATUS_OF_CODE = {
-    "INVALID_ARGUMENT": USAGE,
-    "OUT_OF_RANGE": USAGE,
-    "NOT_FOUND": NOT_FOUND,
-    "RESOURCE_EXHAUSTED": NOT_ENOUGH,
-    "UNAVAILABLE": UNAVAILABLE,
-    "UNIMPLEMENTED": UNAVAILABLE,
-    "ALREADY_EXISTS": ALREADY_EXISTS,
-    "FAILED_PRECONDITION": NOT_NOW,
-    "DEADLINE_EXCEEDED": NOT_KNOWN_YET,
-    "UNAUTHENTICATED": NOT_ALLOWED,
-    "PERMISSION_DENIED": NOT_ALLOWED,
-    "ABORTED": KEY_REUSED,
-}
-
-
-class CliError(Exception):
-    """Ends the program: a sentence on what is wrong, another on what to do next, and the exit status."""
-
-    def __init__(self, sentence: str, hint: str = "", status: int = FAILED) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
-        self.hint = hint
-        self.status = status
 
 
 class Place(NamedTuple):
@@ -63,12 +65,6 @@ class Place(NamedTuple):
     tls_cert: Path
     token_file: Path
     start_command: str
-
-
-def is_from_daemon(error: grpc.RpcError) -> bool:
-    """Whether the daemon itself answered so: then nothing is uncertain, and trying again changes nothing."""
-    metadata: Any = error.trailing_metadata() or ()
-    return any(key == ERROR_KIND_METADATA for key, _ in metadata)
 
 
 def connection_was_lost(error: grpc.RpcError) -> bool:
@@ -86,7 +82,7 @@ def from_rpc_error(error: grpc.RpcError, place: Place) -> CliError:
             NOT_ALLOWED,
         )
     if is_from_daemon(error):
-        return CliError(as_sentence(details), _HINTS.get(code, ""), _STATUS_OF_CODE.get(code, FAILED))
+        return CliError(as_sentence(details), _HINTS.get(code, ""), STATUS_OF_CODE.get(code, FAILED))
     if code == "UNAVAILABLE":
         return _unreachable(details, place)
     if code == "DEADLINE_EXCEEDED":
@@ -103,20 +99,13 @@ def from_rpc_error(error: grpc.RpcError, place: Place) -> CliError:
         )
     if code == "RESOURCE_EXHAUSTED":
         return CliError(f"The message is too large: {details}.", "", USAGE)
-    return CliError(f"The call failed: {details or code}.", "", _STATUS_OF_CODE.get(code, FAILED))
+    return CliError(f"The call failed: {details or code}.", "", STATUS_OF_CODE.get(code, FAILED))
 
 
 _HINTS = {
     "INTERNAL": "Nothing else is known here; the daemon's log is the place to look.",
     "ABORTED": "Use a new key, or leave --idempotency-key out.",
 }
-
-
-def as_sentence(text: str) -> str:
-    """`text` with a capital letter and a full stop; an address or an id at its beginning stays as it is."""
-    word = text.split(" ", 1)[0]
-    capital = text[:1].upper() + text[1:] if word.isalpha() else text
-    return capital if capital.endswith((".", "?", "!")) else f"{capital}."
 
 
 def not_running(place: Place) -> CliError:

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import datetime
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from watchtower.rpc.commandline import (
+    FAILED,
+    NOT_ALLOWED,
+    STATUS_OF_CODE,
+    UNAVAILABLE,
+    USAGE,
+    CliError,
+    as_sentence,
+    run_app,
+)
 from watchtower.rpc.console import Column, Id, Output
 from watchtower.tower.paths import TowerPaths, tower_paths
 
 if TYPE_CHECKING:
     from watchtower.v1 import operator_pb2
 
-OK, FAILED, USAGE, NOT_FOUND, UNAVAILABLE, NOT_ALLOWED, INTERRUPTED = 0, 1, 2, 3, 5, 9, 130
 EXIT_STATUSES = (
     "Exit status: 0 done; 1 failed, or the tower is not in step with the chain (status); 2 wrong usage; 3 not found; "
     "5 the tower is away; 9 wrong token or certificate; 130 interrupted."
 )
-_STATUS_OF_CODE = {
-    "INVALID_ARGUMENT": USAGE,
-    "NOT_FOUND": NOT_FOUND,
-    "UNAVAILABLE": UNAVAILABLE,
-    "UNAUTHENTICATED": NOT_ALLOWED,
-    "DEADLINE_EXCEEDED": UNAVAILABLE,
-}
 TIMEOUT_SECONDS = 30.0
-_ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="watchtowerctl",
@@ -43,16 +43,6 @@ app = typer.Typer(
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many, the newest.")]
-
-
-class CliError(Exception):
-    """Ends the program: a sentence, what to do next, and the exit status."""
-
-    def __init__(self, sentence: str, hint: str = "", status: int = FAILED) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
-        self.hint = hint
-        self.status = status
 
 
 class Settings(NamedTuple):
@@ -152,9 +142,9 @@ class Session:
 
 def _failure(error: Any) -> CliError:
     code, details = error.code().name, error.details() or ""
-    if code == "UNAVAILABLE":
+    if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
         return CliError(f"The tower cannot be reached: {details}.", "See whether watchtowerd runs.", UNAVAILABLE)
-    return CliError(details or code, "", _STATUS_OF_CODE.get(code, FAILED))
+    return CliError(as_sentence(details or code), "", STATUS_OF_CODE.get(code, FAILED))
 
 
 @app.command()
@@ -337,23 +327,7 @@ def _ago(seconds: float) -> str:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (without the program's name); the exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    out: Callable[[str, str], None] = Output(as_json=False).error
-    try:
-        result = app(args=arguments, prog_name="watchtowerctl", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else OK
-    except CliError as error:
-        out(error.sentence, error.hint)
-        return error.status
-    except _ClickException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())
-        else:
-            out(error.format_message(), "See `watchtowerctl --help`.")
-        return int(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
+    return run_app(app, "watchtowerctl", arguments)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from watchtower.messages import (
     is_signed,
     request_digest,
 )
-from watchtower.rpc.errors import ERROR_KIND_METADATA
+from watchtower.rpc import ERROR_KIND_METADATA
 from watchtower.v1 import tower_pb2, tower_pb2_grpc
 
 CONNECT_SECONDS = 10.0

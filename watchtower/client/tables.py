@@ -6,30 +6,23 @@ the difference between that and `tower_backups`, and costs a payment nothing.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, String, Table
 
+from wallet.db.columns import KEY, named_metadata
 from wallet.db.statements import delete, insert, lookup, update, upsert
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-_Key = BigInteger().with_variant(Integer(), "sqlite")
+metadata = named_metadata()
 
 
 def _tower_key() -> Column[int]:
     reference = ForeignKey("towers.tower_key", deferrable=True, initially="DEFERRED")
-    return Column("tower_key", _Key, reference, primary_key=True, autoincrement=False)
+    return Column("tower_key", KEY, reference, primary_key=True, autoincrement=False)
 
 
 towers = Table(
     "towers",
     metadata,
-    Column("tower_key", _Key, primary_key=True, autoincrement=False),
+    Column("tower_key", KEY, primary_key=True, autoincrement=False),
     Column("tower_id", LargeBinary(33), nullable=False, unique=True),
     Column("address", String(255), nullable=False),
     Column("mode", String(8), nullable=False),

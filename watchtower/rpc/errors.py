@@ -11,8 +11,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-ERROR_KIND_METADATA = "channeld-error"
-"""Trailing metadata that says which kind of error it was: there whenever the daemon itself answered."""
+from watchtower.rpc import ERROR_KIND_METADATA
 
 ErrorKind = Literal[
     "invalid_argument",

@@ -14,7 +14,6 @@ from sqlalchemy import (
     ForeignKey,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
@@ -22,12 +21,11 @@ from sqlalchemy import (
 )
 
 from wallet.db import StorageError, Write
+from wallet.db.columns import KEY, named_metadata
 from wallet.db.migrate import Schema, upgrade
 from wallet.db.statements import delete, delete_below, insert, lookup, update, upsert
 
-_Key = BigInteger().with_variant(Integer(), "sqlite")
-
-metadata = MetaData()
+metadata = named_metadata()
 
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", LargeBinary))
 """`network`."""
@@ -35,7 +33,7 @@ meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Colu
 sessions = Table(
     "sessions",
     metadata,
-    Column("session_key", _Key, primary_key=True, autoincrement=False),
+    Column("session_key", KEY, primary_key=True, autoincrement=False),
     Column("session_id", LargeBinary(33), nullable=False, unique=True),
     Column("terms", LargeBinary, nullable=False),
     Column("appointments", BigInteger, nullable=False),
@@ -49,10 +47,10 @@ sessions = Table(
 appointments = Table(
     "appointments",
     metadata,
-    Column("appointment_id", _Key, primary_key=True, autoincrement=False),
+    Column("appointment_id", KEY, primary_key=True, autoincrement=False),
     Column(
         "session_key",
-        _Key,
+        KEY,
         ForeignKey("sessions.session_key", deferrable=True, initially="DEFERRED"),
         nullable=False,
         index=True,
@@ -77,7 +75,7 @@ blocks = Table(
 breaches = Table(
     "breaches",
     metadata,
-    Column("breach_id", _Key, primary_key=True, autoincrement=False),
+    Column("breach_id", KEY, primary_key=True, autoincrement=False),
     Column("txid", LargeBinary(32), nullable=False),
     Column("resolved", Boolean, nullable=False),
     Column("record", LargeBinary, nullable=False),
@@ -87,7 +85,7 @@ breaches = Table(
 alerts = Table(
     "alerts",
     metadata,
-    Column("sequence", _Key, primary_key=True, autoincrement=False),
+    Column("sequence", KEY, primary_key=True, autoincrement=False),
     Column("milliseconds", BigInteger, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("sentence", Text, nullable=False),

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -75,9 +76,9 @@ class Loaded(NamedTuple):
 
 def load(connection: Connection) -> Loaded:
     """The index comes sorted from the database, whose own index it is."""
-    cursor = connection.connection.cursor()  # a million rows: SQLAlchemy's own would take longer
+    cursor: Any = connection.connection.cursor()  # a million rows: SQLAlchemy's own would take longer
     cursor.execute("SELECT locator_prefix FROM appointments ORDER BY locator_prefix")
-    prefixes = from_columns(np.fromiter((row[0] for row in iter(cursor.fetchone, None)), dtype=np.int64))
+    prefixes = from_columns(np.fromiter(chain.from_iterable(cursor), dtype=np.int64))
     cursor.close()
     blocks = [
         SearchedBlock(BlockRef(row.height, row.hash), np.frombuffer(row.prefixes, dtype=np.uint64))

@@ -18,7 +18,7 @@ def upgrade() -> None:
         "meta",
         sa.Column("key", sa.String(length=64), nullable=False),
         sa.Column("value", sa.LargeBinary(), nullable=True),
-        sa.PrimaryKeyConstraint("key"),
+        sa.PrimaryKeyConstraint("key", name="pk_meta"),
     )
     op.create_table(
         "sessions",
@@ -30,8 +30,8 @@ def upgrade() -> None:
         sa.Column("created_seconds", sa.BigInteger(), nullable=False),
         sa.Column("used_seconds", sa.BigInteger(), nullable=False),
         sa.Column("ended", sa.Boolean(), nullable=False),
-        sa.PrimaryKeyConstraint("session_key"),
-        sa.UniqueConstraint("session_id"),
+        sa.PrimaryKeyConstraint("session_key", name="pk_sessions"),
+        sa.UniqueConstraint("session_id", name="uq_sessions_session_id"),
     )
     _make_appointments()
     op.create_table(
@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.Column("height", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("hash", sa.LargeBinary(length=32), nullable=False),
         sa.Column("prefixes", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("height"),
+        sa.PrimaryKeyConstraint("height", name="pk_blocks"),
     )
     op.create_table(
         "breaches",
@@ -47,7 +47,7 @@ def upgrade() -> None:
         sa.Column("txid", sa.LargeBinary(length=32), nullable=False),
         sa.Column("resolved", sa.Boolean(), nullable=False),
         sa.Column("record", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("breach_id"),
+        sa.PrimaryKeyConstraint("breach_id", name="pk_breaches"),
     )
     op.create_table(
         "alerts",
@@ -56,7 +56,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.String(length=32), nullable=False),
         sa.Column("sentence", sa.Text(), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("sequence"),
+        sa.PrimaryKeyConstraint("sequence", name="pk_alerts"),
     )
 
 
@@ -69,8 +69,14 @@ def _make_appointments() -> None:
         sa.Column("locator", sa.LargeBinary(length=16), nullable=False),
         sa.Column("accepted_height", sa.Integer(), nullable=False),
         sa.Column("blob", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("appointment_id"),
-        sa.ForeignKeyConstraint(["session_key"], ["sessions.session_key"], deferrable=True, initially="DEFERRED"),
+        sa.PrimaryKeyConstraint("appointment_id", name="pk_appointments"),
+        sa.ForeignKeyConstraint(
+            ["session_key"],
+            ["sessions.session_key"],
+            name="fk_appointments_session_key",
+            deferrable=True,
+            initially="DEFERRED",
+        ),
     )
     op.create_index("ix_appointments_session_key", "appointments", ["session_key"])
     op.create_index("ix_appointments_locator_prefix", "appointments", ["locator_prefix"])
