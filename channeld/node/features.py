@@ -21,5 +21,8 @@ LOCAL_FEATURES = required(
     Feature.option_scid_alias,
     Feature.option_zeroconf,
     Feature.option_simple_close,
+    Feature.option_route_blinding,
+    Feature.option_attribution_data,
+    Feature.option_onion_messages,
 )
-"""Assumed features are required; the rest is optional. Onion messages and the like are not offered."""
+"""Assumed features are required; the rest is optional."""

@@ -40,7 +40,9 @@ MOST_DELTA_BLOCKS = 1008
 """Half of what a channel on the way may accept (`max_htlc_cltv`): the route needs the rest."""
 MAX_DESCRIPTION_BYTES = 639
 MAX_AMOUNT_MSAT = 21_000_000 * 100_000_000_000
-FEATURES = required(Feature.var_onion_optin, Feature.payment_secret) | optional(Feature.basic_mpp)
+FEATURES = required(Feature.var_onion_optin, Feature.payment_secret) | optional(
+    Feature.basic_mpp, Feature.option_route_blinding, Feature.option_attribution_data
+)
 
 
 @dataclass(frozen=True, slots=True)

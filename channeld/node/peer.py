@@ -25,7 +25,6 @@ from channeld.bolt.messages import (
     ErrorMessage,
     Init,
     Message,
-    OnionMessage,
     PeerStorage,
     PeerStorageRetrieval,
     Ping,
@@ -191,7 +190,7 @@ class PeerLink:
         self._handler.warning(self, message)
 
     def _ignore(self, message: Message) -> None:
-        """Onion messages and peer storage, which this node does not offer: read, and let go."""
+        """Peer storage, which this node does not offer: read, and let go."""
 
 
 class _KeepAlive:
@@ -248,8 +247,5 @@ _CONTROL: dict[type[Message], Callable[[PeerLink, Message], None]] = {
     Pong: PeerLink._on_pong,
     ErrorMessage: PeerLink._on_error,
     WarningMessage: PeerLink._on_warning,
-    **dict.fromkeys(
-        (OnionMessage, PeerStorage, PeerStorageRetrieval),
-        PeerLink._ignore,
-    ),
+    **dict.fromkeys((PeerStorage, PeerStorageRetrieval), PeerLink._ignore),
 }

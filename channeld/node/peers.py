@@ -16,7 +16,7 @@ from sqlalchemy import Connection as DbConnection
 from sqlalchemy import select
 
 from channeld.bolt.features import describe
-from channeld.bolt.messages import ErrorMessage, Message, WarningMessage
+from channeld.bolt.messages import ErrorMessage, Message, OnionMessage, WarningMessage
 from channeld.gossip.service import GOSSIP_MESSAGES
 from channeld.node import transport
 from channeld.node.bus import EventBus
@@ -52,6 +52,12 @@ class PeerGossip(Protocol):
     def peer_message(self, link: PeerLink, message: Message) -> None: ...
 
 
+class PeerMessenger(Protocol):
+    """Who takes onion messages."""
+
+    def peer_message(self, link: PeerLink, message: OnionMessage) -> None: ...
+
+
 class Peer:
     """A node that we know: connected, or worth connecting to."""
 
@@ -80,6 +86,7 @@ class Peers:
         self._starting: set[PeerLink] = set()
         self._channels: PeerChannels | None = None
         self._gossip: PeerGossip | None = None
+        self._messenger: PeerMessenger | None = None
         self._waiters: dict[bytes, list[asyncio.Future[PeerLink]]] = {}
         self._listeners: list[transport.Listener] = []
         self._stopping = False
@@ -91,6 +98,10 @@ class Peers:
     def set_gossip(self, gossip: PeerGossip) -> None:
         """Who gets the messages of BOLT 7."""
         self._gossip = gossip
+
+    def set_messenger(self, messenger: PeerMessenger) -> None:
+        """Who gets onion messages."""
+        self._messenger = messenger
 
     @property
     def channels(self) -> PeerChannels:
@@ -133,6 +144,10 @@ class Peers:
         """The connection to a peer, if there is one."""
         peer = self._peers.get(node_id)
         return peer.link if peer is not None else None
+
+    def links(self) -> list[PeerLink]:
+        """All connections."""
+        return [peer.link for peer in self._peers.values() if peer.link is not None]
 
     async def connect(self, node_id: bytes, host: str, port: int, timeout_seconds: float) -> PeerView:
         """Connect and remember the address, or find connected."""
@@ -291,6 +306,9 @@ class Peers:
         if isinstance(message, GOSSIP_MESSAGES):
             if self._gossip is not None:
                 self._gossip.peer_message(link, message)
+        elif isinstance(message, OnionMessage):
+            if self._messenger is not None:
+                self._messenger.peer_message(link, message)
         else:
             self.channels.peer_message(link, message, raw)
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from channeld.bolt.invoice import RoutingHop
 from channeld.channel.env import ChannelPolicy
 from channeld.node import views
+from channeld.node.blinded_paths import BlindedPaths
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
 from channeld.node.chain import ChainFollower
@@ -29,6 +30,7 @@ from channeld.node.idempotency import Idempotency
 from channeld.node.identity import Identity
 from channeld.node.invoices import InvoiceBook
 from channeld.node.monitor import Monitor
+from channeld.node.onion_messages import OnionMessenger
 from channeld.node.payment_orders import Orders
 from channeld.node.payment_plan import Planner
 from channeld.node.payment_verbs import InvoicesToOurselves, PaymentVerbs
@@ -97,6 +99,7 @@ class Runtime:
         self.channels.connect_parts(self._switch, self.coins)
         self.peers.set_channels(self.channels)
         self.peers.set_gossip(self.gossip)
+        self.peers.set_messenger(self.messenger)
         self._build_chain(source)
 
     def _height(self) -> int:
@@ -133,6 +136,7 @@ class Runtime:
         )
         self.gossip.core.sync.may_start = self._first_sync.is_set
         self.towers = NodeTowers(store, self.identity, self.channels, self.wallet)
+        self.messenger = OnionMessenger(self.identity, self.peers, self.channels, lambda: self.gossip.graph)
         self.channels.on_touched = self._touched
         self.channels.update_of_peer = self.gossip.core.own.remote_update
 
@@ -149,6 +153,7 @@ class Runtime:
             time.time,
             self.settings.accept_keysend,
         )
+        self.blinded = BlindedPaths(node_id, self.channels, self.invoices, self._height, time.time)
         self.router = Router(node_id, self.channels, self.gossip, self._height, time.time)
         self.graph = GraphVerbs(node_id, network, self.gossip, self.router, self._save_scores, self._height, time.time)
         to_ourselves = InvoicesToOurselves(self.invoices, self.receiver)

@@ -18,6 +18,7 @@ from channeld.bolt.onion.crypto import blinding_factor, derive_key
 from channeld.bolt.primitives import (
     U16,
     U32,
+    U64,
     Counted,
     DecodeError,
     Point,
@@ -95,6 +96,25 @@ class BlindedPath(Structure):
     first_node_id: SciddirOrPubkeyBytes
     first_path_key: Point
     path: Annotated[tuple[BlindedPathHop, ...], Counted("B")]
+
+
+@structure
+class BlindedPayInfo(Structure):
+    """`blinded_payinfo`: what a payer has to know of a path that it cannot look into. Amounts in msat, delta in blocks.
+
+    Source: BOLT 12, "Invoices".
+    """
+
+    fee_base_msat: U32
+    fee_proportional_millionths: U32
+    cltv_expiry_delta: U16
+    htlc_minimum_msat: U64
+    htlc_maximum_msat: U64
+    features: VarBytes = b""
+
+    def fee_msat(self, amount_msat: int) -> int:
+        """What the path takes of a payment of which `amount_msat` arrives."""
+        return self.fee_base_msat + -(-amount_msat * self.fee_proportional_millionths // _MILLION)
 
 
 @dataclass(frozen=True, slots=True)
