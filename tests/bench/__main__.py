@@ -1,6 +1,7 @@
 """`make bench`: speed and memory, beside the floor that this machine's cryptography and disk set in the same run.
 
-Machines are noisy: read the ratios. `--micro NAME` runs some microbenchmarks alone, `--json` prints it for programs.
+Machines are noisy: read the ratios. The watchtower has benches of its own, which take minutes: `tests.bench.tower` and
+`tests.bench.tower_cost`. `--micro NAME` runs some microbenchmarks alone, `--json` prints it for programs.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.bars import Bar, bar_table
 from tests.bench.floor import Floor, measure_floor
 from tests.bench.micro import run_micro
 from tests.bench.payments import IN_FLIGHT, PaymentFigures, measure_payments
@@ -21,22 +22,6 @@ from tests.bench.timing import Timing
 CORE_LIGHTNING_PER_SECOND = 191
 CORE_LIGHTNING_ALONE_SECONDS = 0.033
 CORE_LIGHTNING_CPU_SECONDS = 0.0057
-
-
-class Bar(NamedTuple):
-    """One figure, and what it has to be. `sense` is "<=" or ">="."""
-
-    name: str
-    value: float
-    sense: str
-    bar: float
-    unit: str
-    note: str = ""
-
-    @property
-    def met(self) -> bool:
-        """Whether the figure is good enough."""
-        return self.value <= self.bar if self.sense == "<=" else self.value >= self.bar
 
 
 def bars(figures: PaymentFigures, floor: Floor) -> list[Bar]:
@@ -88,18 +73,6 @@ def _timing_table(title: str, timings: list[Timing]) -> Table:
     return table
 
 
-def _bar_table(rows: list[Bar]) -> Table:
-    table = Table(title="Two daemons, one channel, durable commits", title_justify="left")
-    for column in ("figure", "measured", "bar", "", "ratio"):
-        table.add_column(column, justify="right" if column in ("measured", "bar") else "left")
-    for row in rows:
-        verdict = "[green]met[/]" if row.met else "[red]missed[/]"
-        table.add_row(
-            row.name, f"{row.value:,.2f} {row.unit}", f"{row.sense} {row.bar:g} {row.unit}", verdict, row.note
-        )
-    return table
-
-
 def main() -> None:
     """Runs what was asked for and prints it. Never fails because of a figure: machines are noisy."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
@@ -115,7 +88,7 @@ def main() -> None:
     rows: list[Bar] = []
     if arguments.micro is None:
         rows = bars(asyncio.run(measure_payments(busy=arguments.payments)), floor)
-        console.print(_bar_table(rows))
+        console.print(bar_table("Two daemons, one channel, durable commits", rows))
     if arguments.json:
         seconds = {timing.name: timing.best_seconds for timing in (*floor.timings, *micro)}
         print(json.dumps({"seconds": seconds, "bars": [{**row._asdict(), "met": row.met} for row in rows]}))

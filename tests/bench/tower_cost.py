@@ -16,8 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from rich.console import Console
+
 from channeld.lab import DaemonProcess, Lab
 from channeld.v1 import towers_pb2
+from tests.bench.bars import Bar, bar_table
 from tests.bench.payments import CAPACITY_SAT, IN_FLIGHT, invoices, pay_all
 from tests.bench.tower import start, tower_process
 from watchtower.appointment import Mode
@@ -127,15 +130,28 @@ def main() -> None:
     """Prints the figures."""
     modes: list[Mode] = ["blind" if sys.argv[1] == "blind" else "own"] if len(sys.argv) > 1 else ["own", "blind"]
     rounds, payments = (int(given) for given in (sys.argv[2:4] + ["5", "800"][len(sys.argv[2:4]) :]))
+    console = Console()
     for mode in modes:
         cost = asyncio.run(measure_tower_cost(mode, rounds, payments))
-        print(f"{mode} mode, medians of {rounds} rounds of {payments} payments, {IN_FLIGHT} in flight:")
-        print(f"  payments without a tower   {cost.plain_per_second:.0f}/s")
-        print(f"  payments with a tower      {cost.throughput:.1%} of that")
-        print(f"  CPU a payment, under load  {cost.cpu:.1%} of that without")
-        print(f"  CPU with what comes after  {cost.cpu_drained:.1%}")
-        print(f"  backlog at the end         {cost.backlog:.0f} commitments, gone after {cost.drain_seconds:.1f} s")
-        print(f"  revoked commitments        {cost.revoked_per_payment:.3f} a payment and side")
+        title = f"With a tower in {mode} mode on both sides: medians of {rounds} rounds of {payments} payments"
+        console.print(bar_table(title, bars(cost)))
+        console.print(f"{cost.backlog:.0f} commitments were left behind, for {cost.drain_seconds:.1f} s")
+
+
+def bars(cost: TowerCost) -> list[Bar]:
+    """At most a tenth of throughput. What comes after the load is the price of every state; it has no bar."""
+    return [
+        Bar("payments a second", 100 * cost.throughput, ">=", 90, "%", f"without: {cost.plain_per_second:.0f}/s"),
+        Bar(
+            "CPU a payment, under load",
+            100 * cost.cpu,
+            "<=",
+            110,
+            "%",
+            f"with what comes after: {100 * cost.cpu_drained:.1f}%; "
+            f"{cost.revoked_per_payment:.3f} revoked commitments a payment and side",
+        ),
+    ]
 
 
 if __name__ == "__main__":
