@@ -17,8 +17,10 @@ from channeld.channel import open as opening
 from channeld.channel.commitments import AwaitingRevocation, htlc_key
 from channeld.channel.effects import (
     Broadcast,
+    ChannelUsable,
     CloseCompleted,
     Effect,
+    FundingLost,
     HtlcFailed,
     HtlcSettled,
     ReleaseFunding,
@@ -34,6 +36,7 @@ from channeld.channel.state import (
     CloseKind,
     Closing,
     FundingCreatedSent,
+    Live,
     NegotiatingLegacy,
     NegotiatingSimple,
     Normal,
@@ -63,6 +66,9 @@ _REMOTE_KINDS: dict[CloseKind, str] = {
 def on_funding_depth(state: AnyFunded, event: FundingDepth, env: Env) -> Transition:
     """The funding transaction was buried deeper, or reorganised."""
     params = state.params
+    if event.rival_txid and event.rival_depth >= env.policy.irrevocable_depth_blocks:
+        reason = f"the funding transaction was double-spent by {event.rival_txid[::-1].hex()}: nothing can be claimed"
+        return _came_to_nothing(state, reason, event.rival_txid)
     if event.amount_sat not in (None, params.capacity_sat) and isinstance(state, AwaitingFunding):
         # BOLT 2, "MUST NOT send `channel_ready` unless outpoint ... pays exactly `funding_satoshis`"; no signature that
         # was exchanged is valid for such an output
@@ -74,10 +80,52 @@ def on_funding_depth(state: AnyFunded, event: FundingDepth, env: Env) -> Transit
     funding_tx = state.funding_tx
     if event.depth >= env.policy.burial_depth_blocks:
         funding_tx = b""
-    following = replace(state, funding_depth=event.depth, scid=scid, funding_tx=funding_tx)
+    following = replace(
+        state, funding_depth=event.depth, scid=scid, funding_tx=funding_tx, double_spent_by=event.rival_txid
+    )
+    effects = _funding_news(state, following)
     if isinstance(following, AwaitingFunding):
-        return opening.on_funding_depth(following, env)
-    return Transition(following)
+        transition = opening.on_funding_depth(following, env)
+        return replace(transition, effects=(*effects, *transition.effects))
+    return Transition(following, tuple(effects))
+
+
+def _funding_news(before: AnyFunded, after: AnyFunded) -> list[Effect]:
+    """What a change of the funding transaction's depth means for a channel in use."""
+    if after.double_spent_by and after.double_spent_by != before.double_spent_by:
+        rival = after.double_spent_by[::-1].hex()
+        return [FundingLost(f"the funding transaction was double-spent by {rival}: the channel is worth nothing now")]
+    if not isinstance(after, Normal) or before.is_deep == after.is_deep:
+        return []
+    if after.is_deep:
+        return [ChannelUsable()] if isinstance(after.link, Live) else []
+    depth = after.params.minimum_depth_blocks
+    return [FundingLost(f"a reorganisation: the channel is not used until its funding is {depth} blocks deep again")]
+
+
+def _came_to_nothing(state: AnyFunded, reason: str, rival_txid: bytes | None) -> Transition:
+    """The funding transaction will never be in the chain: nobody can claim anything, and what we offered is ours."""
+    effects: list[Effect] = []
+    writes: list[Write] = []
+    if not isinstance(state, WaitingForRemoteClose | Closing):
+        commitments, effects, writes = normal.drop_uncommitted(state.commitments, state.params)
+        state = replace(state, commitments=commitments)
+    c = state.commitments
+    offered = {**c.latest_remote.spec.htlcs, **c.remote.spec.htlcs, **c.local.spec.htlcs}
+    for htlc in offered.values():
+        if htlc.offered and htlc.id in c.origins and htlc.id not in c.learnt:
+            effects.append(HtlcFailed(htlc.id, c.origins[htlc.id], htlc.payment_hash, htlc.amount_msat, on_chain=True))
+    closed = Closed(
+        id=state.params.channel_id,
+        remote_node_id=state.params.remote_node_id,
+        reason=reason,
+        closing_txid=rival_txid,
+        capacity_sat=state.params.capacity_sat,
+        is_opener=state.params.is_opener,
+        funding_outpoint=state.params.funding_outpoint,
+    )
+    effects.append(CloseCompleted(rival_txid, reason))
+    return Transition(closed, tuple(effects), tuple(writes), reason)
 
 
 # --- deadlines ----------------------------------------------------------------------------------------------------
@@ -89,13 +137,11 @@ def on_new_block(state: AnyFunded, env: Env) -> Transition:
     doubt = state.unconfirmed
     if isinstance(state, Open) and doubt is not None and doubt.failure:
         return fail_when_safe(state, doubt.failure, env)
-    if isinstance(state, AwaitingFunding):
-        # BOLT 2, "A non-funding node (fundee): SHOULD forget the channel if it does not see the correct funding
-        # transaction after a timeout of 2016 blocks."
-        age_blocks = env.block_height - state.params.created_height
-        if not state.params.is_opener and state.funding_depth == 0 and age_blocks >= FORGET_UNFUNDED_AFTER_BLOCKS:
-            return _forgotten(state, "the funding transaction did not confirm in 2016 blocks", [])
-        return Transition(state)
+    # BOLT 2, "A non-funding node (fundee): SHOULD forget the channel if it does not see the correct funding
+    # transaction after a timeout of 2016 blocks", "even if the promise of `push_msat` is significant".
+    unfunded = not isinstance(state, Normal) and not state.params.is_opener and state.scid is None
+    if unfunded and env.block_height - state.params.created_height >= FORGET_UNFUNDED_AFTER_BLOCKS:
+        return _came_to_nothing(state, "the funding transaction did not confirm in 2016 blocks", None)
     if isinstance(state, Normal | ShuttingDown):
         reason = economics.reason_to_close(state.commitments, state.params, env)
         if reason and doubt is not None and not unconfirmed.waited_for_deadline(doubt, env):

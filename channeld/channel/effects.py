@@ -55,10 +55,11 @@ class Broadcast(Struct, frozen=True):
 
 class WatchFunding(Struct, frozen=True):
     """Report confirmations (FundingDepth) and spends (FundingSpent) of the funding output, from now on
-    and after restarts."""
+    and after restarts. `inputs` are those of the funding transaction, if it is known."""
 
     outpoint: OutPoint
     script_pubkey: bytes
+    inputs: tuple[OutPoint, ...] = ()
 
 
 class ChannelIdChanged(Struct, frozen=True):
@@ -88,6 +89,8 @@ class HtlcLockedIn(Struct, frozen=True):
     over_dust_exposure: bool = False
     """It is one dust HTLC too many: fail it, and do not reveal its preimage (BOLT 2, "Bounding exposure to trimmed
     in-flight HTLCs")."""
+    unfunded: bool = False
+    """The same, because the peer could still take the channel's money back: its funding transaction left the chain."""
 
 
 class HtlcSettled(Struct, frozen=True):
@@ -148,6 +151,13 @@ class StateUnconfirmed(Struct, frozen=True):
     reason: str
 
 
+class FundingLost(Struct, frozen=True):
+    """The funding transaction is no longer as deep as it has to be, or was double-spent: the channel cannot be used.
+    `reason` is a sentence."""
+
+    reason: str
+
+
 class RemoteUnilateralClose(Struct, frozen=True):
     """The peer's commitment (or an unknown transaction) spent the funding output.
     `kind`: current, next, revoked, unknown."""
@@ -174,5 +184,6 @@ Effect = (
     | NeedShutdownScript
     | CloseCompleted
     | RemoteUnilateralClose
+    | FundingLost
     | StateUnconfirmed
 )

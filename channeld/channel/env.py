@@ -43,6 +43,8 @@ class ChannelPolicy(Struct, frozen=True):
     """The same for a channel that was failed without such an HTLC."""
     burial_depth_blocks: int = 6
     """From this depth on a closing transaction is final."""
+    irrevocable_depth_blocks: int = 100
+    """From this depth on nothing is undone (BOLT 5)."""
 
 
 class Env(Struct, frozen=True):

@@ -58,6 +58,9 @@ class FundingDepth(Struct, frozen=True):
     amount_sat: int | None = None
     """What the funding output really holds. A fundee refuses a channel whose funding output differs from what was
     agreed on; None leaves that unchecked."""
+    rival_txid: bytes = b""
+    """A transaction in the chain that spends an input of the funding transaction: this one cannot confirm beside it."""
+    rival_depth: int = 0
 
 
 class FundingSpent(Struct, frozen=True):

@@ -427,9 +427,11 @@ def resume(state: State, env: Env) -> Transition:
     following = transition.state
     assert isinstance(following, Funded)
     params = following.params
-    effects: list[Effect] = [WatchFunding(params.funding_outpoint, params.funding_script_pubkey)]
+    watch = WatchFunding(params.funding_outpoint, params.funding_script_pubkey)
+    effects: list[Effect] = [watch]
     if following.funding_tx:
-        effects.append(Broadcast(Tx.parse(following.funding_tx), "funding"))
+        funding = Tx.parse(following.funding_tx)
+        effects = [replace(watch, inputs=funding.spends()), Broadcast(funding, "funding")]
     if isinstance(following, NegotiatingLegacy | NegotiatingSimple):
         effects += [Broadcast(Tx.parse(raw), "mutual close") for raw in following.closing_txs[-1:]]
     if isinstance(following, Closing):
@@ -438,7 +440,8 @@ def resume(state: State, env: Env) -> Transition:
         effects += closing.need_script(following, env)
     effects += transition.effects
     for htlc in cm.unanswered(following.commitments):
-        effects.append(HtlcLockedIn(htlc, limits.exceeds_dust_exposure(following, htlc, env.policy)))
+        over = limits.exceeds_dust_exposure(following, htlc, env.policy)
+        effects.append(HtlcLockedIn(htlc, over, normal.is_unfunded(following)))
     return Transition(following, tuple(effects), transition.writes)
 
 

@@ -77,6 +77,8 @@ def add_htlc(state: Normal, event: AddHtlc, env: Env) -> Transition:
     c, params = state.commitments, state.params
     if not isinstance(state.link, Live):
         raise CommandRejected("not_ready", "the peer is not connected")
+    if not state.is_deep:
+        raise CommandRejected("not_ready", "the funding transaction is not deep enough in the chain any more")
     htlc = Htlc(c.local_next_htlc_id, event.amount_msat, event.payment_hash, event.cltv_expiry, True)
     limits.check_expiry(htlc, env.block_height)
     after = limits.check_offer(c, params, htlc, env.policy)
@@ -386,7 +388,7 @@ def on_revoke_and_ack(
     for update in c.theirs.signed:
         if isinstance(update, HtlcAdd):
             over = limits.exceeds_dust_exposure(state, update.htlc, env.policy)
-            effects.append(HtlcLockedIn(update.htlc, over))
+            effects.append(HtlcLockedIn(update.htlc, over, is_unfunded(state)))
         elif not isinstance(update, FeeUpdate):
             removed.add(update.id)
             effects.extend(_outcome(c, update))
@@ -395,6 +397,11 @@ def on_revoke_and_ack(
         origins = {id: origin for id, origin in c.origins.items() if id not in removed}
         after = replace(after, origins=origins, learnt=c.learnt - removed)
     return replace(state, commitments=after), effects, writes
+
+
+def is_unfunded(state: Funded) -> bool:
+    """Whether the peer could take back what it pays us over this channel: its funding left the chain."""
+    return not state.params.is_opener and not state.is_deep
 
 
 def _outcome(c: Commitments, update: Removal) -> list[Effect]:

@@ -192,11 +192,12 @@ def on_funding_signed(state: FundingCreatedSent, message: FundingSigned, env: En
     following = _awaiting_funding(
         params, local, state.remote, state.wanted.remote_features, state.wanted.local_alias, state.funding_tx
     )
+    funding = Tx.parse(state.funding_tx)
     # BOLT 2, "on receipt of a valid `funding_signed`: SHOULD broadcast the funding transaction."
     effects: list[Effect] = [
         ChannelIdChanged(state.wanted.temporary_channel_id, params.channel_id),
-        WatchFunding(params.funding_outpoint, params.funding_script_pubkey),
-        Broadcast(Tx.parse(state.funding_tx), "funding"),
+        WatchFunding(params.funding_outpoint, params.funding_script_pubkey, funding.spends()),
+        Broadcast(funding, "funding"),
     ]
     return _ready_if_deep(following, effects, [], env)
 

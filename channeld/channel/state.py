@@ -205,6 +205,13 @@ class Funded(Struct, frozen=True, kw_only=True):
     ready_sent: bool = False
     """We said `channel_ready`."""
     unconfirmed: Unconfirmed | None = None
+    double_spent_by: bytes = b""
+    """The txid of a transaction in the chain that spends an input of the funding transaction."""
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the funding transaction is as deep as it has to be: a reorganisation may have changed that."""
+        return self.funding_depth >= self.params.minimum_depth_blocks
 
 
 class AwaitingFunding(Funded, frozen=True, kw_only=True, tag="awaiting_funding"):

@@ -16,6 +16,7 @@ from wallet.chain import BroadcastResult, ChainSource, ChainUnavailable
 
 log = structlog.get_logger(__name__)
 BURIED_BLOCKS = 6
+RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class _Entry(Struct):
@@ -49,7 +50,7 @@ class Broadcasts:
         """What was not buried when the node stopped; `publish_all` publishes it again."""
         for row in connection.execute(select(tables.broadcasts)):
             entry = _Entry(Tx.parse(row.raw), row.raw, row.label, row.channel_key, row.created_seconds)
-            entry.confirmed_height, entry.durable = row.confirmed_height, True
+            entry.confirmed_height, entry.beaten_height, entry.durable = row.confirmed_height, row.beaten_height, True
             self._insert(row.txid, entry)
 
     # --- before the commit: memory and rows
@@ -70,29 +71,35 @@ class Broadcasts:
 
     def _row(self, txid: bytes, entry: _Entry) -> Write:
         return rows.SAVE_BROADCAST(
-            txid, entry.raw, entry.label, entry.channel_key, entry.created_seconds, entry.confirmed_height
+            txid,
+            entry.raw,
+            entry.label,
+            entry.channel_key,
+            entry.created_seconds,
+            entry.confirmed_height,
+            entry.beaten_height,
         )
 
     def scan(self, tx: Tx, txid: bytes, height: int) -> list[Write]:
         """A transaction is in the block at `height`."""
-        found = self._entries.get(txid)
-        if found is not None:
-            found.confirmed_height = height
-            return [self._row(txid, found)]
-        for txin in tx.inputs:
-            for rival in self._spends.get(txin.outpoint, ()):
-                self._entries[rival].beaten_height = height
-        return []
+        changed = {rival for txin in tx.inputs for rival in self._spends.get(txin.outpoint, ())}
+        for rival in changed - {txid}:
+            self._entries[rival].beaten_height = height
+        if txid in self._entries:
+            self._entries[txid].confirmed_height = height
+        return [self._row(rival, self._entries[rival]) for rival in sorted(changed)]
 
     def disconnected(self, height: int) -> list[Write]:
         """The block at `height` left the chain."""
         writes = []
         for txid, entry in self._entries.items():
+            if max(entry.beaten_height or -1, entry.confirmed_height or -1) < height:
+                continue
             if entry.beaten_height is not None and entry.beaten_height >= height:
                 entry.beaten_height = None
             if entry.confirmed_height is not None and entry.confirmed_height >= height:
                 entry.confirmed_height = None
-                writes.append(self._row(txid, entry))
+            writes.append(self._row(txid, entry))
         return writes
 
     def bury(self, height: int) -> list[Write]:
@@ -142,9 +149,15 @@ class Broadcasts:
             await entry.offered.wait()
 
     async def run(self) -> None:
-        """Publishes what is due, in order, for ever; while layer 1 is away it waits for `publish_all`."""
+        """Publishes what is due, in order, for ever. While layer 1 is away it tries again after a while, and at once
+        when `publish_all` says that it is back."""
+        failures = 0
         while True:
-            await self._wake.wait()
+            waiting = RETRY_SECONDS[min(failures, len(RETRY_SECONDS)) - 1] if failures and self._due else None
+            try:
+                await asyncio.wait_for(self._wake.wait(), waiting)
+            except TimeoutError:
+                pass  # the next try
             self._wake.clear()
             while self._due:
                 txid = next(iter(self._due))
@@ -158,7 +171,9 @@ class Broadcasts:
                     entry.offered.set()
                     log.warning("cannot broadcast now", txid=entry.tx.txid_hex, label=entry.label, reason=str(error))
                     self._due[txid] = None
+                    failures += 1
                     break
+                failures = 0
                 entry.offered.set()
                 self._report(entry, result)
 

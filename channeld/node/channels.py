@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import Connection
 
 from channeld.bolt.invoice import RoutingHop
-from channeld.bolt.messages import ChannelReestablish, ChannelUpdate, ErrorMessage, Message, OpenChannel
+from channeld.bolt.messages import ChannelUpdate, ErrorMessage, Message, OpenChannel
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
@@ -40,6 +40,9 @@ log = structlog.get_logger(__name__)
 MAX_OPENINGS_PER_PEER = 4
 """Channels of one peer that are not funded deep enough yet; more are refused."""
 MAX_ROUTE_HINTS = 5
+CHANNEL_TYPES = range(32, 256)
+"""BOLT 1, "SHOULD send `error` with the unknown `channel_id` in reply to messages of type `32`-`255` related to unknown
+channels." """
 FEE_TOLERANCE = 5
 """A commitment's fee rate is left alone while it is within a fifth of what we want."""
 
@@ -273,7 +276,7 @@ class Channels:
             driver.post_message(message, raw, link)
             return
         log.info("message about an unknown channel", peer=link.node_id.hex(), message=message.NAME)
-        if isinstance(message, ChannelReestablish):
+        if message.TYPE in CHANNEL_TYPES:
             link.send_message(ErrorMessage(channel_id, b"this channel is unknown here"))
 
     def peer_error(self, link: PeerLink, message: ErrorMessage) -> None:
@@ -288,7 +291,7 @@ class Channels:
 
     def _on_open_channel(self, link: PeerLink, message: OpenChannel) -> None:
         temporary_id = message.temporary_channel_id
-        openings = [d for d in self.of_peer(link.node_id) if phase_name(d.state) in ("opening", "awaiting_funding")]
+        openings = [d for d in self.of_peer(link.node_id) if not isinstance(d.state, Funded) or d.state.scid is None]
         refusal = ""
         if (link.node_id, temporary_id) in self._by_id:
             refusal = "this temporary_channel_id is in use"
@@ -352,6 +355,9 @@ class Channels:
         blob = machine.encode_state(state)
         stored_as, driver.stored_as = driver.stored_as, (driver.channel_id, phase)
         key = driver.channel_key
+        if phase == "forgotten" and (stored_as is None or stored_as[1] in ("opening", "awaiting_funding")):
+            # Strangers can have as many as they like: nothing stays of what never held money.
+            return () if stored_as is None else (rows.FORGET_POLICY(key), rows.FORGET_CHANNEL(key))
         if stored_as is None:
             return (
                 rows.SET_META("next_channel_key", self._next_key.to_bytes(8, "big")),
@@ -372,7 +378,7 @@ class Channels:
         assert isinstance(driver, Driver)
         match effect:
             case fx.HtlcLockedIn():
-                return self.switch.locked_in(driver, effect.htlc, effect.over_dust_exposure)
+                return self.switch.locked_in(driver, effect.htlc, effect.over_dust_exposure or effect.unfunded)
             case fx.HtlcSettled():
                 return self.switch.settled(driver, effect)
             case fx.HtlcFailed():
@@ -381,7 +387,7 @@ class Channels:
                 writes = self._broadcasts.add(effect.tx, effect.label, driver.channel_key)
                 return Reaction([*writes, *self.funder.broadcasting(effect.tx, effect.label)])
             case fx.WatchFunding():
-                return Reaction(self._watches.add(driver.channel_key, effect.outpoint, effect.script_pubkey))
+                return Reaction(self._watch(driver, effect))
             case fx.ChannelIdChanged():
                 driver.channel_id = effect.new
                 self._route(driver, effect.new)
@@ -395,6 +401,9 @@ class Channels:
                 return Reaction([*writes, rows.FORGET_REVOCABLES(key)])
             case _:
                 return NO_REACTION
+
+    def _watch(self, driver: Driver, effect: fx.WatchFunding) -> list[Write]:
+        return self._watches.add(driver.channel_key, effect.outpoint, effect.script_pubkey, effect.inputs)
 
     def _route(self, driver: Driver, channel_id: bytes) -> None:
         driver.ids.add(channel_id)
@@ -439,6 +448,12 @@ class Channels:
                     channel_id=driver.channel_id.hex(),
                     txid=effect.tx.txid_hex,
                     commitment=effect.kind,
+                )
+            case fx.FundingLost():
+                self._bus.publish(
+                    "channel.funding_lost",
+                    f"channel {driver.channel_id.hex()}: {effect.reason}",
+                    channel_id=driver.channel_id.hex(),
                 )
             case fx.StateUnconfirmed():
                 self._bus.publish(

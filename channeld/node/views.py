@@ -32,7 +32,7 @@ from wallet.bitcoin import Tx
 
 def is_usable(state: State | Funded) -> bool:
     """Whether HTLCs may be offered now."""
-    return isinstance(state, Normal) and isinstance(state.link, Live)
+    return isinstance(state, Normal) and isinstance(state.link, Live) and state.is_deep
 
 
 def available_to_send_msat(state: State | Funded, policy: ChannelPolicy) -> int:
@@ -133,6 +133,11 @@ def _status(state: Funded, connected: bool) -> str:
             if missing:
                 return f"waiting for {missing} more confirmation(s) of the funding transaction{away}"
             return f"waiting for the peer to see the funding transaction{away}"
+        case Normal(is_deep=False):
+            if state.double_spent_by:
+                return f"the funding transaction was double-spent by {state.double_spent_by[::-1].hex()}{away}"
+            depth = state.params.minimum_depth_blocks
+            return f"open, but not usable until its funding transaction is {depth} blocks deep again{away}"
         case Normal():
             return "open" if is_usable(state) else f"open, but not usable now{away or '; getting back in step'}"
         case ShuttingDown():

@@ -24,6 +24,11 @@ class Watch(Struct):
     amount_sat: int | None = None
     spent_height: int | None = None
     spending_tx: Tx | None = None
+    inputs: tuple[OutPoint, ...] = ()
+    """What the funding transaction spends, once it is known."""
+    rival_txid: bytes = b""
+    """Another transaction that spends one of them: a double spend."""
+    rival_height: int | None = None
     news: bool = True
     """Something changed that the channel has not been told."""
 
@@ -39,6 +44,9 @@ class Watch(Struct):
             self.amount_sat,
             self.spent_height,
             None if self.spending_tx is None else self.spending_tx.serialize(),
+            b"".join(outpoint.serialize() for outpoint in self.inputs),
+            self.rival_txid,
+            self.rival_height,
         )
 
 
@@ -61,6 +69,7 @@ class Watches:
         self._by_key: dict[int, Watch] = {}
         self._by_outpoint: dict[OutPoint, Watch] = {}
         self._by_txid: dict[bytes, Watch] = {}
+        self._by_input: dict[OutPoint, list[Watch]] = {}
 
     def load(self, connection: Connection) -> None:
         """As they were when the node stopped."""
@@ -76,21 +85,36 @@ class Watches:
                     row.amount_sat,
                     row.spent_height,
                     spending,
+                    _outpoints(row.funding_inputs or b""),
+                    row.rival_txid or b"",
+                    row.rival_height,
                 )
             )
 
-    def add(self, channel_key: int, outpoint: OutPoint, script_pubkey: bytes) -> list[Write]:
-        """Watch from now on; the row to store."""
-        if channel_key in self._by_key:
+    def add(
+        self, channel_key: int, outpoint: OutPoint, script_pubkey: bytes, inputs: tuple[OutPoint, ...] = ()
+    ) -> list[Write]:
+        """Watch from now on; the row to store. `inputs` of the funding transaction, if it is known."""
+        watch = self._by_key.get(channel_key)
+        if watch is None:
+            watch = Watch(channel_key, outpoint, script_pubkey, inputs=inputs)
+            self._insert(watch)
+        elif inputs and not watch.inputs:
+            self._know_inputs(watch, inputs)
+        else:
             return []
-        watch = Watch(channel_key, outpoint, script_pubkey)
-        self._insert(watch)
         return [watch.row()]
+
+    def _know_inputs(self, watch: Watch, inputs: tuple[OutPoint, ...]) -> None:
+        watch.inputs = inputs
+        for spent in inputs:
+            self._by_input.setdefault(spent, []).append(watch)
 
     def _insert(self, watch: Watch) -> None:
         self._by_key[watch.channel_key] = watch
         self._by_outpoint[watch.outpoint] = watch
         self._by_txid[watch.outpoint.txid] = watch
+        self._know_inputs(watch, watch.inputs)
 
     def remove(self, channel_key: int) -> list[Write]:
         """The channel is over."""
@@ -99,6 +123,10 @@ class Watches:
             return []
         del self._by_outpoint[watch.outpoint]
         self._by_txid.pop(watch.outpoint.txid, None)
+        for spent in watch.inputs:
+            self._by_input[spent].remove(watch)
+            if not self._by_input[spent]:
+                del self._by_input[spent]
         return [rows.FORGET_WATCH(channel_key)]
 
     def get(self, channel_key: int) -> Watch | None:
@@ -113,14 +141,20 @@ class Watches:
     # --- blocks
 
     def scan(self, tx: Tx, txid: bytes, height: int, tx_index: int) -> list[Write]:
-        """A transaction is in the block at `height`: is it a funding, or does it spend one?"""
+        """A transaction is in the block at `height`: is it a funding, does it spend one, or what one should spend?"""
         writes = []
         watch = self._by_txid.get(txid)
         if watch is not None and _pays(tx, watch):
             watch.confirmed_height, watch.tx_index, watch.news = height, tx_index, True
             watch.amount_sat = tx.outputs[watch.outpoint.vout].value_sat
+            if not watch.inputs:
+                self._know_inputs(watch, tx.spends())
             writes.append(watch.row())
         for txin in tx.inputs:
+            for robbed in self._by_input.get(txin.outpoint, ()):
+                if robbed.outpoint.txid != txid:
+                    robbed.rival_txid, robbed.rival_height, robbed.news = txid, height, True
+                    writes.append(robbed.row())
             spent = self._by_outpoint.get(txin.outpoint)
             if spent is not None:
                 spent.spent_height, spent.spending_tx, spent.news = height, tx, True
@@ -138,6 +172,9 @@ class Watches:
             if watch.spent_height is not None and watch.spent_height >= height:
                 watch.spent_height = None
                 changed = True
+            if watch.rival_height is not None and watch.rival_height >= height:
+                watch.rival_txid, watch.rival_height = b"", None
+                changed = True
             if changed:
                 watch.news = True
                 writes.append(watch.row())
@@ -148,13 +185,27 @@ class Watches:
         for watch in self._by_key.values():
             news, watch.news = watch.news, False
             depth = 0 if watch.confirmed_height is None else height - watch.confirmed_height + 1
-            if news or 0 < depth <= DEEP_BLOCKS:
-                fact = ev.FundingDepth(depth, watch.confirmed_height or 0, watch.tx_index or 0, watch.amount_sat)
+            if news or 0 < depth <= DEEP_BLOCKS or watch.rival_height is not None:
+                rival_depth = 0 if watch.rival_height is None else height - watch.rival_height + 1
+                fact = ev.FundingDepth(
+                    depth,
+                    watch.confirmed_height or 0,
+                    watch.tx_index or 0,
+                    watch.amount_sat,
+                    watch.rival_txid,
+                    rival_depth,
+                )
                 yield ChannelFact(watch.channel_key, fact)
             if watch.spending_tx is not None and (news or watch.spent_height is not None):
                 spent_depth = 0 if watch.spent_height is None else height - watch.spent_height + 1
                 spent = ev.FundingSpent(watch.spending_tx, watch.spent_height, spent_depth)
                 yield ChannelFact(watch.channel_key, spent)
+
+
+def _outpoints(data: bytes) -> tuple[OutPoint, ...]:
+    """The reverse of writing 36 bytes each."""
+    chunks = (data[start : start + 36] for start in range(0, len(data), 36))
+    return tuple(OutPoint(chunk[:32], int.from_bytes(chunk[32:], "little")) for chunk in chunks)
 
 
 def _pays(tx: Tx, watch: Watch) -> bool:

@@ -17,6 +17,7 @@ _encode = msgspec.msgpack.encode
 SET_META = upsert(tables.meta)
 
 INSERT_CHANNEL = insert(tables.channels)
+FORGET_CHANNEL = delete(tables.channels, "channel_key")
 UPDATE_CHANNEL = update(tables.channels, ["state"], ["channel_key"])
 UPDATE_CHANNEL_PHASE = update(tables.channels, ["channel_id", "phase", "closed", "state"], ["channel_key"])
 
@@ -42,6 +43,7 @@ SAVE_IDEMPOTENCY = upsert(tables.idempotency)
 FIND_IDEMPOTENCY = lookup(tables.idempotency, ["arguments", "reference"], ["key"])
 
 SAVE_POLICY = upsert(tables.channel_policies)
+FORGET_POLICY = delete(tables.channel_policies, "channel_key")
 SAVE_FORWARD = upsert(tables.forwards)
 
 SAVE_BROADCAST = upsert(tables.broadcasts)

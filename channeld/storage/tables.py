@@ -87,8 +87,12 @@ watches = Table(
     Column("amount_sat", BigInteger),
     Column("spent_height", BigInteger),
     Column("spending_tx", LargeBinary),
+    Column("funding_inputs", LargeBinary),
+    Column("rival_txid", LargeBinary(32)),
+    Column("rival_height", BigInteger),
 )
-"""Funding outputs that the chain follower looks for, and what it has seen of them."""
+"""Funding outputs that the chain follower looks for, and what it has seen of them. `funding_inputs`: outpoints of 36
+bytes, as in a transaction; the rival is a transaction in the chain that spends one of them."""
 
 close_facts = Table(
     "close_facts",
@@ -183,6 +187,7 @@ broadcasts = Table(
     Column("channel_key", _Key),
     Column("created_seconds", BigInteger, nullable=False),
     Column("confirmed_height", BigInteger),
+    Column("beaten_height", BigInteger),
 )
 """Transactions to publish again after each block until they are buried."""
 

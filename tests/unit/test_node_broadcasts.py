@@ -96,7 +96,8 @@ async def test_what_was_beaten_is_given_up_unless_the_winner_is_reorganised(
     ours, rival = spend(0, 1000), spend(0, 900)
     add(broadcasts, ours, 1)
     assert await source.next() == ours
-    assert broadcasts.scan(rival, rival.txid(), 100) == []
+    (row,) = broadcasts.scan(rival, rival.txid(), 100)
+    assert row.parameters[-1] == 100
     broadcasts.publish_all()
     await asyncio.sleep(0)
     assert source.offered.empty()
@@ -143,3 +144,44 @@ async def test_what_was_stored_is_published_after_a_restart(source: FakeSource) 
     broadcasts.publish_all()
     assert await source.next() == tx
     task.cancel()
+
+
+async def test_what_was_beaten_stays_beaten_over_a_restart(broadcasts: Broadcasts, source: FakeSource) -> None:
+    ours, rival = spend(0, 1000), spend(0, 900)
+    add(broadcasts, ours, 1)
+    (row,) = broadcasts.scan(rival, rival.txid(), 100)
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        tables.metadata.create_all(connection)
+        connection.execute(tables.broadcasts.insert().values(row.parameters))
+        again = Broadcasts(cast(ChainSource, source), EventBus())
+        again.load(connection)
+    again.publish_all()
+    assert not again._due
+    assert again.bury(105) == [rows.FORGET_BROADCAST(ours.txid())]
+
+
+async def test_of_two_transactions_of_ours_the_other_is_beaten(broadcasts: Broadcasts, source: FakeSource) -> None:
+    first, second = spend(0, 1000), spend(0, 900)
+    for tx in (first, second):
+        add(broadcasts, tx, 1)
+        assert await source.next() == tx
+    assert len(broadcasts.scan(second, second.txid(), 100)) == 2
+    broadcasts.publish_all()
+    await asyncio.sleep(0)
+    assert source.offered.empty()
+
+
+async def test_layer_1_is_asked_again_without_waiting_for_a_block(
+    broadcasts: Broadcasts, source: FakeSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("channeld.node.broadcasts.RETRY_SECONDS", (0.01, 0.02))
+    source.away = True
+    tx = spend(0, 1000)
+    add(broadcasts, tx, 1)
+    for _ in range(4):
+        assert await source.next() == tx
+    source.away = False
+    assert await source.next() == tx
+    await asyncio.sleep(0)
+    assert not broadcasts._due

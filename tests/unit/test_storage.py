@@ -144,7 +144,7 @@ def test_the_migrations_make_the_tables_that_are_declared(engine: Engine, tmp_pa
 def _schema(engine: Engine) -> dict[str, str]:
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE name <> 'alembic_version'"))
-        return {row.name: row.sql for row in rows if row.sql}
+        return {row.name: " ".join(row.sql.split()) for row in rows if row.sql}
 
 
 def test_head_is_the_newest_migration() -> None:

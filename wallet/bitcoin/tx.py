@@ -140,6 +140,10 @@ class Tx(_TxFields):
         """The outpoint of this transaction's output `vout`."""
         return OutPoint(self.txid(), vout)
 
+    def spends(self) -> tuple[OutPoint, ...]:
+        """The outputs that it spends, in order."""
+        return tuple(txin.outpoint for txin in self.inputs)
+
     def with_witness(self, index: int, witness: tuple[bytes, ...]) -> Tx:
         """A copy whose input `index` carries `witness`."""
         inputs = list(self.inputs)

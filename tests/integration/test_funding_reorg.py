@@ -1,0 +1,64 @@
+"""The funding transaction of a channel in use leaves the chain, and comes back or is double-spent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channeld.channel import events as ev
+from channeld.channel.state import Closing
+from tests.onchain_net import STRANGER, Net, TestNode
+from wallet.bitcoin import Tx, TxIn, TxOut
+
+
+@pytest.fixture
+async def net(tmp_path: Path) -> AsyncIterator[Net]:
+    async with Net(tmp_path) as net:
+        yield net
+
+
+def double_spend(net: Net, node: TestNode, funding: Tx) -> Tx:
+    """The same coins of `node`'s, to somebody else."""
+    chain = net.server.node.chain
+    mined = {tx.txid(): tx for block in chain.tip.ancestors() for tx in chain.block(block).txs}
+    spent = [mined[outpoint.txid].outputs[outpoint.vout] for outpoint in funding.spends()]
+    value_sat = sum(output.value_sat for output in spent) - 5_000
+    tx = Tx(2, tuple(TxIn(outpoint) for outpoint in funding.spends()), (TxOut(value_sat, STRANGER),), 0)
+    return node.runtime.wallet.sign(tx, spent)
+
+
+async def test_a_double_spent_funding_ends_the_channel(net: Net) -> None:
+    await net.open_channel()
+    scid = net.bob.state.scid
+    assert scid is not None
+    rival = double_spend(net, net.alice, Tx.parse(net.alice.state.funding_tx))
+    await net.reorganise(net.height - (scid >> 40) + 1, first=[rival], forget=True)
+    for node in net.nodes:
+        assert node.state.double_spent_by == rival.txid()
+        view = await node.node.get_channel(node.channel_id)
+        assert not view.active
+        assert "double-spent" in view.status
+        with pytest.raises(Exception, match="not deep enough"):
+            await node.command(ev.AddHtlc(1_000_000, bytes(32), net.height + 60, bytes(1366), b"test"))
+    await net.alice.command(ev.ForceClose("no"))
+    await net.restart(net.bob)
+    assert net.bob.state.double_spent_by == rival.txid()
+    assert isinstance(net.alice.state, Closing)
+    await net.mine(100)
+    for node in net.nodes:
+        assert list(node.runtime.channels.all()) == []
+        view = await node.node.get_channel(node.channel_id)
+        assert (view.phase, view.closing_txid) == ("closed", rival.txid())
+        assert "nothing can be claimed" in view.status
+
+
+async def test_a_funding_that_comes_back_is_used_again(net: Net) -> None:
+    await net.open_channel()
+    scid = net.bob.state.scid
+    assert scid is not None
+    depth = net.height - (scid >> 40) + 1
+    await net.reorganise(depth)
+    assert net.bob.state.is_deep
+    assert (await net.bob.node.get_channel(net.bob.channel_id)).active
