@@ -21,9 +21,10 @@ from tests.soak.run import Result, soak
 
 def _plan(arguments: argparse.Namespace) -> tuple[Shape, Load]:
     if arguments.what == "network":
-        shape = Shape(arguments.daemons or 10, extra_channels=7)
+        shape = Shape(arguments.daemons or 10, extra_channels=7, slow_disk_seconds=arguments.slow_disk)
         return shape, Load(arguments.payments or 1000, workers=16, kills=arguments.kills or 50, blocks=5)
-    shape = Shape(arguments.daemons or 3, extra_channels=1, capacity_sat=(3_000_000, 6_000_000), is_line=True)
+    capacity_sat, slow_disk = (3_000_000, 6_000_000), arguments.slow_disk
+    shape = Shape(arguments.daemons or 3, 1, capacity_sat, is_line=True, slow_disk_seconds=slow_disk)
     kills = arguments.kills or 200
     payments = arguments.payments or kills * 60
     return shape, Load(payments, workers=30, kills=kills, away_seconds=0.2, amount_msat=(1_000, 20_000_000), blocks=5)
@@ -51,6 +52,7 @@ def main() -> int:
     parser.add_argument("--daemons", type=int)
     parser.add_argument("--payments", type=int)
     parser.add_argument("--kills", type=int)
+    parser.add_argument("--slow-disk", type=float, default=0.0, metavar="SECONDS", help="what a commit takes on top")
     arguments = parser.parse_args()
     console = Console()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)

@@ -77,12 +77,14 @@ class Edge(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a network looks like: `extra_channels` beside those that connect everybody; capacities in sat."""
+    """What a network looks like: `extra_channels` beside those that connect everybody; capacities in sat.
+    `slow_disk_seconds`: how long a commit may take on top, and as long again until the node hears of it."""
 
     members: int
     extra_channels: int
     capacity_sat: tuple[int, int] = (400_000, 4_000_000)
     is_line: bool = False
+    slow_disk_seconds: float = 0.0
 
 
 class Network(NamedTuple):
@@ -95,8 +97,9 @@ class Network(NamedTuple):
 
 async def build(lab: Lab, shape: Shape, rng: Random) -> Network:
     """Daemons, funded; public channels between them with random balances and policies, known to everybody."""
-    daemons = await lab.daemons(*(f"node{number}" for number in range(shape.members)))
-    members = [Member(daemon) for daemon in daemons]
+    members = [Member(_daemon(lab, f"node{number}", shape.slow_disk_seconds)) for number in range(shape.members)]
+    await asyncio.gather(*(member.daemon.start() for member in members))
+    await lab.wait_synced()
     plans = _plans(members, shape, rng)
     given_sat = 0
     for opener, _, capacity_sat, _ in plans:  # a coin for each channel
@@ -114,6 +117,12 @@ async def build(lab: Lab, shape: Shape, rng: Random) -> Network:
         await member.daemon.client.channels.SetPolicy(request)
     await lab.wait_graph(*(edge.channel for edge in edges))
     return Network(members, edges, given_sat)
+
+
+def _daemon(lab: Lab, name: str, slow_disk_seconds: float) -> DaemonProcess:
+    if not slow_disk_seconds:
+        return lab.add_daemon(name)
+    return lab.add_daemon(name, env={"SLOW_DISK_SECONDS": str(slow_disk_seconds)}, module="tests.slow_disk_daemon")
 
 
 def _plans(members: list[Member], shape: Shape, rng: Random) -> list[tuple[Member, Member, int, int]]:
