@@ -138,10 +138,11 @@ class Payments:
             if len(self._probes) > PROBES_KEPT:
                 self._probes.popitem(last=False)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     # --- paying
 
@@ -161,7 +162,7 @@ class Payments:
             return await self._launch(draft, extra)
         except BaseException:
             if draft.record.kind == "rebalance":  # the caller may be gone: the invoice is withdrawn all the same
-                self._spawn(self._orders.forget(draft.record))
+                await asyncio.shield(self._spawn(self._orders.forget(draft.record)))
             raise
 
     async def _launch(self, draft: Draft, extra: Extra) -> progress.Live:
