@@ -15,6 +15,7 @@ from channeld.node.payment_views import (
     InvoiceOrder,
     KeysendOrder,
     PaymentLimits,
+    PaymentOrder,
     PaymentUpdate,
     ProbeOrder,
     RebalanceOrder,
@@ -39,7 +40,7 @@ async def _rows(node: TestNode) -> int:
 
 async def _drain(net: Net, link: str) -> None:
     """Too little for a payment is left on the opener's side of a channel."""
-    first, second = link
+    first, second = link[0], link[1]
     channel = await net[first].wait_active(net.channels[link])
     amount_msat = channel.available_to_send_msat - AMOUNT_MSAT // 2
     invoice = await net[second].api.create_invoice(amount_msat, "drained")
@@ -105,7 +106,7 @@ async def test_what_cannot_be_sent_is_refused_with_a_sentence(net: Net) -> None:
     unknown = bytes(32)
     own = (await a.api.create_invoice(1_000, "own")).bolt11
     known = net.channels["ab"]
-    cases = [
+    cases: list[tuple[PaymentOrder, str, str]] = [
         (KeysendOrder(b.node_id, 0), "invalid_argument", "more than zero"),
         (KeysendOrder(b.node_id, 10**16), "invalid_argument", "at most"),
         (KeysendOrder(a.node_id, 1), "invalid_argument", "this very node"),
