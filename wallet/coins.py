@@ -171,8 +171,8 @@ class Ledger:
         self.txs: dict[bytes, WalletTx] = {}
         self.changed: dict[bytes, WalletTx] = {}
         self._owned: dict[OutPoint, KeyPath] = {}
-        self._spends: dict[OutPoint, set[bytes]] = {}
-        self._open: set[OutPoint] = set()
+        self._spends: dict[OutPoint, dict[bytes, None]] = {}
+        self._open: dict[OutPoint, None] = {}  # in order: which coins are taken follows from the history alone
         self._coins: dict[OutPoint, Coin] | None = None
 
     # What is known
@@ -299,7 +299,7 @@ class Ledger:
             else:
                 self._index(known)  # a script of it may be looked for only since the last look
         for outpoint in touched:
-            for other in self._spends.get(outpoint, set()) - {txid}:
+            for other in self._others(outpoint, txid):
                 self._kill(other, txid)
         extended = False
         for path in used:
@@ -339,7 +339,7 @@ class Ledger:
             self._put(replace(wallet_tx, replaced_by=mined.txid))
             return
         for txin in wallet_tx.tx.inputs:
-            for other in self._spends.get(txin.outpoint, set()) - {wallet_tx.txid}:
+            for other in self._others(txin.outpoint, wallet_tx.txid):
                 self._kill(other, wallet_tx.txid)
         self._put(wallet_tx)
 
@@ -357,7 +357,7 @@ class Ledger:
         for outpoint in list(self._open):
             spender = self.live_spender(outpoint)
             if spender is not None and spender.height is not None and spender.height < tip_height - _SETTLED_BLOCKS:
-                self._open.discard(outpoint)
+                del self._open[outpoint]
 
     def _fee_of(self, tx: Tx) -> int | None:
         spent = [self.txout(txin.outpoint) for txin in tx.inputs]
@@ -377,10 +377,14 @@ class Ledger:
             outpoint = OutPoint(txid, vout)
             if path is not None and outpoint not in self._owned:
                 self._owned[outpoint] = path
-                self._open.add(outpoint)
+                self._open[outpoint] = None
                 self._coins = None
         for txin in wallet_tx.tx.inputs:
-            self._spends.setdefault(txin.outpoint, set()).add(txid)
+            self._spends.setdefault(txin.outpoint, {})[txid] = None
+
+    def _others(self, outpoint: OutPoint, txid: bytes) -> list[bytes]:
+        """What else spends an output."""
+        return [other for other in self._spends.get(outpoint, ()) if other != txid]
 
     def _kill(self, txid: bytes, by: bytes) -> None:
         wallet_tx = self.txs[txid]
