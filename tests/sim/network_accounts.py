@@ -1,0 +1,166 @@
+"""The accounts at the end of a run: every millisatoshi of every channel, every payment, every coin.
+
+Two reckonings. The exact one: what a node has in its channels is what it put in, and was paid, and earned, less what it
+paid, to the millisatoshi; for nodes none of whose channels ended on chain with something under way. The other holds for
+every honest node, whatever happened: with its coins it has what it should have, less fees that can be named.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from channeld.channel.state import Closed, Closing, Funded, State
+from channeld.node.interface import PaymentView
+from channeld.node.invoices import InvoiceRecord
+from channeld.node.payment_record import PaymentRecord
+
+if TYPE_CHECKING:
+    from tests.sim.network_node import SimNode
+    from tests.sim.network_world import PayBook, World
+
+SMALL_MSAT = 12_000_000
+"""Where a channel ends on chain, HTLCs of less may not be worth their fees to those that they belong to."""
+ANCHORS_SAT = 660
+_invoice = msgspec.msgpack.Decoder(InvoiceRecord).decode
+_payment = msgspec.msgpack.Decoder(PaymentRecord).decode
+
+
+def check_accounts(world: World) -> None:
+    """Everything of this module."""
+    for book in world.payments:
+        _check_payment(world, book)
+    for node in world.nodes.values():
+        flows_msat = _flows_msat(node)
+        _check_channels(world, node, flows_msat)
+        if not any(book.cheater == node.name for book in world.books.values()):
+            _check_wealth(world, node, flows_msat)
+
+
+def _records(node: SimNode, payment_hash: bytes) -> list[PaymentRecord]:
+    found = node.database.rows("SELECT record FROM payments WHERE payment_hash=?", payment_hash)
+    return [_payment(record) for (record,) in found]
+
+
+def _check_payment(world: World, book: PayBook) -> None:
+    """It succeeded or it failed, for all concerned."""
+    records = _records(world.nodes[book.payer], book.payment_hash)
+    found = world.nodes[book.payee].database.rows("SELECT record FROM invoices WHERE payment_hash=?", book.payment_hash)
+    invoice = _invoice(found[0][0]) if found else None
+    received = invoice is not None and invoice.state == "settled"
+    paid = [record for record in records if record.state == "succeeded"]
+    what = f"{book.payer} -> {book.payee}, {book.amount_msat} msat"
+    if len(paid) > 1:
+        world.problem(f"{what}: paid {len(paid)} times")
+    on_chain = any(kept.fate in ("force", "cheat") for kept in world.books.values())
+    if received != bool(paid) and not (on_chain and book.amount_msat < SMALL_MSAT):
+        world.problem(f"{what}: {'received' if received else 'not received'}, {'paid' if paid else 'failed'}")
+    if received and invoice is not None and invoice.received_msat != book.amount_msat:
+        world.problem(f"{what}: received {invoice.received_msat} msat")
+    for record in paid:
+        delivered = sum(part.delivered_msat for part in record.parts if part.state == "settled")
+        if delivered != record.amount_msat and not on_chain:
+            world.problem(f"{what}: parts of {delivered} msat were settled")
+    told = book.result
+    if isinstance(told, PaymentView) and told.state != "in_flight" and all(r.state != told.state for r in records):
+        world.problem(f"{what}: the payer was told that it {told.state}, and that is on no disk")
+    if isinstance(told, Exception) and any(record.state != "failed" for record in records):
+        world.problem(f"{what}: the payer was told that nothing was paid: {told}")
+
+
+def _flows_msat(node: SimNode) -> int:
+    """What was received and earned, less what was paid."""
+    disk = node.database
+    received = sum(
+        _invoice(record).received_msat for (record,) in disk.rows("SELECT record FROM invoices WHERE state='settled'")
+    )
+    paid = sum(
+        part.amount_msat
+        for (record,) in disk.rows("SELECT record FROM payments")
+        for part in _payment(record).parts
+        if part.state == "settled"
+    )
+    ((earned,),) = disk.rows("SELECT coalesce(sum(incoming_msat - outgoing_msat), 0) FROM forwards")
+    return received - paid + int(earned)
+
+
+def _owned_msat(state: State) -> int | None:
+    """What is ours of a channel; None if that was decided on chain."""
+    if isinstance(state, Closed):
+        if state.closing_txid is None:
+            return 0
+        return state.to_local_msat if state.kind == "mutual" else None
+    if not isinstance(state, Funded):
+        return 0
+    c = state.commitments
+    if isinstance(state, Closing) and (c.has_htlcs or not c.is_settled or state.kind == "revoked"):
+        return None
+    return c.local.spec.to_local_msat
+
+
+def _check_channels(world: World, node: SimNode, flows_msat: int) -> None:
+    expected, owned = flows_msat, 0
+    durable = node.durable()
+    for book in world.books.values():
+        key = book.keys.get(node.name)
+        if key is None or not _is_real(world, book.channel_id):
+            continue
+        found = _owned_msat(durable[key])
+        if found is None or book.cheater:
+            return
+        owned += found
+        expected += book.share_msat(node.name)
+    if owned != expected:
+        world.problem(f"{node} has {owned} msat in its channels, and should have {expected} msat")
+
+
+def _is_real(world: World, channel_id: bytes) -> bool:
+    """Whether a channel's funding output ever came to be."""
+    return any(
+        outpoint in world.chain.outputs for outpoint, book in world.by_funding.items() if book.channel_id == channel_id
+    )
+
+
+def _check_wealth(world: World, node: SimNode, flows_msat: int) -> None:
+    """An honest node is no poorer than it should be, but for fees with names."""
+    wealth = node.owned_sat() * 1000
+    expected = world.granted_sat[node.name] * 1000 + flows_msat
+    durable = node.durable()
+    closes = 0
+    for book in world.books.values():
+        key = book.keys.get(node.name)
+        if key is None or not _is_real(world, book.channel_id):
+            continue
+        expected += book.gift_msat if book.opener != node.name else -book.gift_msat
+        state = durable[key]
+        if isinstance(state, Funded) and not isinstance(state, Closing):
+            wealth += state.commitments.local.spec.to_local_msat
+        else:
+            closes += 1
+    fees = _fees_sat(world, node) + closes * ANCHORS_SAT + _given_up_sat(node)
+    if wealth < expected - fees * 1000 - 1000:
+        lost = expected - wealth
+        world.problem(f"{node} has {wealth} msat instead of {expected} msat: {lost} msat lost, {fees} sat in fees")
+
+
+def _fees_sat(world: World, node: SimNode) -> int:
+    """Of all transactions that took this node's coins, or its channels' money."""
+    chain, wallet = world.chain, node.running.wallet
+    fundings = {outpoint for outpoint, book in world.by_funding.items() if node.name in book.names}
+    ends: set[bytes] = set()
+    total = 0
+    for height in sorted(chain.blocks):
+        for tx in chain.blocks[height]:
+            closes = any(txin.outpoint in fundings or txin.outpoint.txid in ends for txin in tx.inputs)
+            if closes:
+                ends.add(tx.txid())
+            if closes or any(wallet.is_ours(chain.txout(txin.outpoint).script_pubkey) for txin in tx.inputs):
+                total += chain.fee_sat(tx)
+    return total
+
+
+def _given_up_sat(node: SimNode) -> int:
+    """Outputs that cost more to take than they hold."""
+    reports = [stored.report for stored in node.running.monitor._stored.values() if stored.report is not None]
+    return sum(output.amount_sat for report in reports for output in report.outputs if output.status == "uneconomic")

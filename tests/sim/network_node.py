@@ -1,0 +1,233 @@
+"""A production node in the simulated world: the real runtime on a database that outlives it, over fake sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from channeld.bolt.messages import Message
+from channeld.channel import machine
+from channeld.channel.env import ChannelPolicy
+from channeld.channel.state import State
+from channeld.node import runtime as runtime_module
+from channeld.node.channels import Driver
+from channeld.node.node import Node
+from channeld.node.runtime import NodeSettings, Runtime
+from channeld.routing import find_flow, scoring
+from channeld.routing.graph import Graph
+from tests.sim.network_chain import SimSource
+from tests.sim.network_loop import Life
+from tests.sim.network_store import Database, SimStore
+from wallet.bitcoin.address import REGTEST
+from wallet.keys import Keys
+
+if TYPE_CHECKING:
+    from tests.sim.network_world import World
+
+LOADED = (find_flow, scoring)
+"""Libraries that are loaded when they are first needed, and draw random numbers then, are loaded before the first run."""
+PORT = 9735
+POLICY = ChannelPolicy(minimum_depth_blocks=1, to_self_delay_blocks=20)
+
+
+@lru_cache(maxsize=None)
+def keys_of(name: str) -> Keys:
+    """A node's keys; deriving them takes a while."""
+    return Keys(name.encode().ljust(64, b"\1"), REGTEST)
+
+
+class SimGossip:
+    """In place of gossip, whose tests are elsewhere: every node knows the public network as the world knows it."""
+
+    def __init__(self, *_: Any) -> None:
+        self.graph = Graph()
+        topology = _Sized(self.graph)
+        self.core = SimpleNamespace(
+            own=SimpleNamespace(remote_update=lambda channel_id: None),
+            sync=SimpleNamespace(may_start=lambda: False),
+            view=SimpleNamespace(topology=topology),
+        )
+
+    def load(self) -> None:
+        """The world fills the graph."""
+
+    def coroutines(self) -> list[Any]:
+        return []
+
+    def public_update(self, scid: int, peer_id: bytes) -> bytes:
+        return b""
+
+    def touched(self, driver: Driver) -> None:
+        """Nothing is announced."""
+
+    def block_connected(self, *_: Any) -> None:
+        """Nothing was."""
+
+    def block_disconnected(self, *_: Any) -> None:
+        """Nothing was."""
+
+    def peer_connected(self, link: Any) -> None:
+        """Nothing to tell."""
+
+    def peer_disconnected(self, link: Any) -> None:
+        """Nothing to tell."""
+
+    def peer_message(self, link: Any, message: Message) -> None:
+        """Nobody says anything."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Sized:
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def __len__(self) -> int:
+        return self._graph.channel_count
+
+
+class SimNode:
+    """A node through all its lives."""
+
+    def __init__(self, world: World, name: str, database: Database) -> None:
+        self.world = world
+        self.name = name
+        self.database = database
+        self.keys = keys_of(name)
+        self.life = Life(name)
+        self.life.end()
+        self.runtime: Runtime | None = None
+        self.store: SimStore
+        self.source: SimSource
+        self.crashes = 0
+        self.crash_at_send: tuple[int, str] | None = None
+        self.stays_down = False
+        self._decoded: dict[int, tuple[bytes, State]] = {}
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def up(self) -> bool:
+        """Whether it runs, and has come as far as to have a runtime."""
+        return self.life.alive and self.runtime is not None
+
+    @property
+    def running(self) -> Runtime:
+        assert self.runtime is not None, self.name
+        return self.runtime
+
+    @property
+    def api(self) -> Node:
+        return Node(self.running)
+
+    @property
+    def node_id(self) -> bytes:
+        return self.world.node_ids[self.name]
+
+    # --- lives
+
+    def start(self) -> None:
+        """A new life begins."""
+        assert not self.life.alive
+        self.life = Life(self.name)
+        self.runtime = None
+        self.stays_down = False
+        self.spawn(self._start())
+
+    async def _start(self) -> None:
+        world = self.world
+        self.store = SimStore(self.database, self.life, world.luck, self.crash)
+        self.source = SimSource(world.chain, self.life, world.luck, lambda tx: world.tap.broadcast(self, tx))
+        settings = NodeSettings(
+            alias=self.name, listen=((self.name, PORT),), policy=POLICY, birthday_height=self.world.birthday
+        )
+        runtime = await Runtime.create(self.store, self.keys, self.source, settings)
+        self.runtime = runtime
+        world.fill_graph(self)
+        runtime.bus.publish = self._published(runtime.bus.publish)  # type: ignore[method-assign]
+        await runtime.start()
+
+    def _published(self, publish: Callable[..., None]) -> Callable[..., None]:
+        life = self.life
+
+        def told(kind: str, sentence: str, **data: Any) -> None:
+            if life.alive:
+                self.world.tap.published(self, kind, sentence, data)
+            publish(kind, sentence, **data)
+
+        return told
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task of this life."""
+        return self.world.loop.create_task(coroutine, context=self.life.context)
+
+    def crash(self) -> None:
+        """kill -9, right here. The world starts it again after a while, unless it has to stay down."""
+        if not self.life.alive:
+            return
+        self.life.end()
+        self.crashes += 1
+        self.crash_at_send = None
+        self.world.network.crashed(self.life)
+        if self.store is not None:
+            self.store.release()
+        self.world.node_crashed(self)
+
+    def dies_at_send(self) -> bool:
+        """Counts a message; whether the process is gone before it is handed to the socket."""
+        if self.crash_at_send is None:
+            return False
+        left, when = self.crash_at_send[0] - 1, self.crash_at_send[1]
+        self.crash_at_send = (left, when)
+        if left > 0:
+            return False
+        if when == "before":
+            self.crash()
+            return True
+        self.world.loop.call_soon(self.crash, context=self.world.context)
+        return False
+
+    # --- what is durable
+
+    def durable(self) -> dict[int, State]:
+        """The channels' states in the database, by channel_key."""
+        found = {}
+        for key, blob in self.database.rows("SELECT channel_key, state FROM channels"):
+            known = self._decoded.get(key)
+            if known is None or known[0] != blob:
+                known = self._decoded[key] = (blob, machine.decode_state(blob))
+            found[key] = known[1]
+        return found
+
+    def drivers(self) -> list[Driver]:
+        """The channels of this life; none while it is down."""
+        return list(self.running.channels.all()) if self.up else []
+
+    def owned_sat(self) -> int:
+        """What the chain has at its addresses, confirmed."""
+        chain = self.world.chain
+        wallet = self.running.wallet
+        return sum(
+            txout.value_sat
+            for outpoint, (txout, _) in chain.outputs.items()
+            if outpoint not in chain.spent and wallet.is_ours(txout.script_pubkey)
+        )
+
+
+def use_sim_gossip() -> Callable[[], None]:
+    """Runtimes get `SimGossip`; returns what undoes that."""
+    original = runtime_module.NodeGossip
+    runtime_module.NodeGossip = SimGossip  # type: ignore[misc,assignment]
+
+    def undo() -> None:
+        runtime_module.NodeGossip = original  # type: ignore[misc]
+
+    return undo
+
+
+__all__ = ["PORT", "SimGossip", "SimNode", "keys_of", "use_sim_gossip"]

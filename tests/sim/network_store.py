@@ -1,0 +1,170 @@
+"""Databases in memory that outlive their nodes, and the store's one writer without its thread: each transaction takes
+some virtual time, and a node may be killed right before or right after it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import NullPool
+
+from channeld.storage import Store, StoreFailed, Write, make_engine, upgrade
+from tests.sim.network_loop import Life, Luck
+from wallet.db import store as store_module
+from wallet.db.statements import compile_statement, group
+from wallet.db.store import _Connection, _Job
+
+When = Literal["before", "after"]
+_numbers = iter(range(1 << 62))
+
+
+def _template() -> sqlite3.Connection:
+    """An empty database of the present version."""
+    connection = sqlite3.connect("file:sim-template?mode=memory&cache=shared", uri=True)
+    engine = make_engine("sqlite:///file:sim-template?mode=memory&cache=shared&uri=true")
+    upgrade(engine)
+    engine.dispose()
+    return connection
+
+
+@lru_cache
+def _empty() -> sqlite3.Connection:
+    return _template()
+
+
+@lru_cache
+def _base() -> Engine:
+    engine = create_engine("sqlite://")
+    engine.connect().close()
+    return engine
+
+
+class Database:
+    """A node's disk. It is there as long as this object is."""
+
+    def __init__(self, image: Database | None = None) -> None:
+        self.name = f"file:sim-{next(_numbers)}?mode=memory&cache=shared"
+        self._keeper = sqlite3.connect(self.name, uri=True, isolation_level=None)
+        (_empty() if image is None else image._keeper).backup(self._keeper)
+        self.engine = self._make_engine()
+
+    def _make_engine(self) -> Engine:
+        """Engines share a dialect, and so what SQLAlchemy compiled."""
+        base = _base()
+        return Engine(NullPool(self._connect, dialect=base.dialect), base.dialect, base.url)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.name, uri=True, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA foreign_keys=ON")
+        return connection
+
+    def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """What is durable."""
+        return self._keeper.execute(query, parameters).fetchall()
+
+    def close(self) -> None:
+        self._keeper.close()
+
+
+@lru_cache(maxsize=None)
+def _compile(statement: Any, dialect: str) -> Any:
+    from sqlalchemy.dialects import sqlite
+
+    assert dialect == "sqlite"
+    return compile_statement(statement, sqlite.dialect(paramstyle="qmark"))
+
+
+class SimStore(Store):
+    """The store of one life. `on_crash` is told that this life ends here."""
+
+    def __init__(self, database: Database, life: Life, luck: Luck, on_crash: Callable[[], None]) -> None:
+        self._engine = database.engine
+        self._life = life
+        self._luck = luck
+        self._on_crash = on_crash
+        self._loop = asyncio.get_running_loop()
+        self._reader = None
+        self._finder = None
+        self._waiting: list[_Job] = []
+        self._busy = False
+        self._crash: tuple[int, When] | None = None
+        self._writer = _Connection(database.engine)
+        self.commits = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits to become durable."""
+        return not self._busy
+
+    def crash_at(self, commits: int, when: When) -> None:
+        """The process dies at the n-th commit from here on."""
+        self._crash = (commits, when)
+
+    def disarm(self) -> None:
+        """It does not."""
+        self._crash = None
+
+    def submit(self, writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
+        if not self._life.alive:
+            return
+        self._waiting.append(_Job(writes, done))
+        if not self._busy:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._busy = True
+        delay = self._luck.dice.choice((0.0, 0.0005, 0.0005, 0.003, 0.02))
+        self._loop.call_later(delay, self._write, context=self._life.context)
+
+    def _write(self) -> None:
+        jobs, self._waiting = self._waiting, []
+        has_rows = any(True for job in jobs for _ in job.writes)
+        if has_rows and self._dies("before"):
+            return
+        if has_rows:
+            self._writer.transaction(group(job.writes for job in jobs), None)
+        self._loop.call_soon(self._finish, jobs, None, context=self._life.context)
+        if has_rows:
+            self.commits += 1
+            if self._dies("after"):
+                return
+        self._busy = False
+        if self._waiting:
+            self._begin()
+
+    def _dies(self, when: When) -> bool:
+        if self._crash is None or self._crash[1] != when:
+            return False
+        left = self._crash[0] - 1
+        self._crash = (left, when)
+        if left == 0:
+            self._on_crash()
+        return left == 0
+
+    async def close(self) -> None:
+        """Commit what waits, then close."""
+        while self._busy:
+            await self.commit([])
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the connections."""
+        self._writer.close()
+        if self._finder is not None:
+            self._finder.close()
+
+
+def use_cached_statements() -> Callable[[], None]:
+    """Statements are compiled once in the process, not once a life; returns what undoes that."""
+    original = store_module.compile_statement
+    store_module.compile_statement = lambda statement, dialect: _compile(statement, dialect.name)  # type: ignore[assignment]
+
+    def undo() -> None:
+        store_module.compile_statement = original
+
+    return undo
