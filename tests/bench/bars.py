@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from rich.table import Table
+
+from tests.bench.floor import Floor
 
 
 class Bar(NamedTuple):
@@ -21,6 +24,14 @@ class Bar(NamedTuple):
     def met(self) -> bool:
         """Whether the figure is good enough."""
         return self.value <= self.bar if self.sense == "<=" else self.value >= self.bar
+
+
+class Section(NamedTuple):
+    """A part of `make bench`. `measure(floor, payments)`: the figures; `payments` is how many to make under load."""
+
+    name: str
+    title: str
+    measure: Callable[[Floor, int], list[Bar]]
 
 
 def bar_table(title: str, rows: list[Bar]) -> Table:

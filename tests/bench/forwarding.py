@@ -14,17 +14,22 @@ from statistics import quantiles
 from typing import NamedTuple
 
 from channeld.lab import Lab
+from tests.bench.bars import Bar, Section
+from tests.bench.floor import Floor
 from tests.bench.payments import IN_FLIGHT, timed
 
 CAPACITY_SAT = 10_000_000
+CORE_LIGHTNING_PER_SECOND = 111
+CORE_LIGHTNING_ALONE_SECONDS = 0.086
 PROFILED = "tests.bench.profiled_daemon"
 
 
 class ForwardingFigures(NamedTuple):
-    """What was measured. CPU is a payment's: of all three daemons, and of the one between."""
+    """What was measured. CPU is a payment's: of all three daemons, or of the one between."""
 
     alone_p50_seconds: float
     alone_p95_seconds: float
+    alone_cpu_seconds: float
     busy_per_second: float
     busy_cpu_seconds: float
     forwarder_cpu_seconds: float
@@ -60,12 +65,51 @@ async def _measure(lab: Lab, alone: int, busy: int, profile: Path | None) -> For
     return ForwardingFigures(
         cuts[9],
         cuts[18],
+        sum(quiet.cpu_seconds) / alone,
         busy / loaded.seconds,
         sum(loaded.cpu_seconds) / busy,
         loaded.cpu_seconds[1] / busy,
         bob.memory_bytes(),
         busy,
     )
+
+
+def _bars(figures: ForwardingFigures, floor: Floor) -> list[Bar]:
+    """Against their bars. The floor is that of a payment over two channels, one after the other."""
+    alone_ms, batched_ms = 2 * floor.payment_alone_seconds * 1e3, 2 * floor.payment_batched_seconds * 1e3
+    p50_ms, cpu_ms = figures.alone_p50_seconds * 1e3, figures.busy_cpu_seconds * 1e3
+    cln_ms = CORE_LIGHTNING_ALONE_SECONDS * 1e3
+    per_second = figures.busy_per_second
+    return [
+        Bar(
+            "forwarded payment alone, p50",
+            p50_ms,
+            "<=",
+            25,
+            "ms",
+            f"{p50_ms / alone_ms:.1f} x floor, {p50_ms / cln_ms:.2f} x CLN",
+        ),
+        Bar("forwarded payment alone, p95", figures.alone_p95_seconds * 1e3, "<=", 50, "ms"),
+        Bar(
+            f"forwarded with {IN_FLIGHT} in flight",
+            per_second,
+            ">=",
+            120,
+            "/s",
+            f"{per_second / CORE_LIGHTNING_PER_SECOND:.1f} x CLN",
+        ),
+        Bar("CPU a payment, three daemons", cpu_ms, "<=", 8, "ms", f"{cpu_ms / batched_ms:.1f} x floor"),
+        Bar("CPU a payment, the one between", figures.forwarder_cpu_seconds * 1e3, "<=", 3, "ms"),
+        Bar("CPU a payment alone", figures.alone_cpu_seconds * 1e3, "<=", 30, "ms"),
+        Bar("memory of the one between", figures.forwarder_memory_bytes / 1e6, "<=", 240, "MB"),
+    ]
+
+
+SECTION = Section(
+    "forwarding",
+    "Three daemons in a line, durable commits",
+    lambda floor, payments: _bars(asyncio.run(measure_forwarding(busy=payments)), floor),
+)
 
 
 def main() -> None:

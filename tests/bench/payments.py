@@ -15,10 +15,15 @@ from typing import NamedTuple
 
 from channeld.lab import DaemonProcess, Lab
 from channeld.v1 import payments_pb2
+from tests.bench.bars import Bar, Section
+from tests.bench.floor import Floor
 
 CAPACITY_SAT = 10_000_000
 AMOUNT_MSAT = 1_000_000
 IN_FLIGHT = 100
+CORE_LIGHTNING_PER_SECOND = 191
+CORE_LIGHTNING_ALONE_SECONDS = 0.033
+CORE_LIGHTNING_CPU_SECONDS = 0.0057
 
 
 class PaymentFigures(NamedTuple):
@@ -113,3 +118,49 @@ async def pay_all(payer: DaemonProcess, bolt11s: list[str], in_flight: int) -> l
             reason = response.payment.failure or response.error.sentence
             raise RuntimeError(f"payment {response.request_id} of {len(bolt11s)} failed: {reason}")
     return latencies
+
+
+def _bars(figures: PaymentFigures, floor: Floor) -> list[Bar]:
+    """Against their bars, with ratios to the floor and to Core Lightning."""
+    alone_ms, batched_ms = floor.payment_alone_seconds * 1e3, floor.payment_batched_seconds * 1e3
+    p50_ms, cpu_ms = figures.alone_p50_seconds * 1e3, figures.busy_cpu_seconds * 1e3
+    cln_ms = CORE_LIGHTNING_ALONE_SECONDS * 1e3
+    per_second = figures.busy_per_second
+    return [
+        Bar(
+            "payment alone, p50",
+            p50_ms,
+            "<=",
+            12,
+            "ms",
+            f"{p50_ms / alone_ms:.1f} x floor, {p50_ms / cln_ms:.2f} x CLN",
+        ),
+        Bar("payment alone, p95", figures.alone_p95_seconds * 1e3, "<=", 24, "ms"),
+        Bar(
+            f"payments with {IN_FLIGHT} in flight",
+            per_second,
+            ">=",
+            250,
+            "/s",
+            f"{per_second / CORE_LIGHTNING_PER_SECOND:.1f} x CLN",
+        ),
+        Bar(
+            "CPU a payment, both daemons",
+            cpu_ms,
+            "<=",
+            3,
+            "ms",
+            f"{cpu_ms / batched_ms:.1f} x floor, {cpu_ms / 1e3 / CORE_LIGHTNING_CPU_SECONDS:.2f} x CLN",
+        ),
+        Bar("CPU a payment alone", figures.alone_cpu_seconds * 1e3, "<=", 12, "ms"),
+        Bar("idle memory of a daemon", figures.idle_memory_bytes / 1e6, "<=", 120, "MB"),
+        Bar("memory after the load", figures.busy_memory_bytes / 1e6, "<=", 240, "MB"),
+        Bar("start to ready", figures.start_seconds, "<=", 1.5, "s"),
+    ]
+
+
+SECTION = Section(
+    "payments",
+    "Two daemons, one channel, durable commits",
+    lambda floor, payments: _bars(asyncio.run(measure_payments(busy=payments)), floor),
+)
