@@ -28,7 +28,7 @@ from channeld.gossip.interface import (
 )
 from channeld.gossip.limits import TokenBuckets
 from channeld.gossip.store import StoreFull
-from channeld.gossip.verify import SignatureChecker, SignatureJob
+from channeld.gossip.verify import SignatureChecker, Signed
 from channeld.gossip.view import NetworkView
 
 log = structlog.get_logger(__name__)
@@ -44,6 +44,7 @@ MAX_BLACKLISTED = 10_000
 _UNKNOWN_CHANNEL = Refusal("its channel is not known")
 _UNKNOWN_NODE = Refusal("its node has no known channel")
 _TOO_OFTEN = Refusal("it comes too often")
+_BLACKLISTED = Refusal("its node is blacklisted")
 _BAD_SIGNATURE = Refusal("a signature is wrong (BOLT 7)", blame=True)
 
 
@@ -224,53 +225,53 @@ class Intake:
             if isinstance(item.message, ChannelAnnouncement)
         }
         new_nodes = {node for message in announced.values() for node in (message.node_id_1, message.node_id_2)}
-        jobs: list[SignatureJob] = []
-        checked: list[tuple[Item, int, int]] = []
+        signed: list[Signed] = []
+        checked: list[Item] = []
         for item in batch:
-            start = len(jobs)
-            refusal = self._add_jobs(item, announced, new_nodes, jobs)
+            refusal, signer = self._who_signed(item, announced, new_nodes)
             if refusal is None:
-                checked.append((item, start, len(jobs)))
+                checked.append(item)
+                signed.append((item.message, item.raw, signer))
             elif refusal is not _UNKNOWN_CHANNEL:
                 self._listener.refused(item.message, item.origins, refusal)
-        results = await self._checker.check(jobs)
-        announcements = [entry for entry in checked if entry[2] - entry[1] > 1]
-        others = [entry for entry in checked if entry[2] - entry[1] == 1]
-        for item, start, end in (*announcements, *others):
-            if results[start] and (end - start == 1 or all(results[start:end])):
-                self._signed(item)
-            else:
-                self._listener.refused(item.message, item.origins, _BAD_SIGNATURE)
+        results = await self._checker.check(signed)
+        # Announcements first: what hangs on them may be in the same batch.
+        for is_announcement in (True, False):
+            for item, is_good in zip(checked, results, strict=True):
+                if isinstance(item.message, ChannelAnnouncement) is is_announcement:
+                    if is_good:
+                        self._signed(item)
+                    else:
+                        self._listener.refused(item.message, item.origins, _BAD_SIGNATURE)
 
-    def _add_jobs(
-        self, item: Item, announced: dict[int, ChannelAnnouncement], new_nodes: set[bytes], jobs: list[SignatureJob]
-    ) -> Refusal | None:
+    def _who_signed(
+        self, item: Item, announced: dict[int, ChannelAnnouncement], new_nodes: set[bytes]
+    ) -> tuple[Refusal | None, bytes | None]:
+        """Why its signatures need not be looked at; and whose a `channel_update`'s has to be."""
         message = item.message
-        signer = None
         if isinstance(message, ChannelUpdate):
             signer = self._signer(message, announced)
             if signer is None:
                 self._keep_orphan(item, message)
-                return _UNKNOWN_CHANNEL
+                return _UNKNOWN_CHANNEL, None
             # BOLT 7 blacklists nodes, not only their announcements.
-            if signer in self.blacklist:
-                return Refusal("its node is blacklisted")
-        elif isinstance(message, NodeAnnouncement):
+            return (_BLACKLISTED if signer in self.blacklist else None), signer
+        if isinstance(message, NodeAnnouncement):
             # BOLT 7, "if `node_id` is NOT previously known from a `channel_announcement` message [...]: SHOULD ignore"
             node_id = message.node_id
             if not (
                 node_id in self._view.topology.node_index or node_id in self._pending_nodes or node_id in new_nodes
             ):
-                return _UNKNOWN_NODE
-        jobs.extend(validate.signature_jobs(message, item.raw, signer))
-        return None
+                return _UNKNOWN_NODE, None
+        return None, None
 
     def _signer(self, update: ChannelUpdate, announced: dict[int, ChannelAnnouncement]) -> bytes | None:
         # BOLT 7, "The `node_id` for the signature verification is taken from the corresponding `channel_announcement`"
         scid, direction = update.short_channel_id, update.channel_flags & 1
         row = self._view.topology.rows.get(scid)
         if row is not None:
-            return self._view.topology.node_ids_of(row)[direction]
+            topology = self._view.topology
+            return topology.node_ids[topology.nodes[direction][row]]
         pending = self._pending.get(scid)
         announcement = pending.message if pending is not None else announced.get(scid)
         if announcement is None:

@@ -23,8 +23,8 @@ from channeld.bolt.messages import (
 )
 from channeld.bolt.transactions.funding import funding_script_pubkey
 from channeld.gossip.interface import Funding, GossipConfig, scid_text
-from channeld.gossip.validate import DISABLE, DONT_FORWARD, MUST_BE_ONE, signature_jobs
-from channeld.gossip.verify import check
+from channeld.gossip.validate import DISABLE, DONT_FORWARD, MUST_BE_ONE
+from channeld.gossip.verify import check, signature_jobs
 from channeld.gossip.view import NetworkView
 
 _NO_SIGNATURE = bytes(64)

@@ -6,7 +6,6 @@ Each `check_` function returns why the message is not taken, or None.
 from __future__ import annotations
 
 from collections.abc import Container
-from hashlib import sha256
 
 from channeld.bolt.messages import (
     AddressType,
@@ -20,7 +19,6 @@ from channeld.bolt.messages import (
 from channeld.bolt.transactions.funding import funding_script_pubkey
 from channeld.gossip.interface import Funding, GossipConfig, Refusal, block_of, scid_text
 from channeld.gossip.topology import Topology
-from channeld.gossip.verify import SignatureJob
 from channeld.gossip.view import NetworkView
 from wallet.bitcoin.secp import is_valid_pubkey
 
@@ -70,30 +68,18 @@ def is_known(message: ChannelAnnouncement, topology: Topology) -> bool:
     return row is not None and topology.node_ids_of(row) == (message.node_id_1, message.node_id_2)
 
 
-def announcement_jobs(message: ChannelAnnouncement, raw: bytes) -> list[SignatureJob]:
-    """The four signatures."""
-    # BOLT 7, "MUST verify the integrity AND authenticity of the message by verifying the signatures."
-    digest = sha256(sha256(raw[ChannelAnnouncement.SIGNED_FROM :]).digest()).digest()
-    return [
-        (message.node_id_1, digest, message.node_signature_1, True),
-        (message.node_id_2, digest, message.node_signature_2, True),
-        (message.bitcoin_key_1, digest, message.bitcoin_signature_1, False),
-        (message.bitcoin_key_2, digest, message.bitcoin_signature_2, False),
-    ]
-
-
 def check_funding(message: ChannelAnnouncement, funding: Funding | None, minimum_depth_blocks: int) -> Refusal | None:
     """What layer 1 says of the output that `short_channel_id` names."""
     # BOLT 7, "if the `short_channel_id`'s output does NOT correspond to a P2WSH (using `bitcoin_key_1` and
     # `bitcoin_key_2`, as specified in BOLT #3) OR the output is spent: MUST ignore the message."
-    name = scid_text(message.short_channel_id)
+    scid = message.short_channel_id
     if funding is None:
-        return Refusal(f"{name} is no unspent output")
+        return Refusal(f"{scid_text(scid)} is no unspent output")
     if funding.script_pubkey != funding_script_pubkey(message.bitcoin_key_1, message.bitcoin_key_2):
-        return Refusal(f"{name} does not pay to its bitcoin keys", blame=True)
+        return Refusal(f"{scid_text(scid)} does not pay to its bitcoin keys", blame=True)
     # BOLT 7, "if the `short_channel_id`'s output does NOT have at least 6 confirmations: [...] SHOULD ignore"
     if funding.confirmations < minimum_depth_blocks:
-        return Refusal(f"{name} has only {funding.confirmations} confirmations")
+        return Refusal(f"{scid_text(scid)} has only {funding.confirmations} confirmations")
     return None
 
 
@@ -175,16 +161,3 @@ def check_node(
     if sum(address.type is AddressType.DNS for address in addresses) > 1:
         return Refusal("it has more than one DNS hostname")
     return None
-
-
-def signature_jobs(message: SignedGossip, raw: bytes, node_id: bytes | None = None) -> list[SignatureJob]:
-    """All signatures of a message, whose wire form is `raw`; `node_id` is who should have signed a `channel_update`."""
-    if isinstance(message, ChannelUpdate):
-        assert node_id is not None
-        digest = sha256(sha256(raw[ChannelUpdate.SIGNED_FROM :]).digest()).digest()
-        return [(node_id, digest, message.signature, True)]
-    if isinstance(message, ChannelAnnouncement):
-        return announcement_jobs(message, raw)
-    assert isinstance(message, NodeAnnouncement)
-    digest = sha256(sha256(raw[NodeAnnouncement.SIGNED_FROM :]).digest()).digest()
-    return [(message.node_id, digest, message.signature, True)]

@@ -22,8 +22,7 @@ from channeld.gossip.checksums import update_checksums
 from channeld.gossip.intake import Intake
 from channeld.gossip.interface import GossipConfig, Refusal
 from channeld.gossip.store import CHANNEL, CHANNEL_HEAD, NODE, UPDATE, GossipStore
-from channeld.gossip.validate import signature_jobs
-from channeld.gossip.verify import SignatureChecker, check
+from channeld.gossip.verify import SignatureChecker, check, signature_jobs
 from channeld.gossip.view import NetworkView
 from channeld.node.gossip import GraphFeed
 from tests.gossip_support import (
