@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from channeld.bolt.messages import AttributionData, UpdateFailHtlc, encode
 from channeld.bolt.onion import failures as f
 from channeld.bolt.onion.payment import BlindedRole
 from channeld.bolt.onion.returns import ReturnPacket, create_failure, read_failure
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.gossip.own import ForwardingPolicy
-from channeld.node.forwarding import Circuit, circuit_of, failure_event
+from channeld.node.forwarding import MOST_REASON_BYTES, Circuit, circuit_of, failure_event
 from channeld.node.policies import MAX_CLTV_BLOCKS, SOONEST_EXPIRY_BLOCKS, ForwardTerms, check_forward, fee_msat
 
 HEIGHT = 1000
@@ -101,6 +102,17 @@ def test_failures_without_a_reason_get_one_of_ours() -> None:
     code = f.InvalidOnionHmac.CODE
     malformed = failure_event(circuit(), failed(failure_code=code, sha256_of_onion=b"\x44" * 32))
     assert message_of(malformed) == (0, f.InvalidOnionHmac(b"\x44" * 32))
+
+
+def test_a_reason_of_any_length_fits_its_message() -> None:
+    for size in (MOST_REASON_BYTES, MOST_REASON_BYTES + 1, 65_491):  # the last is all that a message can carry
+        event = failure_event(circuit(), failed(reason=bytes(size), attribution_data=bytes(920)))
+        assert isinstance(event, ev.FailHtlc)
+        data = event.tlvs.get("attribution_data")
+        record = None if data is None else AttributionData.from_bytes(data)
+        message = encode(UpdateFailHtlc(bytes(32), 0, event.reason, record))
+        assert len(message) <= 65_535
+        assert (record is not None) == (size <= MOST_REASON_BYTES)
 
 
 def test_inside_a_blinded_path_all_failures_look_alike() -> None:

@@ -50,7 +50,7 @@ class FakeDriver:
         self.channel_key = channel_key
         self.posted: list[ev.Event] = []
 
-    def post(self, event: ev.Event) -> None:
+    def post(self, event: ev.Event, *_: object) -> None:
         self.posted.append(event)
 
 
@@ -60,9 +60,12 @@ class Recipient:
     def __init__(self) -> None:
         self.book = FakeBook()
         self.height = 100
+        self.knows_height = True
         self.drivers = FakeDriver(0), FakeDriver(1)
         book = cast(InvoiceBook, self.book)
-        self.receiver = Receiver(cast(Any, None), book, EventBus(), lambda: self.height, lambda: True, lambda: 1.0)
+        self.receiver = Receiver(
+            cast(Any, None), book, EventBus(), lambda: self.height, lambda: self.knows_height, lambda: 1.0
+        )
 
     def part(self, channel: int, cltv_expiry: int) -> Reaction:
         htlc = Htlc(7, 500, HASH, cltv_expiry, False)
@@ -86,6 +89,32 @@ async def test_no_preimage_for_a_part_that_is_about_to_expire() -> None:
     assert recipient.part(0, 145) == Reaction()
     recipient.height = 145 - LATEST_BLOCKS + 1
     assert recipient.part(1, recipient.height + 45) == Reaction()
+    assert not recipient.book.settled
+    for driver in recipient.drivers:
+        assert [type(event) for event in driver.posted] == [ev.FailHtlc]
+
+
+async def test_nothing_is_decided_before_the_height_is_known() -> None:
+    # after a restart what the database says of the height may be old, and the HTLC about to expire
+    recipient = Recipient()
+    recipient.knows_height = False
+    assert recipient.part(0, 145) == recipient.part(1, 145) == Reaction()
+    recipient.receiver.height_known()
+    assert [driver.posted for driver in recipient.drivers] == [[], []], "not yet"
+    recipient.knows_height = True
+    recipient.receiver.height_known()
+    for driver in recipient.drivers:
+        assert [type(event) for event in driver.posted] == [ev.FulfillHtlc]
+    assert recipient.book.settled
+
+
+async def test_what_came_early_and_is_late_by_now_is_failed() -> None:
+    recipient = Recipient()
+    recipient.knows_height = False
+    recipient.part(0, 145)
+    recipient.part(1, 145)
+    recipient.knows_height, recipient.height = True, 145 - 38
+    recipient.receiver.height_known()
     assert not recipient.book.settled
     for driver in recipient.drivers:
         assert [type(event) for event in driver.posted] == [ev.FailHtlc]

@@ -11,9 +11,11 @@ Source: BOLT 4, "Initialization of `attribution_data`", "Intermediate nodes", "O
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hmac import compare_digest
+from operator import itemgetter
 
 from channeld.bolt.onion.crypto import apply_stream, derive_key
 
@@ -58,7 +60,8 @@ def add_attribution(
     own_time = min(max(hold_time, 0), _MAX_HOLD_TIME).to_bytes(_HOLD_TIME_SIZE, "big")
     data = own_time + shifted[_HOLD_TIME_SIZE:]
     base = hmac.new(derive_key(b"um", shared_secret), return_packet, "sha256")
-    macs = b"".join(_mac(base, data, distance) for distance in reversed(range(MAX_HOPS)))
+    words = _split(data)
+    macs = b"".join([_mac(base, words, distance) for distance in reversed(range(MAX_HOPS))])
     data = data[:_HOLD_TIMES_SIZE] + macs + data[_BLOCKS[1] :]
     return apply_stream(derive_key(b"ammagext", shared_secret), data)
 
@@ -88,7 +91,7 @@ class AttributionReader:
         data = apply_stream(derive_key(b"ammagext", shared_secret), self._data)
         base = hmac.new(derive_key(b"um", shared_secret), return_packet, "sha256")
         start = _BLOCKS[0] + _HMAC_SIZE * (MAX_HOPS - 1 - self._distance)
-        if not compare_digest(data[start : start + _HMAC_SIZE], _mac(base, data, self._distance)):
+        if not compare_digest(data[start : start + _HMAC_SIZE], _mac(base, _split(data), self._distance)):
             self._unproven_hop = len(self._hold_times)
             return False
         self._hold_times.append(int.from_bytes(data[:_HOLD_TIME_SIZE], "big"))
@@ -101,19 +104,26 @@ class AttributionReader:
         return Attribution(tuple(self._hold_times), self._unproven_hop)
 
 
-def _mac(base: hmac.HMAC, data: bytes, distance: int) -> bytes:
+def _mac(base: hmac.HMAC, words: tuple[bytes, ...], distance: int) -> bytes:
     """The nearest hop's HMAC at `distance` from the erring node; `base` has hashed the return packet already."""
     mac = base.copy()
-    mac.update(data[: (distance + 1) * _HOLD_TIME_SIZE])
-    mac.update(b"".join([data[at : at + _HMAC_SIZE] for at in _DOWNSTREAM[distance]]))
+    mac.update(b"".join(_COVERED[distance](words)))
     return mac.digest()[:_HMAC_SIZE]
 
 
-# Positions of the downstream HMACs that hmac_0_y covers: hmac_1_(y-1), hmac_2_(y-2), ... hmac_y_0.
-_DOWNSTREAM = [
-    [_BLOCKS[hop] + _HMAC_SIZE * (MAX_HOPS - 1 - distance) for hop in range(1, distance + 1)]
-    for distance in range(MAX_HOPS)
-]
+_split = struct.Struct("4s" * (ATTRIBUTION_SIZE // 4)).unpack
+"""The field as words of 4 bytes: a hold time and an HMAC have as many."""
+
+
+def _covered(distance: int) -> Callable[[tuple[bytes, ...]], tuple[bytes, ...]]:
+    """Picks the words that hmac_0_y covers: the first y + 1 hold times, hmac_1_(y-1), hmac_2_(y-2), ... hmac_y_0."""
+    downstream = [_BLOCKS[hop] // 4 + MAX_HOPS - 1 - distance for hop in range(1, distance + 1)]
+    if not downstream:
+        return lambda words: words[:1]
+    return itemgetter(*range(distance + 1), *downstream)
+
+
+_COVERED = [_covered(distance) for distance in range(MAX_HOPS)]
 
 
 def _shift_right(data: bytes) -> bytes:
