@@ -87,6 +87,9 @@ class Follower:
         self._retry_seconds = retry_seconds
         self._recent: deque[BlockRef] = deque(maxlen=2 * reorg_limit_blocks + 2)
         self._trouble: str | None = None
+        """Why layer 1 cannot be followed now, as it was told last."""
+        self._away = False
+        """It does not answer; otherwise its chain is behind."""
         self._synced: BlockRef | None = None
         self._ceiling: BlockRef | None = None
 
@@ -112,7 +115,8 @@ class Follower:
                 failures += 1
                 if isinstance(error, ChainMoved) and failures <= _QUICK_RETRIES:
                     continue
-                if self._trouble is None:
+                if not self._away:
+                    self._away = True
                     yield self._lost(str(error))
                 await asyncio.sleep(self._retry_seconds[min(failures, len(self._retry_seconds)) - 1])
 
@@ -130,10 +134,11 @@ class Follower:
             behind, undone = await self._compare(state)
             if behind is not None:
                 if self._trouble != behind:
+                    self._away = False
                     yield self._lost(behind)
                 return
             if self._trouble is not None:
-                self._trouble = None
+                self._trouble, self._away = None, False
                 yield SourceBack()
             for ref, header in undone:
                 self._pop(ref, header)

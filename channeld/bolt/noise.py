@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from abc import ABC, abstractmethod
 from typing import Final
 
 from coincurve import PrivateKey, PublicKey
@@ -159,7 +160,7 @@ class Session:
 # --- handshake ----------------------------------------------------------------------------------------------------
 
 
-class Handshake:
+class Handshake(ABC):
     """The state that both sides keep (BOLT 8, "Handshake State"). `expected_bytes` is the size of the next act."""
 
     expected_bytes: int
@@ -175,13 +176,13 @@ class Handshake:
         self._mix_hash(responder_id)
         self.session: Session | None = None
 
+    @abstractmethod
     def start(self) -> bytes:
         """What has to be sent before anything is received."""
-        raise NotImplementedError
 
+    @abstractmethod
     def receive(self, act: bytes) -> bytes:
         """Takes exactly the next act, and returns what to answer. Raises NoiseError."""
-        raise NotImplementedError
 
     def _mix_hash(self, data: bytes) -> None:
         self._hash = hashlib.sha256(self._hash + data).digest()

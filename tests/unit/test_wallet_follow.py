@@ -203,6 +203,27 @@ async def test_a_chain_that_went_backwards_is_waited_for(fake: FakeBitcoind, sou
     await walk.close()
 
 
+async def test_layer_1_goes_away_while_it_is_behind(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
+    fake.chain.mine(10)
+    walk = Walk(source.follow(None, birthday_height=1))
+    await walk.until(Synced)
+    full = list(fake.chain.active)
+    fake.chain.cut(8)
+    await fake.notify()
+    behind = await walk.next()
+    assert isinstance(behind, SourceLost)
+    await fake.stop()
+    away = await walk.next()
+    assert isinstance(away, SourceLost)
+    assert "behind" not in away.reason
+    await fake.start()
+    assert await walk.next() == behind  # it is back, and still behind
+    fake.chain.active = full
+    await fake.mine(1)
+    assert isinstance(await walk.next(), SourceBack)
+    await walk.close()
+
+
 async def test_too_far_backwards_is_an_error(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
     fake.chain.mine(120)
     known = refs(fake.chain, range(1, 121))
