@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, assert_never
 
 import structlog
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from channeld.bolt.invoice import RoutingHop
-from channeld.bolt.messages import ChannelUpdate, ErrorMessage, Message, OpenChannel
+from channeld.bolt.messages import ChannelUpdate, ErrorMessage, FundingCreated, Message, OpenChannel
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
-from channeld.channel.open import commitment_feerate_per_kw
+from channeld.channel.open import channel_id_of, commitment_feerate_per_kw
 from channeld.channel.state import Closed, Closing, Funded, FundingCreatedSent, Normal, State, phase_name
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
@@ -33,8 +33,8 @@ from channeld.node.interface import NodeError
 from channeld.node.peer import PeerLink
 from channeld.node.switch import Switch
 from channeld.node.watches import Watches
-from channeld.storage import Store, StoreFailed, Write, rows
-from wallet.bitcoin import Tx
+from channeld.storage import Store, StoreFailed, Write, rows, tables
+from wallet.bitcoin import OutPoint, Tx
 
 log = structlog.get_logger(__name__)
 MAX_OPENINGS_PER_PEER = 4
@@ -117,6 +117,9 @@ class Channels:
         self._by_key: dict[int, Driver] = {}
         self._by_id: dict[tuple[bytes, bytes], Driver] = {}
         self._by_peer: dict[bytes, dict[int, Driver]] = {}
+        self._taken_ids: set[bytes] = set()
+        """Ids in the database, of channels that are over too, and those about to be: strangers choose ids, and no two
+        rows may have the same one."""
         self._next_key = 0
         self._switch: Switch | None = None
         self._funder: Funder | None = None
@@ -148,6 +151,7 @@ class Channels:
 
     def load(self, connection: Connection) -> None:
         """Channels as they were committed last."""
+        self._taken_ids = set(connection.execute(select(tables.channels.c.channel_id)).scalars())
         self._next_key = int.from_bytes(rows.load_meta(connection).get("next_channel_key", b"\0"), "big")
         for stored in rows.load_channels(connection, closed=False):
             state = machine.decode_state(stored.state)
@@ -176,6 +180,7 @@ class Channels:
         driver.created_seconds = int(time.time())
         self._by_key[channel_key] = driver
         self._by_id[peer_id, channel_id] = driver
+        self._taken_ids.add(channel_id)
         self._by_peer.setdefault(peer_id, {})[channel_key] = driver
         return driver
 
@@ -238,8 +243,11 @@ class Channels:
         return len(self._by_peer.get(node_id, ()))
 
     def _forget(self, driver: Driver) -> None:
-        """The channel is over: from memory; its row stays."""
+        """The channel is over: from memory; its row stays, unless it never held money."""
         self._by_key.pop(driver.channel_key, None)
+        self._taken_ids -= driver.ids
+        if driver.stored_as is not None:
+            self._taken_ids.add(driver.channel_id)
         for channel_id in driver.ids:
             self._by_id.pop((driver.peer_id, channel_id), None)
         with_peer = self._by_peer.get(driver.peer_id, {})
@@ -273,11 +281,23 @@ class Channels:
             return
         driver = self._by_id.get((link.node_id, channel_id))
         if driver is not None:
+            if isinstance(message, FundingCreated) and not self._reserve_id(driver, message):
+                driver.post(ev.ForgetChannel("the funding output's channel_id is in use"))
+                return
             driver.post_message(message, raw, link)
             return
         log.info("message about an unknown channel", peer=link.node_id.hex(), message=message.NAME)
         if message.TYPE in CHANNEL_TYPES:
             link.send_message(ErrorMessage(channel_id, b"this channel is unknown here"))
+
+    def _reserve_id(self, driver: Driver, message: FundingCreated) -> bool:
+        """Whether the channel may get the id that its funding output gives it; then nobody else may."""
+        channel_id = channel_id_of(OutPoint(message.funding_txid, message.funding_output_index))
+        if channel_id in self._taken_ids:
+            return False
+        self._taken_ids.add(channel_id)
+        driver.ids.add(channel_id)
+        return True
 
     def peer_error(self, link: PeerLink, message: ErrorMessage) -> None:
         """BOLT 1: `channel_id` names the channel that fails; all zeros: all of them."""
@@ -293,7 +313,7 @@ class Channels:
         temporary_id = message.temporary_channel_id
         openings = [d for d in self.of_peer(link.node_id) if not isinstance(d.state, Funded) or d.state.scid is None]
         refusal = ""
-        if (link.node_id, temporary_id) in self._by_id:
+        if temporary_id in self._taken_ids or (link.node_id, temporary_id) in self._by_id or not any(temporary_id):
             refusal = "this temporary_channel_id is in use"
         elif len(openings) >= MAX_OPENINGS_PER_PEER:
             refusal = f"there are {len(openings)} unfinished channels between us already"
@@ -357,6 +377,7 @@ class Channels:
         key = driver.channel_key
         if phase == "forgotten" and (stored_as is None or stored_as[1] in ("opening", "awaiting_funding")):
             # Strangers can have as many as they like: nothing stays of what never held money.
+            driver.stored_as = None
             return () if stored_as is None else (rows.FORGET_POLICY(key), rows.FORGET_CHANNEL(key))
         if stored_as is None:
             return (
@@ -391,6 +412,7 @@ class Channels:
             case fx.ChannelIdChanged():
                 driver.channel_id = effect.new
                 self._route(driver, effect.new)
+                self._taken_ids.add(effect.new)
                 return NO_REACTION
             case fx.Send() if isinstance(driver.state, FundingCreatedSent):
                 self._route(driver, driver.state.params.channel_id)  # funding_signed has the real id already
