@@ -22,6 +22,7 @@ from channeld.bolt.messages import (
     decode,
     encode,
 )
+from channeld.bolt.transactions.commitment import _keyed
 from channeld.channel import commitments as cm
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
@@ -546,3 +547,34 @@ def test_483_htlcs_each_way() -> None:
     pair.settle()
     assert len(pair.alice.locked_in) == len(pair.bob.locked_in) == 483
     assert rejected(pair.alice, command(1_000_000)).code == "too_many_htlcs"
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_the_keys_that_come_next_can_be_derived_ahead(prepared: bool) -> None:
+    pair = open_pair()
+    alice, bob = pair.alice, pair.bob
+    add(alice, 5_000_000)
+    _keyed.cache_clear()
+    for peer in (alice, bob) if prepared else ():
+        before = peer.state
+        assert before is not None
+        machine.prepare(before, peer.env())
+        assert peer.state is before
+    ahead = _keyed.cache_info().misses
+    alice.sign()
+    for sender in (alice, alice):  # the HTLC, the signature
+        pair.deliver(sender)
+    bob.sign()
+    for sender in (bob, bob):  # the revocation, the signature
+        pair.deliver(sender)
+    derived = _keyed.cache_info().misses - ahead
+    assert (ahead > 0, derived > 0) == (prepared, not prepared)
+
+
+def test_without_a_connection_there_is_nothing_to_prepare() -> None:
+    pair = open_pair()
+    pair.disconnect()
+    _keyed.cache_clear()
+    assert pair.alice.state is not None
+    machine.prepare(pair.alice.state, pair.alice.env())
+    assert _keyed.cache_info().misses == 0
