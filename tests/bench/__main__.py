@@ -13,13 +13,13 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import forwarding, payments
+from tests.bench import forwarding, network, payments
 from tests.bench.bars import Bar, Section, bar_table
 from tests.bench.floor import measure_floor
 from tests.bench.micro import run_micro
 from tests.bench.timing import Timing
 
-SECTIONS: tuple[Section, ...] = (payments.SECTION, forwarding.SECTION)
+SECTIONS: tuple[Section, ...] = (payments.SECTION, forwarding.SECTION, network.SECTION)
 """What is measured, in order."""
 
 
