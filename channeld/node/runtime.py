@@ -135,7 +135,7 @@ class Runtime:
             self.policies.of,
         )
         self.gossip.core.sync.may_start = self._first_sync.is_set
-        self.towers = NodeTowers(store, self.identity, self.channels, self.wallet)
+        self.towers = NodeTowers(store, self.identity, self.channels, self.wallet, bus)
         self.messenger = OnionMessenger(self.identity, self.peers, self.channels, lambda: self.gossip.graph)
         self.channels.on_touched = self._touched
         self.channels.update_of_peer = self.gossip.core.own.remote_update

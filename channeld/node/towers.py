@@ -19,6 +19,7 @@ from channeld.bolt.transactions import CommitmentSpec, Htlc, build_commitment
 from channeld.bolt.transactions.scripts import to_remote_script
 from channeld.channel.state import Closed, Funded
 from channeld.channel.writes import SaveRevocable
+from channeld.node.bus import EventBus
 from channeld.node.channels import Channels, Driver
 from channeld.node.identity import Identity
 from channeld.storage import Store, rows, tables
@@ -158,10 +159,11 @@ def make_kit(driver: Driver, revocable: SaveRevocable, sweep_script: bytes) -> J
 class NodeTowers:
     """The node's towers: opened after the channels are loaded, started and stopped with the node."""
 
-    def __init__(self, store: Store, identity: Identity, channels: Channels, wallet: Wallet) -> None:
+    def __init__(self, store: Store, identity: Identity, channels: Channels, wallet: Wallet, bus: EventBus) -> None:
         self._store = store
         self._channels = channels
         self._wallet = wallet
+        self._bus = bus
         self._master = identity.secret("towers")
         self.backups = ChannelBackups(store, channels, wallet)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -171,6 +173,7 @@ class NodeTowers:
         """Read what is known."""
         await self._store.read(self.backups.load)
         self.all = await Towers.open(self._store, self.backups, self._master)
+        self.all.on_news = self._bus.publish
 
     @property
     def height(self) -> int:

@@ -116,6 +116,9 @@ async def test_payments_are_backed_up_to_a_tower_that_came_late_and_one_that_was
         assert listed.backlog >= 2
         status, text = await channelctl(alice, "check")
         assert (status, "cannot be reached" in text) == (1, True)
+        _, found = await metrics(alice)
+        assert found["channeld_events_total tower.trouble"] == 1
+        assert found[f"channeld_tower_up {uri.tower_id.hex()}"] == 0
         await alice.restart()
         async with tower(lab, directory, "--listen", uri.address):
             await up_to_date(alice)

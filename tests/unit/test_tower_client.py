@@ -77,6 +77,14 @@ def quick(uploader: Uploader) -> None:
     uploader.gather_seconds = 0.0
 
 
+def look(towers: Towers) -> None:
+    """As if a minute had passed."""
+    for uploader in uploaders(towers):
+        uploader.look_seconds = 0.02
+        uploader._look_again = 0.0
+        uploader._wake.set()
+
+
 async def use(towers: Towers, tower: Tower, **options: Any) -> TowerUri:
     uri = TowerUri(tower.tower_id, tower.server.address)
     await towers.add(uri, "own", **options)
@@ -179,23 +187,60 @@ async def test_a_tower_that_forgets_gets_everything_again(tmp_path: Path) -> Non
         assert tower.sessions.total_appointments == 8
 
 
-async def test_a_session_that_ends_soon_is_extended(tmp_path: Path) -> None:
+async def test_sessions_that_end_soon_are_extended_though_nothing_is_revoked(tmp_path: Path) -> None:
+    """Full ones too: the tower forgets what an ended session holds, and a channel may rest for a year."""
     node, source = Node(), FakeSource()
-    async with tower_of(tmp_path, source, session_blocks=1_100) as tower, client(tmp_path, node) as towers:
+    policy = {"session_blocks": 1_100, "session_appointments": 4}
+    async with tower_of(tmp_path, source, **policy) as tower, client(tmp_path, node) as towers:
         await use(towers, tower)
-        revoke(towers, node, CHANNELS[0], 1)
+        revoke(towers, node, CHANNELS[0], 7)
         await settled(towers)
+        assert len(tower.sessions) == 2
         for _ in range(150):
             height = source.mine()
         while tower.watcher.height < height:
             await tower.watcher.changed()
-        (uploader,) = uploaders(towers)
-        await uploader._connection.close()
-        await uploader._connection.get_info()
-        revoke(towers, node, CHANNELS[0], 1)
-        await settled(towers)
-        (session,) = tower.sessions.newest(9)
-        assert session.terms.expires_height == 650 + 1_100
+        assert {session.terms.expires_height for session in tower.sessions.newest(9)} == {500 + 1_100}
+        look(towers)
+        await until(lambda: {s.terms.expires_height for s in tower.sessions.newest(9)} == {650 + 1_100})
+        assert towers.statuses()[0].sessions == 2
+
+
+async def test_a_tower_that_goes_away_or_falls_behind_while_nothing_is_revoked_is_noticed(tmp_path: Path) -> None:
+    node = Node()
+    async with client(tmp_path, node) as towers:
+        news: list[str] = []
+        towers.on_news = lambda kind, sentence: news.append(kind)
+        async with tower_of(tmp_path) as tower:
+            uri = await use(towers, tower)
+            revoke(towers, node, CHANNELS[0], 2)
+            await settled(towers)
+            tower.watcher.synced = False
+            look(towers)
+            await until(lambda: "not in step with the chain" in towers.statuses()[0].problem)
+            tower.watcher.synced = True
+            await until(lambda: towers.statuses()[0].reachable)
+        look(towers)
+        await until(lambda: "cannot be reached" in towers.statuses()[0].problem)
+        async with tower_of(tmp_path, listen=uri.address):
+            await until(lambda: towers.statuses()[0].reachable)
+        assert news == ["tower.trouble", "tower.works"] * 2
+
+
+async def test_a_removed_tower_forgets_full_sessions_too(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path, session_appointments=4) as tower:
+        for _ in range(2):
+            async with client(tmp_path, node) as towers:  # the second time with what the database knows
+                if not towers.all:
+                    uri = await use(towers, tower)
+                    revoke(towers, node, CHANNELS[0], 12)
+                await settled(towers)
+                assert len(tower.sessions) == 3
+        async with client(tmp_path, node) as towers:
+            await settled(towers)
+            await towers.remove(uri.tower_id)
+            assert len(tower.sessions) == 0
 
 
 async def test_pause_resume_move_and_remove(tmp_path: Path) -> None:

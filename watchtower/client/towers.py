@@ -44,6 +44,7 @@ class Towers:
         self._next_key = 1
         self._started = False
         self.pace = Pace()
+        self.on_news: Callable[[str, str], None] = _log_news
 
     @classmethod
     async def open(
@@ -58,9 +59,22 @@ class Towers:
         return towers
 
     def _uploader(
-        self, tower: KnownTower, progress: dict[bytes, Behind], sessions: dict[bytes, KnownSession]
+        self, tower: KnownTower, progress: dict[bytes, Behind], sessions: dict[bytes, dict[int, KnownSession]]
     ) -> Uploader:
-        return Uploader(tower, self._master, self._storage, self._backups, progress, sessions, self.pace, self._clock)
+        return Uploader(
+            tower,
+            self._master,
+            self._storage,
+            self._backups,
+            progress,
+            sessions,
+            self.pace,
+            self._clock,
+            self._news,
+        )
+
+    def _news(self, kind: str, sentence: str) -> None:
+        self.on_news(kind, sentence)
 
     def start(self) -> None:
         """Begin to bring towers up to date."""
@@ -132,7 +146,7 @@ class Towers:
     async def _replace(self, uploader: Uploader, **changes: Any) -> KnownTower:
         await self._halt(uploader)
         tower: KnownTower = msgspec.structs.replace(uploader.tower, **changes)
-        successor = self._uploader(tower, uploader.progress, uploader.channels)
+        successor = self._uploader(tower, uploader.progress, uploader.sessions)
         self._uploaders[tower.key] = successor
         self._run(successor)
         return tower
@@ -151,8 +165,9 @@ class Towers:
         key = uploader.tower.key
         await self._storage.commit([*(each(key) for each in tables.DELETE_OF_TOWER), tables.DELETE_TOWER(key)])
         if end_sessions and not uploader.status().problem:
-            for channel, session in uploader.channels.items():
-                await uploader.end_session(channel, session.number)
+            for channel, numbers in uploader.sessions.items():
+                for number in numbers:
+                    await uploader.end_session(channel, number)
         await uploader.close()
 
     async def forget_channel(self, channel: bytes) -> None:
@@ -191,13 +206,17 @@ class Towers:
         return Evidence(session.terms, receipt, made.blob)
 
 
+def _log_news(kind: str, sentence: str) -> None:
+    _log.warning(kind, sentence=sentence)
+
+
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.critical("a tower's backups have stopped", exc_info=error)
 
 
 _Progress = defaultdict[int, dict[bytes, Behind]]
-_Sessions = defaultdict[int, dict[bytes, KnownSession]]
+_Sessions = defaultdict[int, dict[bytes, dict[int, KnownSession]]]
 
 
 def _read(connection: Connection) -> tuple[list[KnownTower], _Progress, _Sessions]:
@@ -221,7 +240,7 @@ def _read(connection: Connection) -> tuple[list[KnownTower], _Progress, _Session
         progress[row.tower_key][row.channel] = Behind(row.saved, row.milliseconds / 1000)
     sessions: _Sessions = defaultdict(dict)
     for row in connection.execute(select(tables.tower_sessions).order_by(tables.tower_sessions.c.number)):
-        sessions[row.tower_key][row.channel] = _session_decoder.decode(row.terms)
+        sessions[row.tower_key].setdefault(row.channel, {})[row.number] = _session_decoder.decode(row.terms)
     return known, progress, sessions
 
 

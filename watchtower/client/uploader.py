@@ -8,6 +8,7 @@ gets everything from the beginning.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ RENEW_BLOCKS = 1_008
 """A session that ends so soon gets more time."""
 GATHER_SECONDS = 0.2
 """How long what is revoked next may wait for company, after a call: one for each would cost more than the blobs."""
+LOOK_SECONDS = 60.0
+"""How often a tower is looked after when nothing is revoked."""
 STALE_BLOCKS = 3
 """A tower whose last block is so much older than ours is not up to date."""
 
@@ -60,7 +63,8 @@ class Behind:
 
 
 class Uploader:
-    """One tower's. `progress` and `sessions` (by channel, the latest) are what the database knows."""
+    """One tower's. `progress` and `sessions` (by channel and number) are what the database knows. `on_news` hears when
+    the tower stops working and when it works again."""
 
     def __init__(
         self,
@@ -69,9 +73,10 @@ class Uploader:
         storage: Storage,
         backups: Backups,
         progress: dict[bytes, Behind],
-        sessions: dict[bytes, KnownSession],
+        sessions: dict[bytes, dict[int, KnownSession]],
         pace: Pace,
         clock: Callable[[], float] = time.time,
+        on_news: Callable[[str, str], None] = lambda kind, sentence: None,
     ) -> None:
         self.tower = tower
         self._master = master
@@ -81,12 +86,15 @@ class Uploader:
         self._sessions = sessions
         self._pace = pace
         self._clock = clock
+        self._on_news = on_news
         self._connection = Connection(tower.uri, tower.token, clock)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._failures = 0
         self.retry_seconds = FIRST_RETRY_SECONDS
         self.gather_seconds = GATHER_SECONDS
+        self.look_seconds = LOOK_SECONDS
+        self._look_again = 0.0
         self._problem = ""
         self._problem_since = 0.0
         self.sent = 0
@@ -104,6 +112,8 @@ class Uploader:
             self._wake.clear()
             try:
                 busy = await self._round()
+                if self._clock() >= self._look_again:
+                    await self._look_after()
                 self._well()
             except (TowerAway, TowerRefuses, TowerLies) as error:
                 self._trouble(error)
@@ -119,7 +129,8 @@ class Uploader:
                 continue
             if not busy:
                 self._idle.set()
-                await self._wake.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), max(0.0, self._look_again - self._clock()))
 
     async def wait_idle(self) -> None:
         """Until the tower has everything."""
@@ -131,14 +142,14 @@ class Uploader:
 
     def _well(self) -> None:
         if self._problem:
-            _log.info("the tower works again", tower=str(self.tower.uri))
+            self._on_news("tower.works", f"the tower {self.tower.uri} works again")
         self._failures, self._problem, self._problem_since = 0, "", 0.0
 
     def _trouble(self, error: Exception) -> None:
         self._failures += 1
         if not self._problem:
             self._problem_since = self._clock()
-            _log.warning("the tower does not take backups", tower=str(self.tower.uri), reason=str(error))
+            self._on_news("tower.trouble", f"the tower {self.tower.uri} does not work: {error}")
         self._problem = str(error)
 
     async def _pause(self) -> None:
@@ -218,14 +229,21 @@ class Uploader:
         behind.since = None if count >= self._backups.counts().get(channel, 0) else now
         self.sent += len(receipts)
 
+    async def _look_after(self) -> None:
+        """Is the tower there? And more time for sessions that end soon: also for those of channels that rest, and for
+        those that are full. With a session's end the tower forgets what it holds."""
+        info = await self._connection.get_info()
+        for channel, numbers in list(self._sessions.items()):
+            for number, session in list(numbers.items()):
+                if session.terms.expires_height - info.block_height < RENEW_BLOCKS:
+                    await self._new_session(channel, number)
+        self._look_again = self._clock() + self.look_seconds
+        if not info.synced_to_chain:
+            raise TowerAway(f"it is not in step with the chain: it has searched blocks to height {info.block_height}")
+
     async def _session(self, channel: bytes) -> KnownSession:
-        session = self._sessions.get(channel)
-        if session is None:
-            return await self._new_session(channel, 0)
-        info = self._connection.info
-        if info is not None and session.terms.expires_height - info.block_height < RENEW_BLOCKS:
-            return await self._new_session(channel, session.number)
-        return session
+        numbers = self._sessions.get(channel)
+        return numbers[max(numbers)] if numbers else await self._new_session(channel, 0)
 
     async def _new_session(self, channel: bytes, number: int) -> KnownSession:
         """Created, or given more time."""
@@ -234,7 +252,7 @@ class Uploader:
         session = KnownSession(number, terms, DEFAULT_LADDER_PER_KW)
         encoded = msgspec.msgpack.encode(session)
         await self._storage.commit([tables.SAVE_SESSION(self.tower.key, channel, number, encoded)])
-        self._sessions[channel] = session
+        self._sessions.setdefault(channel, {})[number] = session
         return session
 
     async def _refused(self, channel: bytes, session: KnownSession, error: TowerRefuses) -> None:
@@ -243,6 +261,7 @@ class Uploader:
             # What the tower confirmed is gone: it gets everything again.
             _log.error("the tower has forgotten a session", tower=str(self.tower.uri), channel=channel.hex())
             await self._new_session(channel, session.number + 1)
+            self._sessions[channel] = {session.number + 1: self._sessions[channel][session.number + 1]}
             await self._storage.commit([tables.SAVE_BACKUP(self.tower.key, channel, 0, 0)])
             self.progress[channel] = Behind()
             return
@@ -254,11 +273,11 @@ class Uploader:
     async def forget(self, channel: bytes) -> None:
         """The channel is over for good: the tower need not keep anything of it. If it is not reachable now, the session
         ends by itself."""
-        session = self._sessions.pop(channel, None)
+        numbers = self._sessions.pop(channel, {})
         self.progress.pop(channel, None)
         await self._storage.commit([statement(self.tower.key, channel) for statement in tables.DELETE_OF_CHANNEL])
-        if session is not None:
-            await self.end_session(channel, session.number)
+        for number in numbers:
+            await self.end_session(channel, number)
 
     async def end_session(self, channel: bytes, number: int) -> None:
         """Best effort."""
@@ -269,9 +288,9 @@ class Uploader:
             _log.info("a session at the tower could not be ended", tower=str(self.tower.uri), reason=str(error))
 
     @property
-    def channels(self) -> dict[bytes, KnownSession]:
-        """The latest session of each channel."""
-        return dict(self._sessions)
+    def sessions(self) -> dict[bytes, dict[int, KnownSession]]:
+        """Those of each channel, by their numbers."""
+        return self._sessions
 
     # --- what there is to see
 
@@ -292,7 +311,13 @@ class Uploader:
             if (behind := self.progress.get(channel)) is not None
         )
         return TowerStatus(
-            self.tower, not self._problem, self._problem, self._problem_since, channels, self.sent, len(self._sessions)
+            self.tower,
+            not self._problem,
+            self._problem,
+            self._problem_since,
+            channels,
+            self.sent,
+            sum(map(len, self._sessions.values())),
         )
 
     async def check(self, height: int) -> Check:
@@ -347,7 +372,7 @@ def _make(make_kits: KitMaker, session: KnownSession) -> tuple[list[Appointment 
             except ValueError as error:
                 _log.error("a commitment cannot be backed up", txid=kit.txid[::-1].hex(), reason=str(error))
         size += len(appointment.blob) if appointment else 0
-        if made and size > BATCH_BYTES:
+        if made and (size > BATCH_BYTES or len(made) == session.terms.max_appointments):
             break
         made.append(appointment)
     return made, time.thread_time() - began
