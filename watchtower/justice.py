@@ -138,12 +138,9 @@ def check(justice: Justice, breach: Tx) -> None:
     if len(set(places)) != len(places):
         raise InvalidJustice("the blob names an output twice")
     for penalty in justice.outputs:
-        if not 0 <= penalty.vout < len(breach.outputs):
-            raise InvalidJustice(f"the breach transaction has no output {penalty.vout}")
-        if not penalty.script and (len(penalty.tail) != 1 or len(penalty.tail[0]) != 33):
-            raise InvalidJustice(f"output {penalty.vout} has neither script nor key")
-        if breach.outputs[penalty.vout] != TxOut(penalty.amount_sat, penalty.script_pubkey):
-            raise InvalidJustice(f"output {penalty.vout} of the breach transaction is another one")
+        _check_penalty(penalty, breach)
+    if not 0 <= justice.to_self_delay_blocks <= 0xFFFF:
+        raise InvalidJustice("the cheater's delay is none")
     if justice.revocation_secret and not is_valid_secret(justice.revocation_secret):
         raise InvalidJustice("the revocation key is none")
     if not 0 <= justice.reward_permille <= MAX_REWARD_PERMILLE:
@@ -154,9 +151,22 @@ def check(justice: Justice, breach: Tx) -> None:
         _check_bundle(justice, bundle)
 
 
+def _check_penalty(penalty: Penalty, breach: Tx) -> None:
+    if not 0 <= penalty.vout < len(breach.outputs):
+        raise InvalidJustice(f"the breach transaction has no output {penalty.vout}")
+    if not penalty.script and (len(penalty.tail) != 1 or len(penalty.tail[0]) != 33):
+        raise InvalidJustice(f"output {penalty.vout} has neither script nor key")
+    if breach.outputs[penalty.vout] != TxOut(penalty.amount_sat, penalty.script_pubkey):
+        raise InvalidJustice(f"output {penalty.vout} of the breach transaction is another one")
+    if not 0 <= penalty.sequence <= 0xFFFF_FFFF:
+        raise InvalidJustice(f"output {penalty.vout} is to be spent with a sequence that is none")
+
+
 def _check_bundle(justice: Justice, bundle: Bundle) -> None:
     if not bundle.places or any(not 0 <= place < len(justice.outputs) for place in bundle.places):
         raise InvalidJustice("a transaction of the blob takes an output that the blob does not name")
+    if len(set(bundle.places)) != len(bundle.places):
+        raise InvalidJustice("a transaction of the blob takes an output twice")
     total_sat = sum(justice.outputs[place].amount_sat for place in bundle.places)
     for rung in bundle.rungs:
         if len(rung.signatures) != 64 * len(bundle.places):

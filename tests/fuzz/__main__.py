@@ -68,10 +68,10 @@ def _run(name: str, minutes: float) -> bool:
             coverage = words[words.index("cov:") + 1]
             corpus = words[words.index("corp:") + 1].split("/")[0] if "corp:" in words else corpus
     rate = f"{int(runs) / seconds:.0f}" if runs.isdigit() else "?"
-    outcome = "nothing found" if ended.returncode == 0 else "FOUND SOMETHING"
+    outcome = "nothing found" if ended.returncode == 0 else f"FOUND SOMETHING (status {ended.returncode})"
     print(f"{name:<18}{runs:>12}{rate:>12}{coverage:>10}{corpus:>8}  {outcome}", flush=True)
     if ended.returncode != 0:
-        print("\n".join((ended.stdout + ended.stderr).splitlines()[-40:]), flush=True)
+        print("\n".join((ended.stdout + ended.stderr).splitlines()[-60:]), flush=True)
     return ended.returncode == 0
 
 

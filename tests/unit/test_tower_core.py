@@ -129,6 +129,9 @@ def test_to_remote_without_anchors_is_a_p2wpkh_output() -> None:
         ({"reward_permille": 900}, "reward"),
         ({"sweep_script": b""}, "script"),
         ({"revocation_secret": bytes(32)}, "revocation key"),
+        ({"to_self_delay_blocks": -1}, "delay"),
+        ({"to_self_delay_blocks": 1 << 16}, "delay"),
+        ({"bundles": (jus.Bundle((0, 0), ()),)}, "twice"),
     ],
 )
 def test_nonsense_in_a_blob_is_named(changes: dict[str, object], words: str) -> None:
@@ -149,6 +152,15 @@ def test_outputs_that_are_not_the_transactions_are_refused() -> None:
         jus.check(msgspec.structs.replace(justice, outputs=justice.outputs[:1] * 2, bundles=()), revoked_.tx)
     with pytest.raises(jus.InvalidJustice, match="not readable"):
         jus.decode(b"\x93\x01")
+
+
+@pytest.mark.parametrize("sequence", [-1, 1 << 32, 1 << 40])
+def test_a_sequence_that_no_input_can_have_is_named(sequence: int) -> None:
+    revoked_ = cheat()
+    justice = make_justice(revoked_.kit, OWN)
+    bent = msgspec.structs.replace(justice.outputs[0], sequence=sequence)
+    with pytest.raises(jus.InvalidJustice, match="sequence"):
+        jus.check(msgspec.structs.replace(justice, outputs=(bent, *justice.outputs[1:])), revoked_.tx)
 
 
 def test_text_in_a_blob_that_is_no_text_is_not_readable() -> None:
