@@ -98,7 +98,17 @@ def _drive(name: str, minutes: float) -> int:
         f"-artifact_prefix={WORK}/{target.name}-",
         "-print_final_stats=0",
     ]
-    atheris.Setup([target.name, *arguments, str(folder)], target.run)
+
+    def run(data: bytes) -> None:
+        try:
+            target.run(data)
+        except BaseException:
+            found = WORK / f"{name}-crash-{sha256(data).hexdigest()[:16]}"
+            found.write_bytes(data)
+            print(f"the input is in {found}", file=sys.stderr)
+            raise
+
+    atheris.Setup([name, *arguments, str(folder)], run)
     atheris.Fuzz()
     return 0
 
