@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from channeld.bolt.messages import ErrorMessage
 from channeld.bolt.primitives import short_channel_id
 from channeld.bolt.transactions import build_commitment, commitment_number_of
+from channeld.bolt.transactions.fees import weight_fee_sat
 from channeld.bolt.transactions.signing import complete
 from channeld.channel import economics, normal, unconfirmed
 from channeld.channel import open as opening
@@ -142,6 +143,8 @@ def on_new_block(state: AnyFunded, env: Env) -> Transition:
     unfunded = not isinstance(state, Normal) and not state.params.is_opener and state.scid is None
     if unfunded and env.block_height - state.params.created_height >= FORGET_UNFUNDED_AFTER_BLOCKS:
         return _came_to_nothing(state, "the funding transaction did not confirm in 2016 blocks", None)
+    if isinstance(state, NegotiatingLegacy | NegotiatingSimple):
+        return _patience(state, env)
     if isinstance(state, Normal | ShuttingDown):
         reason = economics.reason_to_close(state.commitments, state.params, env)
         if reason and doubt is not None and not unconfirmed.waited_for_deadline(doubt, env):
@@ -150,6 +153,30 @@ def on_new_block(state: AnyFunded, env: Env) -> Transition:
         if reason:
             return fail(state, reason, env)
     return Transition(state)
+
+
+def _patience(state: NegotiatingLegacy | NegotiatingSimple, env: Env) -> Transition:
+    """BOLT 2, "if it doesn't receive a `closing_signed` response after a reasonable amount of time: MUST fail the
+    channel"."""
+    if _usable_close(state, env) is not None:
+        return Transition(state)
+    if not state.since_height:
+        return Transition(replace(state, since_height=env.block_height))
+    waited_blocks = env.block_height - state.since_height
+    if waited_blocks < env.policy.closing_patience_blocks:
+        return Transition(state)
+    return fail(state, f"no closing transaction was agreed on in {waited_blocks} blocks", env)
+
+
+def _usable_close(state: NegotiatingLegacy | NegotiatingSimple, env: Env) -> Tx | None:
+    """The newest closing transaction that can be mined: a peer may have chosen a fee or a locktime that cannot."""
+    for raw in reversed(state.closing_txs):
+        tx = Tx.parse(raw)
+        fee_sat = state.params.capacity_sat - sum(output.value_sat for output in tx.outputs)
+        relayed = fee_sat >= weight_fee_sat(tx.weight(), env.policy.min_feerate_per_kw)
+        if relayed and tx.locktime <= env.block_height:
+            return tx
+    return None
 
 
 # --- failing the channel ------------------------------------------------------------------------------------------
@@ -252,10 +279,12 @@ def abandon(state: Opening, reason: str, *, tell: bool) -> Transition:
 
 def on_error(state: Open, reason: str, env: Env) -> Transition:
     """The peer failed the channel (BOLT 1, "MUST fail the channel referred to by the error message")."""
-    if isinstance(state, NegotiatingLegacy | NegotiatingSimple) and state.closing_txs:
+    if isinstance(state, NegotiatingLegacy | NegotiatingSimple):
         # BOLT 5, "if it has received a valid `closing_signed` message that includes a sufficient fee: SHOULD use this
         # fee to perform a *mutual close*."
-        return Transition(state, (Broadcast(Tx.parse(state.closing_txs[-1]), "mutual close"),))
+        closing_tx = _usable_close(state, env)
+        if closing_tx is not None:
+            return Transition(state, (Broadcast(closing_tx, "mutual close"),))
     return fail_when_safe(state, reason, env)
 
 

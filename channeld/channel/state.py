@@ -250,6 +250,8 @@ class NegotiatingLegacy(Funded, frozen=True, kw_only=True, tag="negotiating_lega
     received_fee_sat: int | None = None
     closing_txs: tuple[bytes, ...] = ()
     """All that were signed by both and broadcast, the last one last."""
+    since_height: int = 0
+    """From which block on the peer is waited for; 0 before the first."""
 
 
 class SentClosingComplete(Struct, frozen=True):
@@ -271,6 +273,8 @@ class NegotiatingSimple(Funded, frozen=True, kw_only=True, tag="negotiating_simp
     sent: SentClosingComplete | None = None
     closing_txs: tuple[bytes, ...] = ()
     """All that were signed by both and broadcast, the last one last."""
+    since_height: int = 0
+    """From which block on the peer is waited for; 0 before the first."""
 
 
 class WaitingForRemoteClose(Funded, frozen=True, kw_only=True, tag="waiting_for_remote_close"):

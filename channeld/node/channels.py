@@ -22,7 +22,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import channel_id_of, commitment_feerate_per_kw
-from channeld.channel.state import Closed, Closing, Funded, FundingCreatedSent, Normal, State, phase_name
+from channeld.channel.state import Closed, Closing, Funded, FundingCreatedSent, Normal, OpenReceived, State, phase_name
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
@@ -281,7 +281,11 @@ class Channels:
             return
         driver = self._by_id.get((link.node_id, channel_id))
         if driver is not None:
-            if isinstance(message, FundingCreated) and not self._reserve_id(driver, message):
+            if (
+                isinstance(message, FundingCreated)
+                and isinstance(driver.state, OpenReceived)
+                and not self._reserve_id(driver, message)
+            ):
                 driver.post(ev.ForgetChannel("the funding output's channel_id is in use"))
                 return
             driver.post_message(message, raw, link)
@@ -291,7 +295,10 @@ class Channels:
             link.send_message(ErrorMessage(channel_id, b"this channel is unknown here"))
 
     def _reserve_id(self, driver: Driver, message: FundingCreated) -> bool:
-        """Whether the channel may get the id that its funding output gives it; then nobody else may."""
+        """Whether the channel may get the id that its funding output gives it; then nobody else may. Of several, the
+        first counts."""
+        if len(driver.ids) > 1:
+            return True
         channel_id = channel_id_of(OutPoint(message.funding_txid, message.funding_output_index))
         if channel_id in self._taken_ids:
             return False

@@ -135,3 +135,22 @@ async def test_an_opening_may_be_begun_again(world: World) -> None:
     assert isinstance(acceptance, AcceptChannel)
     answer = await again.says(again.funding(proposal, acceptance, outpoint))  # the same money twice
     assert isinstance(answer, ErrorMessage)
+
+
+async def test_an_error_for_all_channels_fails_them_all_and_no_other_peers(world: World) -> None:
+    # BOLT 1, "if `channel_id` is all zero: MUST fail all channels with the sending node."
+    alice, bob, carol = [await world.node(name) for name in ("alice", "bob", "carol")]
+    await world.fund(alice, 4_000_000)
+    await world.fund(carol, 4_000_000)
+    with_alice = {await world.open(alice, bob, 500_000), await world.open(alice, bob, 500_000)}
+    with_carol = await world.open(carol, bob, 500_000)
+    link = alice.runtime.peers.link(bob.node_id)
+    assert link is not None
+    link.send_message(ErrorMessage(with_carol, b"not mine to fail"))
+    link.send_message(ErrorMessage(bytes(32), b"everything is broken"))
+
+    async def failed() -> bool:
+        return {c.channel_id for c in await bob.api.list_channels() if c.phase == "closing"} == with_alice
+
+    await bob.until(failed)
+    assert (await bob.wait_active(with_carol)).phase == "normal"

@@ -17,12 +17,14 @@ from channeld.bolt.messages import (
     FeeRange,
     Shutdown,
     UpdateAddHtlc,
+    UpdateFee,
     decode,
     encode,
 )
 from channeld.channel import close_legacy
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
+from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import Closed, Closing, NegotiatingLegacy, NegotiatingSimple, Normal, ShuttingDown
 from tests.machine import harness
 from tests.machine.harness import FEATURES, HEIGHT, Pair, Peer, add, open_pair, preimage_of, script_of
@@ -548,3 +550,52 @@ def test_messages_of_closing_too_early() -> None:
         pair.bob.receive(encode(early))
     assert violation.value.action == "warning"
     assert isinstance(pair.bob.state, Normal)
+
+
+def test_an_error_counts_if_no_closing_transaction_can_be_mined() -> None:
+    # BOLT 5, "a valid `closing_signed` message that includes a sufficient fee"
+    pair = simple()
+    pair.settle()
+    pair.alice.policy = ChannelPolicy(min_feerate_per_kw=5_000)
+    pair.alice.step(ev.PeerMessage(ErrorMessage(pair.alice.funded.params.channel_id, b"oops")))
+    assert isinstance(pair.alice.state, Closing)
+    assert pair.alice.state.kind == "local"
+
+
+@pytest.mark.parametrize("features", [FEATURES, LEGACY])
+def test_a_peer_that_never_answers_is_not_waited_for_for_ever(features: frozenset[int]) -> None:
+    # BOLT 2, "if it doesn't receive a `closing_signed` response after a reasonable amount of time: MUST fail the
+    # channel"
+    pair = open_pair(features=features, push_msat=300_000_000)
+    shut(pair)
+    while not isinstance(pair.alice.state, NegotiatingLegacy | NegotiatingSimple):
+        pair.deliver(pair.bob)
+    pair.disconnect()
+    alice = pair.alice
+    alice.step(ev.NewBlock())
+    alice.height += alice.policy.closing_patience_blocks - 1
+    alice.step(ev.NewBlock())
+    assert not isinstance(alice.state, Closing)
+    alice.height += 1
+    alice.step(ev.NewBlock())
+    assert isinstance(alice.state, Closing)
+
+
+def test_a_closing_transaction_that_can_be_mined_is_waited_for() -> None:
+    pair = simple()
+    pair.settle()
+    for _ in range(3):
+        pair.alice.height += pair.alice.policy.closing_patience_blocks
+        pair.alice.step(ev.NewBlock())
+    assert isinstance(pair.alice.state, NegotiatingSimple)
+
+
+def test_fees_may_change_until_the_last_htlc_is_gone_and_not_after() -> None:
+    # BOLT 2, "if no HTLCs remain in either commitment transaction ...: MUST NOT send any `update` message"
+    pair = simple()
+    message = UpdateFee(pair.bob.funded.params.channel_id, 500)
+    with pytest.raises(ev.ProtocolViolation, match="update_fee while the channel is negotiating") as violation:
+        pair.bob.step(ev.PeerMessage(message))
+    assert violation.value.action == "warning"
+    with pytest.raises(ev.CommandRejected):
+        pair.alice.step(ev.UpdateFee(500))
