@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, inspect, select
+from sqlalchemy import Connection, Engine, inspect, select, text
 
 from channeld.lab import Lab
 from channeld.storage import migrate as node_migrate
@@ -71,6 +71,20 @@ async def test_the_writer_groups_keeps_order_and_stops_at_the_first_failure(url:
 
 def _meta(connection: Connection) -> dict[str, bytes]:
     return {row.key: row.value for row in connection.execute(select(node_tables.meta))}
+
+
+async def test_a_commit_is_on_disk_though_the_servers_default_is_another(url: str) -> None:
+    with make_engine(url).begin() as connection:
+        connection.execute(text("ALTER ROLE channeld SET synchronous_commit = off"))
+    try:
+        for each in (url, f"{url}&options=-c%20statement_timeout%3D5000"):
+            store = Store(make_engine(each), lambda error: None)
+            assert await store.read(lambda c: c.execute(text("SHOW synchronous_commit")).scalar()) == "on"
+            await store.close()
+        assert "statement_timeout" in make_engine(each).url.query["options"]
+    finally:
+        with make_engine(url).begin() as connection:
+            connection.execute(text("ALTER ROLE channeld RESET synchronous_commit"))
 
 
 async def test_two_processes_cannot_have_one_database(url: str) -> None:

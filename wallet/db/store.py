@@ -62,6 +62,10 @@ def make_engine(url: str) -> Engine:
         parsed = make_url(url)
         if parsed.drivername in ("postgresql", "postgres"):
             parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() == "postgresql":
+            # Whatever the server's default is: a commit that may be lost in a crash is none.
+            options = " ".join((*parsed.normalized_query.get("options", ()), "-c synchronous_commit=on"))
+            parsed = parsed.update_query_dict({"options": options})
         if parsed.get_backend_name() not in ("sqlite", "postgresql"):
             raise StorageError(
                 f"{parsed.get_backend_name()} is no database that is known here: give a URL such as "
