@@ -455,6 +455,10 @@ def _allowed(
     for node in banned:
         allowed[topology.out_edges[topology.out_start[node] : topology.out_start[node + 1]]] = False
         allowed[topology.in_edges[topology.in_start[node] : topology.in_start[node + 1]]] = False
+    for node in graph.unfit_nodes():
+        # BOLT 7, "MUST NOT route a payment _through_ the node"; the first hops of whoever pays are edges of the root.
+        if node != source:
+            allowed[topology.out_edges[topology.out_start[node] : topology.out_start[node + 1]]] = False
     if request.required_features:
         suitable = graph.nodes_with(request.required_features)
         if source is not None:

@@ -64,7 +64,10 @@ class Obstacle(Struct, frozen=True):
             case Rule.EXCLUDED:
                 return f"{where} was excluded by the request"
             case Rule.FEATURES:
-                return f"{where} belongs to a node without the features that are needed"
+                return (
+                    f"{where} belongs to a node without the features that are needed, or with some that are not known "
+                    "here"
+                )
             case Rule.HTLC_MINIMUM:
                 return f"{where} takes at least {self.limit} msat, not {self.wanted} msat"
             case Rule.HTLC_MAXIMUM:
@@ -280,7 +283,7 @@ def _obstacles(problem: Problem, edge: int, hop: HopCost) -> Iterable[Obstacle]:
 def _lacks_features(problem: Problem, hop: HopCost) -> bool:
     wanted = problem.request.required_features
     have = problem.graph.node_features(hop.source) or 0
-    return bool(wanted & ~(have | (have >> 1)))
+    return bool(wanted & ~(have | (have >> 1))) or problem.graph.node_index(hop.source) in problem.graph.unfit_nodes()
 
 
 def _lawless(problem: Problem, answer: Route | NoRoute) -> Problem:

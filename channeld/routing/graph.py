@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from channeld.bolt.features import Feature
 from channeld.routing.values import EdgeKey, Policy
 
 Ints = NDArray[np.int64]
@@ -31,6 +32,7 @@ _NODE_ID_SIZE = 33
 _FIRST_CAPACITY = 64
 _FORMAT = 1
 _MOST = 1 << 62
+_KNOWN_BITS = sum(3 << feature for feature in Feature)
 _versions = itertools.count(1)
 
 
@@ -109,6 +111,7 @@ class Graph:
         self._node_index: dict[bytes, int] = {}
         self._node_ids: list[bytes] = []
         self._node_features: dict[int, int] = {}
+        self._unfit: set[int] = set()
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
         self._end = 0
@@ -203,11 +206,27 @@ class Graph:
             self.remove_channel(scid)
         if (index := self._node_index.get(node_id)) is not None:
             self._node_features.pop(index, None)
+            self._unfit.discard(index)
         return len(scids)
 
     def set_node_features(self, node_id: bytes, features: int) -> None:
         """The feature bits of a `node_announcement`, as an int."""
-        self._node_features[self._add_node(node_id)] = features
+        self._set_features(self._add_node(node_id), features)
+
+    def _set_features(self, index: int, features: int) -> None:
+        self._node_features[index] = features
+        unknown = features & ~_KNOWN_BITS
+        if unknown and any(unknown >> bit & 1 for bit in range(0, unknown.bit_length(), 2)):
+            self._unfit.add(index)
+        else:
+            self._unfit.discard(index)
+
+    def unfit_nodes(self) -> list[int]:
+        """Nodes (by index) that require of others what is not known here: nothing may be routed through them.
+
+        Source: BOLT 7, "The `node_announcement` Message".
+        """
+        return sorted(self._unfit)
 
     def node_features(self, node_id: bytes) -> int | None:
         """The announced feature bits as an int; None without an announcement."""
@@ -270,6 +289,7 @@ class Graph:
         other = Graph()
         other._node_index, other._node_ids = dict(self._node_index), list(self._node_ids)
         other._node_features, other._slots = dict(self._node_features), dict(self._slots)
+        other._unfit = set(self._unfit)
         other._free, other._end = list(self._free), self._end
         other._scids, other._ends = self._scids.copy(), self._ends.copy()
         other._capacity_sat = self._capacity_sat.copy()
@@ -326,7 +346,8 @@ class Graph:
                     raise ValueError("stored graph of another version")
                 graph.add_columns(Columns(*(arrays[name] for name in Columns._fields)))
                 pairs = zip(arrays["features_node"].tolist(), arrays["features"].tolist(), strict=True)
-                graph._node_features = {index: int(bits, 16) for index, bits in pairs}
+                for index, bits in pairs:
+                    graph._set_features(index, int(bits, 16))
         except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"not a stored graph: {error}") from error
         return graph

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from channeld.bolt.invoice import RoutingHop
+from channeld.bolt.primitives import format_short_channel_id
 from channeld.routing import (
     FEES_ONLY,
     BlindedPathTerms,
@@ -24,6 +25,7 @@ from channeld.routing import (
     RouteRequest,
     Scorer,
     blinded_edges,
+    explain,
     find_route,
     hint_edges,
 )
@@ -301,6 +303,31 @@ def test_required_features_of_forwarding_nodes() -> None:
     graph.set_node_features(node(2), 1 << 39)
     assert ask(graph, pay(3)).total_fee_msat == 0
     assert ask(graph, replace(pay(3), required_features=wanted)).total_fee_msat == 100
+
+
+def test_nodes_that_require_what_we_do_not_know_forward_nothing() -> None:
+    """BOLT 7: "if `features` contains unknown even bits: [...] MUST NOT route a payment _through_ the node"."""
+    graph = build(Link(0, 1), Link(1, 3), Link(0, 2), Link(2, 3, policy(100)))
+    for harmless in (1 << 1001, 1 << 9, 0):  # odd, known, none
+        graph.set_node_features(node(1), harmless)
+        assert ask(graph, pay(3)).total_fee_msat == 0
+    graph.set_node_features(node(1), 1 << 1000)
+    assert ask(graph, pay(3)).total_fee_msat == 100
+    assert ask(graph, pay(1)).total_fee_msat == 0  # it may be paid: its invoice says what it wants
+    assert ask(graph.copy(), pay(3)).total_fee_msat == 100
+    assert ask(Graph.from_bytes(graph.to_bytes()), pay(3)).total_fee_msat == 100
+    assert ask(graph, replace(pay(3), source=node(1))).total_fee_msat == 0  # whoever pays forwards nothing
+    reasons = explain(graph, Scorer(), pay(3), NOW).cheaper
+    assert [str(obstacle) for way in reasons for obstacle in way.obstacles] == [
+        f"channel {format_short_channel_id(scid(1))} belongs to a node without the features that are needed, or with "
+        "some that are not known here"
+    ]
+    graph.set_node_features(node(2), 1 << 1000)
+    assert isinstance(find_route(graph, Scorer(), pay(3), NOW), NoRoute)
+    graph.set_node_features(node(1), 0)
+    assert ask(graph, pay(3)).total_fee_msat == 0
+    graph.remove_node(node(2))
+    assert graph.unfit_nodes() == []
 
 
 def test_mainnet_routes_are_exact_and_beat_the_cheapest_path_in_cost() -> None:
