@@ -335,6 +335,28 @@ const COMMANDS = {
     payment(node, parameters.get_a(), parameters.get_b(), parameters.get_a(), parameters.get_c());
     return hex(parameters.get_a());
   },
+  keysend: (node, { node_id, amount_msat, preimage, final_delta = 42 }) => {
+    const to = ldk.PaymentParameters.constructor_for_keysend(unhex(node_id), final_delta, false);
+    const route = ldk.RouteParameters.constructor_from_payment_params_and_value(to, BigInt(amount_msat));
+    const sent = node.manager.send_spontaneous_payment(
+      ldk.Option_ThirtyTwoBytesZ.constructor_some(unhex(preimage)), ldk.RecipientOnionFields.constructor_spontaneous_empty(),
+      unhex(preimage), route, ldk.Retry.constructor_attempts(1),
+    );
+    return hex(must(sent, "send_spontaneous_payment"));
+  },
+  // The binding's setters of an offer have no effect: whoever pays says how much.
+  offer: (node) => {
+    const builder = must(node.manager.create_offer_builder(none64()), "create_offer_builder");
+    return must(builder.build(), "offer").to_str();
+  },
+  pay_offer: (node, { offer, amount_msat, id }) => {
+    const read = must(ldk.Offer.constructor_from_str(offer), "read offer");
+    const asked = node.manager.pay_for_offer(
+      read, none64(), some64(amount_msat), ldk.Option_StrZ.constructor_none(), unhex(id),
+      ldk.Retry.constructor_attempts(1), none64(),
+    );
+    must(asked, "pay_for_offer");
+  },
   close: (node, { channel_id }) => {
     const each = node.channel(channel_id);
     must(node.manager.close_channel(each.get_channel_id(), each.get_counterparty().get_node_id()), "close_channel");
