@@ -29,8 +29,10 @@ from channeld.node.interface import (
     PolicyView,
     TransactionView,
 )
+from channeld.node.payment_views import PaymentOrder
 from tests.fake_graph import FakeGraph
 from tests.fake_invoices import decode_bolt11, make_bolt11
+from tests.fake_payments import FakePayments
 
 T = TypeVar("T")
 
@@ -39,7 +41,7 @@ FUNDING_FEE_SAT = 154
 RESERVE_SAT = 1_000
 
 
-class FakeNode:
+class FakeNode(FakePayments):
     """See the module. `calls` counts the verbs; the public attributes may be set to stage a situation."""
 
     def __init__(self, *, funds_sat: int = 1_000_000) -> None:
@@ -50,6 +52,9 @@ class FakeNode:
         self.invoices: dict[bytes, InvoiceView] = {}
         self.preimages: dict[bytes, bytes] = {}
         self.payments: dict[bytes, PaymentView] = {}
+        self.probes: dict[bytes, PaymentView] = {}
+        self.orders: list[PaymentOrder] = []
+        self.changed = asyncio.Event()
         self.calls: dict[str, int] = {}
         self.stopped = asyncio.Event()
         self.pay_gate = asyncio.Event()
@@ -514,55 +519,6 @@ class FakeNode:
     async def decode(self, text: str) -> DecodedInvoice:
         return decode_bolt11(text)
 
-    async def pay(
-        self,
-        bolt11: str,
-        amount_msat: int | None = None,
-        max_fee_msat: int | None = None,
-        timeout_seconds: float = 60,
-        idempotency_key: str = "",
-    ) -> PaymentView:
-        self._called("pay")
-
-        async def pay() -> PaymentView:
-            invoice = await self.decode(bolt11)
-            self._check_payable(invoice, amount_msat)
-            total_msat = amount_msat or invoice.amount_msat or 0
-            channel = self._channel_for(total_msat)
-            if channel is None:
-                raise NodeError("resource_exhausted", f"No channel can send {total_msat:,} msat now.")
-            view = PaymentView(
-                payment_hash=invoice.payment_hash,
-                state="in_flight",
-                amount_msat=total_msat,
-                fee_msat=0,
-                destination=invoice.payee,
-                bolt11=bolt11,
-                created_seconds=int(time.time()),
-                ended_seconds=None,
-                payment_preimage=None,
-                failure="",
-                parts=1,
-            )
-            self.payments[view.payment_hash] = view
-            self._set(channel, htlcs=(HtlcView(0, False, total_msat, view.payment_hash, self.height + 18),))
-            self.paying.set()
-            await self.pay_gate.wait()
-            return self._decide(view, channel.channel_id)
-
-        task = self._begin(idempotency_key, ("pay", bolt11, amount_msat, max_fee_msat), pay)
-        done, _ = await asyncio.wait((task,), timeout=timeout_seconds)
-        return task.result() if done else self.payments[(await self.decode(bolt11)).payment_hash]
-
-    async def list_payments(self, limit: int = 100, offset: int = 0) -> list[PaymentView]:
-        return list(reversed(self.payments.values()))[offset : offset + limit]
-
-    async def get_payment(self, payment_hash: bytes) -> PaymentView:
-        payment = self.payments.get(payment_hash)
-        if payment is None:
-            raise NodeError("not_found", f"There is no payment {payment_hash.hex()}.")
-        return payment
-
     # Inside
 
     def _called(self, verb: str) -> None:
@@ -593,55 +549,6 @@ class FakeNode:
         view = TransactionView(txid, -amount_sat, fee_sat, 0, label, int(time.time()))
         self.transactions_.insert(0, view)
         return view
-
-    def _check_payable(self, invoice: DecodedInvoice, amount_msat: int | None) -> None:
-        if invoice.network != "regtest":
-            raise NodeError("invalid_argument", f"The invoice is for {invoice.network}, this node is on regtest.")
-        if invoice.expired:
-            raise NodeError("failed_precondition", "The invoice has expired; ask for a new one.")
-        if invoice.amount_msat is None and amount_msat is None:
-            raise NodeError("invalid_argument", "The invoice leaves the amount open; say how much to pay.")
-        earlier = self.payments.get(invoice.payment_hash)
-        if earlier is not None and earlier.state == "succeeded":
-            raise NodeError("already_exists", "This invoice is paid already; nothing was sent again.")
-
-    def _channel_for(self, amount_msat: int) -> ChannelView | None:
-        usable = (channel for channel in self.channels.values() if channel.active)
-        return next((channel for channel in usable if channel.available_to_send_msat >= amount_msat), None)
-
-    def _decide(self, view: PaymentView, channel_id: bytes) -> PaymentView:
-        channel = self.channels[channel_id]
-        preimage = self.preimages.get(view.payment_hash)
-        now = int(time.time())
-        if preimage is None:
-            self._set(channel, htlcs=())
-            ended = structs.replace(
-                view, state="failed", ended_seconds=now, failure="The payee does not know this payment hash."
-            )
-        else:
-            self._set(
-                channel,
-                htlcs=(),
-                local_msat=channel.local_msat - view.amount_msat,
-                remote_msat=channel.remote_msat + view.amount_msat,
-                available_to_send_msat=channel.available_to_send_msat - view.amount_msat,
-            )
-            ended = structs.replace(view, state="succeeded", ended_seconds=now, payment_preimage=preimage)
-        self.payments[view.payment_hash] = ended
-        self.emit(f"payment.{ended.state}", f"A payment {ended.state}.", payment_hash=view.payment_hash.hex())
-        return ended
-
-    def _begin(self, key: str, arguments: Any, verb: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
-        """The idempotency of money-moving verbs: the same key is the same answer."""
-        if key in self._answers:
-            earlier, task = self._answers[key]
-            if earlier != arguments:
-                raise NodeError("aborted", f"The idempotency key {key} was used with other arguments.")
-        else:
-            task = asyncio.ensure_future(verb())
-            if key:
-                self._answers[key] = (arguments, task)
-        return task
 
     async def _once(self, key: str, arguments: Any, verb: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return await asyncio.shield(self._begin(key, arguments, verb))

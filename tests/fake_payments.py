@@ -76,7 +76,8 @@ class FakePayments:
         return started
 
     async def track_payment(self, payment_hash: bytes) -> AsyncIterator[PaymentUpdate]:
-        yield PaymentUpdate(self._view(payment_hash), None)
+        if self._view(payment_hash).state == "in_flight":
+            yield PaymentUpdate(self._view(payment_hash), None)
         while True:
             view = self._view(payment_hash)
             self.changed.clear()

@@ -11,7 +11,6 @@ from channeld.cli import (
     forward_commands,
     invoice_commands,
     node_commands,
-    payment_commands,
     peer_commands,
     wallet_commands,
 )
@@ -23,7 +22,6 @@ from channeld.cli.command import (
     command,
     duration_parser,
     hash_parser,
-    msat_parser,
     node_parser,
     parser,
     sat_parser,
@@ -325,60 +323,6 @@ def listinvoices(
     invoice_commands.list_(session, limit)
 
 
-def payinvoice(
-    session: Session,
-    pay_req_: InvoiceText = None,
-    pay_req: InvoiceFlag = None,
-    amt: Annotated[int | None, typer.Option("--amt", parser=msat_parser, metavar="AMT", show_default=False)] = None,
-    fee_limit: Annotated[
-        int | None,
-        typer.Option(
-            "--fee_limit",
-            "--fee-limit",
-            parser=_any_msat,
-            metavar="AMT",
-            help=payment_commands.FEE_LIMIT_HELP,
-            show_default=payment_commands.FEE_LIMIT_DEFAULT,
-        ),
-    ] = None,
-    fee_limit_percent: Annotated[
-        float | None,
-        typer.Option("--fee_limit_percent", "--fee-limit-percent", min=0, max=100, show_default=False),
-    ] = None,
-    timeout: Annotated[
-        int, typer.Option("--timeout", parser=duration_parser, metavar="TIME", show_default="60s")
-    ] = 60,  # seconds
-    force: ForceFlag = False,
-    idempotency_key: KeyOption = "",
-) -> None:
-    """As `pay`."""
-    if fee_limit is not None and fee_limit_percent is not None:
-        raise CliError("Give --fee_limit or --fee_limit_percent, not both.", "", USAGE)
-    payment_commands.pay_invoice(
-        session,
-        either(pay_req_, pay_req, "The invoice"),
-        amt,
-        fee_limit,
-        timeout,
-        force,
-        idempotency_key,
-        fee_limit_percent=fee_limit_percent,
-    )
-
-
-def decodepayreq(session: Session, pay_req_: InvoiceText = None, pay_req: InvoiceFlag = None) -> None:
-    """As `decode`."""
-    payment_commands.decode(session, either(pay_req_, pay_req, "The invoice"))
-
-
-def listpayments(
-    session: Session,
-    limit: Annotated[int, typer.Option("--max_payments", "--max-payments", min=1, max=10_000)] = 100,
-) -> None:
-    """As `payments list`."""
-    payment_commands.list_(session, limit)
-
-
 def connect(
     session: Session,
     node: peer_commands.NodeArgument,
@@ -414,9 +358,6 @@ def register(app: typer.Typer) -> None:
         ("lookupinvoice", lookupinvoice),
         ("cancelinvoice", cancelinvoice),
         ("listinvoices", listinvoices),
-        ("payinvoice", payinvoice),
-        ("decodepayreq", decodepayreq),
-        ("listpayments", listpayments),
         ("fwdinghistory", forward_commands.forwards),
     ):
         command(app, name, panel=PANEL)(function)

@@ -17,11 +17,13 @@ from channeld.cli import (
     invoice_commands,
     lncli,
     lncli_graph,
+    lncli_payments,
     node_commands,
     payment_commands,
     peer_commands,
     route_commands,
     score_commands,
+    send_commands,
     tower_commands,
     wallet_commands,
 )
@@ -107,12 +109,14 @@ for module in (
     forward_commands,
     invoice_commands,
     payment_commands,
+    send_commands,
     graph_commands,
     route_commands,
     score_commands,
     tower_commands,
     lncli,
     lncli_graph,
+    lncli_payments,
 ):
     module.register(app)
 

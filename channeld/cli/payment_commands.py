@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from channeld.cli import amounts
+from channeld.cli import amounts, payment_follow
 from channeld.cli.command import (
     AMOUNT_HELP,
     KeyOption,
@@ -18,23 +15,29 @@ from channeld.cli.command import (
     command,
     confirm,
     default_command,
-    duration_parser,
     msat_parser,
-    parser,
 )
-from channeld.cli.failures import FAILED, NOT_FOUND, NOT_KNOWN_YET, USAGE, CliError, as_sentence
+from channeld.cli.failures import NOT_FOUND, USAGE, CliError
 from channeld.cli.ids import HASH_HEX, pick, scid
 from channeld.cli.invoice_commands import MOST, HashArgument, LimitOption, OffsetOption
 from channeld.cli.output import Column, Id
-from channeld.cli.session import DEFAULT_TIMEOUT_SECONDS, Session
+from channeld.cli.payment_options import (
+    TIMEOUT_SECONDS,
+    CltvOption,
+    FeeLimitOption,
+    LastHopOption,
+    Limits,
+    OutOption,
+    PartsOption,
+    StreamFlag,
+    TimeoutOption,
+)
+from channeld.cli.session import Session
 
 if TYPE_CHECKING:
-    from channeld.v1.payments_pb2 import DecodeResponse, Payment
+    from channeld.v1.payments_pb2 import Attempt, DecodeResponse, Payment, SendPaymentRequest
 
 InvoiceArgument = Annotated[str, typer.Argument(metavar="INVOICE", help="The invoice (BOLT 11).", show_default=False)]
-LEAST_FEE_LIMIT_MSAT = 10_000
-FEE_LIMIT_HELP = "The most that the payment may cost besides."
-FEE_LIMIT_DEFAULT = "1 % of the amount, at least 10 sat"
 
 
 def decode(session: Session, invoice: InvoiceArgument) -> None:
@@ -89,42 +92,30 @@ def pay(
             show_default=False,
         ),
     ] = None,
-    max_fee: Annotated[
-        int | None,
-        typer.Option(
-            "--max-fee",
-            parser=parser(amounts.parse_msat),
-            metavar="AMOUNT",
-            help=FEE_LIMIT_HELP,
-            show_default=FEE_LIMIT_DEFAULT,
-        ),
-    ] = None,
-    timeout: Annotated[
-        int,
-        typer.Option(
-            "--timeout",
-            parser=duration_parser,
-            metavar="TIME",
-            show_default="60s",
-            help="How long to wait; the payment goes on after it.",
-        ),
-    ] = 60,  # seconds
+    max_fee: FeeLimitOption = None,
+    timeout: TimeoutOption = TIMEOUT_SECONDS,
+    max_cltv: CltvOption = None,
+    max_parts: PartsOption = None,
+    out: OutOption = None,
+    last_hop: LastHopOption = None,
+    stream: StreamFlag = False,
     yes: YesFlag = False,
     idempotency_key: KeyOption = "",
 ) -> None:
-    """Pays an invoice, and waits for the outcome."""
-    pay_invoice(session, invoice, amount, max_fee, timeout, yes, idempotency_key)
+    """Pays an invoice, and shows its parts until the outcome is known."""
+    limits = Limits(max_fee, timeout, max_cltv, max_parts, out or (), last_hop or ())
+    pay_invoice(session, invoice, amount, limits, yes, idempotency_key, stream=stream)
 
 
 def pay_invoice(
     session: Session,
     text: str,
     amount_msat: int | None,
-    max_fee_msat: int | None,
-    timeout_seconds: int,
+    limits: Limits,
     yes: bool,
     key: str,
     fee_limit_percent: float | None = None,
+    stream: bool = False,
 ) -> None:
     """Shows what will be paid, asks, pays. Raises `CliError` unless it succeeded."""
     from channeld.v1 import payments_pb2
@@ -134,57 +125,31 @@ def pay_invoice(
     if paid_msat is None:
         raise CliError("The invoice leaves the amount open.", "Say how much with --amount.", USAGE)
     if fee_limit_percent is not None:
-        max_fee_msat = int(paid_msat * fee_limit_percent / 100)
-    elif max_fee_msat is None:
-        max_fee_msat = max(LEAST_FEE_LIMIT_MSAT, paid_msat // 100)
+        limits = limits._replace(max_fee_msat=int(paid_msat * fee_limit_percent / 100))
     session.out.note(f"Pay {amounts.msat(paid_msat)} to {invoice.payee.hex()}.", "")
     if invoice.description:
         session.out.note(f"For: {invoice.description}", "")
-    session.out.note(f"The fee is at most {amounts.msat(max_fee_msat)}.", "")
+    request = payments_pb2.PayRequest(bolt11=text, amount_msat=amount_msat, idempotency_key=key)
+    send_payment(session, payments_pb2.SendPaymentRequest(pay=request), limits, paid_msat, yes, stream)
+
+
+def send_payment(
+    session: Session,
+    request: SendPaymentRequest,
+    limits: Limits,
+    amount_msat: int,
+    yes: bool,
+    stream: bool,
+) -> None:
+    """Tells the fee limit, asks, sends. Raises `CliError` unless it succeeded."""
+    fee_limit_msat = limits.fee_limit_msat(amount_msat)
+    limits.put(session, getattr(request, str(request.WhichOneof("order"))), fee_limit_msat)
+    session.out.note(f"The fee is at most {amounts.msat(fee_limit_msat)}.", "")
     confirm(session, yes, "It cannot be taken back. Pay?")
-    request = payments_pb2.PayRequest(
-        bolt11=text,
-        amount_msat=amount_msat,
-        max_fee_msat=max_fee_msat,
-        timeout_seconds=float(timeout_seconds),
-        idempotency_key=key,
-    )
-    with _ticking(session):
-        answer = session.call_once(
-            lambda session: session.payments.Pay, request, timeout_seconds + DEFAULT_TIMEOUT_SECONDS
-        )
-    payment = answer.payment
-    session.out.show(answer, lambda: _show_outcome(session, payment))
-    if payment.state == payments_pb2.PAYMENT_STATE_FAILED:
-        raise CliError(
-            as_sentence(f"The payment failed: {payment.failure}"), "The money is back; nothing was paid.", FAILED
-        )
-    if payment.state != payments_pb2.PAYMENT_STATE_SUCCEEDED:
-        raise CliError(
-            f"The payment is still under way after {amounts.duration(timeout_seconds)}.",
-            f"See what becomes of it with `channelctl payments show {payment.payment_hash.hex()}`.",
-            NOT_KNOWN_YET,
-        )
-
-
-@contextmanager
-def _ticking(session: Session) -> Iterator[None]:
-    """Counts the seconds while a payment is under way."""
-    started = time.monotonic()
-    over = threading.Event()
-
-    def tick(update: Callable[[str], None]) -> None:
-        while not over.wait(1):
-            update(f"Paying, {amounts.duration(int(time.monotonic() - started))}")
-
-    with session.out.status("Paying") as update:
-        thread = threading.Thread(target=tick, args=(update,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    payment = payment_follow.send(session, request, limits.timeout_seconds, stream)
+    if not session.out.as_json:
+        _show_outcome(session, payment)
+    payment_follow.check_outcome(payment, limits.timeout_seconds)
 
 
 def _show_outcome(session: Session, payment: Payment) -> None:
@@ -204,6 +169,7 @@ def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) 
         (
             Id(payment.payment_hash.hex()),
             amounts.minute(payment.created_seconds),
+            _kind(payment),
             _state(payment),
             amounts.msat(payment.amount_msat),
             amounts.msat(payment.fee_msat),
@@ -215,6 +181,7 @@ def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) 
     columns = [
         Column("Payment hash"),
         Column("Started"),
+        Column("Kind"),
         Column("State"),
         Column("Amount", right=True),
         Column("Fee", right=True),
@@ -230,25 +197,64 @@ def show(session: Session, payment_hash: HashArgument) -> None:
 
     request = payments_pb2.GetPaymentRequest(payment_hash=_resolve(session, payment_hash))
     answer = session.call(session.payments.Get, request)
-    session.out.show(answer, lambda: _show_payment(session, answer.payment))
+    session.out.show(answer, lambda: _show_payment(session, answer.payment, answer.attempts))
 
 
-def _show_payment(session: Session, payment: Payment) -> None:
+def track(session: Session, payment_hash: HashArgument) -> None:
+    """What becomes of a payment: its attempts so far, and each as it happens, until its end."""
+    from channeld.v1 import payments_pb2
+
+    request = payments_pb2.TrackPaymentRequest(payment_hash=_resolve(session, payment_hash))
+    updates = session.stream(session.payments.Track, request)
+    payment = payment_follow.follow(session, updates, None, "payment")
+    if not session.out.as_json:
+        _show_outcome(session, payment)
+    payment_follow.check_outcome(payment, 0)
+
+
+def cancel(session: Session, payment_hash: HashArgument) -> None:
+    """Stops new attempts of a payment. What is out is awaited, and may still arrive."""
+    from channeld.v1 import payments_pb2
+
+    request = payments_pb2.CancelPaymentRequest(payment_hash=_resolve(session, payment_hash))
+    answer = session.call(session.payments.Cancel, request)
+    session.out.show(answer, lambda: session.out.line(_canceled(answer.payment)))
+
+
+def _canceled(payment: Payment) -> str:
+    from channeld.v1 import payments_pb2
+
+    if payment.state == payments_pb2.PAYMENT_STATE_IN_FLIGHT:
+        return (
+            f"Nothing more is tried. {amounts.msat(payment.arriving_msat)} are still out: "
+            f"`channelctl payments track {payment.payment_hash.hex()}` shows what becomes of them."
+        )
+    return f"The payment is {_state(payment)}; nothing of it is out."
+
+
+def _show_payment(session: Session, payment: Payment, attempts: Sequence[Attempt]) -> None:
     session.out.fields(
         [
             ("Payment hash", payment.payment_hash.hex()),
-            ("State", _state(payment)),
+            ("Kind", _kind(payment)),
+            ("State", f"{_state(payment)}, canceled" if payment.canceled else _state(payment)),
             ("Why not", payment.failure),
             ("Amount", amounts.msat(payment.amount_msat)),
-            ("Fee", amounts.msat(payment.fee_msat)),
+            ("Fee", f"{amounts.msat(payment.fee_msat)} (at most {amounts.msat(payment.max_fee_msat)})"),
             ("To", payment.destination.hex()),
             ("Started", amounts.point_in_time(payment.created_seconds)),
             ("Ended", amounts.point_in_time(payment.ended_seconds) if payment.HasField("ended_seconds") else ""),
             ("Parts", str(payment.parts)),
             ("Preimage", payment.payment_preimage.hex()),
+            ("Records", [f"{record.type}: {record.value.hex()}" for record in payment.custom_records]),
         ]
     )
-    session.out.line(payment.bolt11)
+    if payment.bolt11:
+        session.out.line(payment.bolt11)
+    for attempt in attempts:
+        session.out.line(payment_follow.began(attempt))
+        if attempt.HasField("ended_seconds"):
+            session.out.line(payment_follow.ended(attempt))
 
 
 def _resolve(session: Session, prefix: str) -> bytes:
@@ -270,12 +276,20 @@ def _state(payment: Payment) -> str:
     return "under way" if name == "in_flight" else name
 
 
+def _kind(payment: Payment) -> str:
+    from channeld.cli.jsonable import enum_name
+
+    return enum_name(payment, "kind")
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands to `app`."""
     command(app, "decode")(decode)
     command(app, "pay")(pay)
-    payments = typer.Typer(help="Payments that were made: list (also without a word), show.")
+    payments = typer.Typer(help="Payments that were made: list (also without a word), show, track, cancel.")
     command(payments, "list")(list_)
     command(payments, "show")(show)
+    command(payments, "track")(track)
+    command(payments, "cancel")(cancel)
     default_command(payments, lambda session: list_(session))
     app.add_typer(payments, name="payments")

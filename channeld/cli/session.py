@@ -165,10 +165,7 @@ class Session:
             sentence = "You stopped waiting; the daemon goes on with what it was asked to do."
             raise CliError(sentence, f"To see what came of it: {again}", INTERRUPTED) from None
         except grpc.RpcError as error:
-            failure = self._failure(error)
-            if connection_was_lost(error) or failure.status == NOT_KNOWN_YET:
-                failure.hint = f"It is not known whether the daemon did it. {again}"
-            raise failure from None
+            raise self._uncertain(error, keyed) from None
 
     def upload(
         self,
@@ -183,6 +180,49 @@ class Session:
             return method(requests, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._failure(error) from None
+
+    def stream_once(
+        self,
+        pick: Callable[[Session], grpc.UnaryStreamMultiCallable[Request, Response]],
+        request: Request,
+        keyed: Any,
+        is_last: Callable[[Response], bool],
+        timeout_seconds: float,
+    ) -> Iterator[Response]:
+        """The same for a call that streams until something that `is_last`: asked for again when the connection breaks,
+        so what came before comes again. `keyed` is what has the key in the request, None if nothing has to. Ends early
+        when the time is over. Raises `CliError`."""
+        import grpc
+
+        if keyed is not None and not keyed.idempotency_key:
+            keyed.idempotency_key = secrets.token_hex(16)
+        deadline = time.monotonic() + timeout_seconds
+        for pause in (*RETRY_AFTER_SECONDS, None):
+            responses: Any = pick(self)(request, timeout=deadline - time.monotonic(), metadata=self._metadata)
+            try:
+                for response in responses:
+                    yield response
+                    if is_last(response):
+                        return
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() >= deadline - 0.1:
+                    return
+                if pause is None or keyed is None or not connection_was_lost(error):
+                    raise self._uncertain(error, keyed) from None
+            finally:
+                responses.cancel()
+            if pause is None or keyed is None:
+                return
+            self.out.note("The connection to the daemon broke; asking again (the money moves once at most).")
+            self._reconnect_after(pause)
+
+    def _uncertain(self, error: grpc.RpcError, keyed: Any) -> CliError:
+        """For a call with a key: how to find out what came of it."""
+        failure = self._failure(error)
+        if keyed is not None and (connection_was_lost(error) or failure.status == NOT_KNOWN_YET):
+            again = f"Run the same command with --idempotency-key {keyed.idempotency_key}: that moves the money once."
+            failure.hint = f"It is not known whether the daemon did it. {again}"
+        return failure
 
     def stream(
         self,

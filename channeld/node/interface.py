@@ -387,7 +387,7 @@ class NodeService(Protocol):
         ...
 
     def track_payment(self, payment_hash: bytes) -> AsyncIterator[PaymentUpdate]:
-        """What has become of a payment so far (its state, then each attempt), and what becomes of it until its end.
+        """What has become of a payment (itself unless it is over, then each attempt), what becomes of it, and its end.
         Probes too, while they last. Raises NodeError at the first step."""
         ...
 

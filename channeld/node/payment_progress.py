@@ -101,14 +101,14 @@ class Live:
         self._followers.add(wakeup)
         told: list[str] = []
         try:
-            begun = False
+            is_first = True
             while True:
                 wakeup.clear()
                 record = self.confirmed
                 assert record is not None
-                if not begun:
+                if is_first and record.state == "in_flight":
                     yield PaymentUpdate(record.view(), None)
-                begun = True
+                is_first = False
                 for index in _news(record, told):
                     yield PaymentUpdate(record.view(), attempt_view(record, index))
                 ended = record.state != "in_flight"
@@ -125,10 +125,9 @@ class Live:
 
 
 def updates_of(record: PaymentRecord) -> list[PaymentUpdate]:
-    """All that there is to tell of a payment that is over: itself, its attempts, itself."""
-    whole = PaymentUpdate(record.view(), None)
+    """All that there is to tell of a payment that is over: its attempts, itself."""
     attempts = [PaymentUpdate(record.view(), attempt_view(record, index)) for index in range(len(record.parts))]
-    return [whole, *attempts, whole]
+    return [*attempts, PaymentUpdate(record.view(), None)]
 
 
 def _news(record: PaymentRecord, told: list[str]) -> list[int]:

@@ -145,8 +145,9 @@ class PaymentsServicer:
 
     def Send(self, request, context):
         """Starts a payment of any sort, or finds the one that the idempotency key stands for, and tells what becomes of it:
-        first the payment, then each attempt when it begins and when it ends, at last the payment as it ended. The stream
-        ends then, or when the client goes away; that does not stop the payment. What is told is durable.
+        first the payment unless it has ended already, then each attempt when it begins and when it ends, at last the
+        payment as it ended. The stream ends then, or when the client goes away; that does not stop the payment. What is
+        told is durable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

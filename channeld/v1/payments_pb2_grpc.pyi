@@ -56,8 +56,9 @@ class PaymentsStub:
     """
     Send: _grpc.UnaryStreamMultiCallable[_payments_pb2.SendPaymentRequest, _payments_pb2.PaymentUpdate]
     """Starts a payment of any sort, or finds the one that the idempotency key stands for, and tells what becomes of it:
-    first the payment, then each attempt when it begins and when it ends, at last the payment as it ended. The stream
-    ends then, or when the client goes away; that does not stop the payment. What is told is durable.
+    first the payment unless it has ended already, then each attempt when it begins and when it ends, at last the
+    payment as it ended. The stream ends then, or when the client goes away; that does not stop the payment. What is
+    told is durable.
     """
     Track: _grpc.UnaryStreamMultiCallable[_payments_pb2.TrackPaymentRequest, _payments_pb2.PaymentUpdate]
     """The same of a payment that exists."""
@@ -98,8 +99,9 @@ class PaymentsAsyncStub(PaymentsStub):
     """
     Send: _aio.UnaryStreamMultiCallable[_payments_pb2.SendPaymentRequest, _payments_pb2.PaymentUpdate]  # type: ignore[assignment]
     """Starts a payment of any sort, or finds the one that the idempotency key stands for, and tells what becomes of it:
-    first the payment, then each attempt when it begins and when it ends, at last the payment as it ended. The stream
-    ends then, or when the client goes away; that does not stop the payment. What is told is durable.
+    first the payment unless it has ended already, then each attempt when it begins and when it ends, at last the
+    payment as it ended. The stream ends then, or when the client goes away; that does not stop the payment. What is
+    told is durable.
     """
     Track: _aio.UnaryStreamMultiCallable[_payments_pb2.TrackPaymentRequest, _payments_pb2.PaymentUpdate]  # type: ignore[assignment]
     """The same of a payment that exists."""
@@ -179,8 +181,9 @@ class PaymentsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_payments_pb2.PaymentUpdate], _abc.AsyncIterator[_payments_pb2.PaymentUpdate]]:
         """Starts a payment of any sort, or finds the one that the idempotency key stands for, and tells what becomes of it:
-        first the payment, then each attempt when it begins and when it ends, at last the payment as it ended. The stream
-        ends then, or when the client goes away; that does not stop the payment. What is told is durable.
+        first the payment unless it has ended already, then each attempt when it begins and when it ends, at last the
+        payment as it ended. The stream ends then, or when the client goes away; that does not stop the payment. What is
+        told is durable.
         """
 
     @_abc_1.abstractmethod
