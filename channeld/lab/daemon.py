@@ -18,7 +18,7 @@ from channeld.lab.processes import ManagedProcess, ProcessEnded
 from channeld.paths import DataPaths, data_paths
 from channeld.v1 import channels_pb2, events_pb2, invoices_pb2, node_pb2, payments_pb2, peers_pb2, wallet_pb2
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 LOOK_SECONDS = 0.02
 """How often to look where no event tells."""
 MOST_LISTED = 10_000
@@ -54,7 +54,7 @@ class DaemonProcess:
         await self.process.start()
         await self.wait_ready()
 
-    async def wait_ready(self, timeout_seconds: float = 20.0) -> None:
+    async def wait_ready(self, timeout_seconds: float = WAIT_SECONDS) -> None:
         """Until it says that it is ready."""
         await self.process.wait_line("channeld is ready", timeout_seconds)
         self._ready = json.loads((self.paths.directory / "ready.json").read_text())

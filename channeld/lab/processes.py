@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
 
@@ -88,7 +89,7 @@ class ManagedProcess:
         await process.wait()
         self._news.set()
 
-    async def wait_line(self, beginning: str, timeout_seconds: float = 20.0) -> str:
+    async def wait_line(self, beginning: str, timeout_seconds: float = START_SECONDS) -> str:
         """The first line of stdout that begins so. Raises ProcessEnded, TimeoutError."""
         async with asyncio.timeout(timeout_seconds):
             while True:

@@ -93,6 +93,7 @@ async def _payments(soak: Soak, found: Reckoning, change_msat: dict[str, int]) -
         found.require(len(answers) <= 1, f"{what} was told to have ended in two ways")
         if answers:
             found.require((SUCCEEDED in answers) == succeeded, f"{what} was told otherwise than it is")
+        found.require(not (paid.refused and succeeded), f"{what} was made, although its payer was told: {paid.refused}")
         received_msat = int(invoice.received_msat)
         found.require(received_msat == (paid.amount_msat if settled else 0), f"{what}: {received_msat} msat came")
         if payment is None or not succeeded:

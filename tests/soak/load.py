@@ -14,7 +14,7 @@ import grpc
 
 from channeld.lab import Lab
 from channeld.v1 import payments_pb2
-from tests.soak.members import Member
+from tests.soak.members import Member, answered
 
 Outcome = payments_pb2.PaymentState
 PAY_SECONDS = 15.0
@@ -99,6 +99,8 @@ class Soak:
             )
             paid.answers.append(payment.state)
         except grpc.aio.AioRpcError as error:
+            if not answered(error):  # it ended by itself
+                raise
             paid.refused = error.details() or str(error.code())
 
     def _amount(self, rng: Random) -> int:

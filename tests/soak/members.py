@@ -43,7 +43,7 @@ class Member:
             try:
                 return await call(self.daemon)
             except grpc.aio.AioRpcError as error:
-                if _answered(error):
+                if answered(error):
                     raise
                 if deaths == self.deaths and self.up.is_set():
                     raise  # it lives, and yet cannot be reached
@@ -62,7 +62,7 @@ class Member:
         self.up.set()
 
 
-def _answered(error: grpc.aio.AioRpcError) -> bool:
+def answered(error: grpc.aio.AioRpcError) -> bool:
     """Whether the daemon itself said so: its answers say what kind of an error it is."""
     trailing: Any = error.trailing_metadata()
     return any(key == "channeld-error" for key, _ in trailing or ())
