@@ -227,6 +227,19 @@ async def test_a_tower_that_goes_away_or_falls_behind_while_nothing_is_revoked_i
         assert news == ["tower.trouble", "tower.works"] * 2
 
 
+async def test_a_receipt_that_the_tower_did_not_sign_is_no_backup(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        right, tower.intake._secret = tower.intake._secret, b"\x09" * 32
+        revoke(towers, node, CHANNELS[0], 3)
+        await until(lambda: "receipt is not for what it was given" in towers.statuses()[0].problem)
+        assert towers.statuses()[0].backlog == 3
+        tower.intake._secret = right
+        await until(lambda: towers.statuses()[0].backlog == 0)
+        assert tower.sessions.total_appointments == 3, "stored the first time, confirmed now"
+
+
 async def test_a_removed_tower_forgets_full_sessions_too(tmp_path: Path) -> None:
     node = Node()
     async with tower_of(tmp_path, session_appointments=4) as tower:

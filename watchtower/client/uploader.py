@@ -41,7 +41,7 @@ FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 300.0
 RENEW_BLOCKS = 1_008
 """A session that ends so soon gets more time."""
-GATHER_SECONDS = 0.2
+GATHER_SECONDS = 0.5
 """How long what is revoked next may wait for company, after a call: one for each would cost more than the blobs."""
 LOOK_SECONDS = 60.0
 """How often a tower is looked after when nothing is revoked."""
