@@ -14,28 +14,18 @@ from sqlalchemy import (
     ForeignKey,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from wallet.db.columns import KEY, named_metadata
 
-
-_Key = BigInteger().with_variant(Integer(), "sqlite")
-"""An integer that is the row's own id on SQLite too."""
+metadata = named_metadata()
 
 
 def _channel_key(primary_key: bool = False) -> Column[int]:
     reference = ForeignKey("channels.channel_key", deferrable=True, initially="DEFERRED")
-    return Column("channel_key", _Key, reference, nullable=False, primary_key=primary_key, autoincrement=False)
+    return Column("channel_key", KEY, reference, nullable=False, primary_key=primary_key, autoincrement=False)
 
 
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", LargeBinary))
@@ -44,7 +34,7 @@ meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Colu
 channels = Table(
     "channels",
     metadata,
-    Column("channel_key", _Key, primary_key=True, autoincrement=False),
+    Column("channel_key", KEY, primary_key=True, autoincrement=False),
     Column("channel_id", LargeBinary(32), nullable=False, unique=True),
     Column("peer_id", LargeBinary(33), nullable=False, index=True),
     Column("phase", String(32), nullable=False),
@@ -139,7 +129,7 @@ invoices = Table(
 payments = Table(
     "payments",
     metadata,
-    Column("payment_id", _Key, primary_key=True, autoincrement=False),
+    Column("payment_id", KEY, primary_key=True, autoincrement=False),
     Column("payment_hash", LargeBinary(32), nullable=False, index=True),
     Column("live_hash", LargeBinary(32), unique=True),
     Column("state", String(16), nullable=False),
@@ -184,7 +174,7 @@ broadcasts = Table(
     Column("txid", LargeBinary(32), primary_key=True),
     Column("raw", LargeBinary, nullable=False),
     Column("label", String(64), nullable=False),
-    Column("channel_key", _Key),
+    Column("channel_key", KEY),
     Column("created_seconds", BigInteger, nullable=False),
     Column("confirmed_height", BigInteger),
     Column("beaten_height", BigInteger),
@@ -203,9 +193,9 @@ channel_policies = Table(
 forwards = Table(
     "forwards",
     metadata,
-    Column("incoming_key", _Key, primary_key=True, autoincrement=False),
+    Column("incoming_key", KEY, primary_key=True, autoincrement=False),
     Column("incoming_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("outgoing_key", _Key, nullable=False),
+    Column("outgoing_key", KEY, nullable=False),
     Column("outgoing_id", BigInteger, nullable=False),
     Column("payment_hash", LargeBinary(32), nullable=False),
     Column("incoming_msat", BigInteger, nullable=False),
