@@ -19,8 +19,8 @@ CHANNEL_SAT = 1_000_000
 AMOUNT_MSAT = 50_000_123
 DEFAULT_FEE_MSAT = 1000 + AMOUNT_MSAT // 1_000_000
 MOST_COMMITS = 20
-LEAST_COMMITS = 3
-"""Forwarding takes a node at least so many commits, even if those that wait for each other share one."""
+LEAST_COMMITS = 5
+"""Forwarding takes a node at least so many commits."""
 
 
 class Net:
