@@ -62,8 +62,8 @@ class CrashHook:
 
 
 class OneByOne(Store):
-    """Each job is a transaction of its own, as on an idle machine: how many commits there are to crash at does not depend
-    on how many happen to wait for each other."""
+    """Each job is a transaction of its own, as on an idle machine: how many commits there are to crash at does not
+    depend on how many happen to wait for each other."""
 
     def _commit(self, writer: Any, jobs: list[Any]) -> None:
         for job in jobs:
