@@ -7,7 +7,6 @@ the time to start, memory, bytes on disk, and a block of 4,000 transactions.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ from rich.console import Console
 
 from channeld.lab.lab import Lab
 from channeld.lab.processes import ManagedProcess
+from channeld.lab.tower import start, tower_process
 from tests.bench.bars import Bar, bar_table
 from wallet.bitcoin import Block, BlockHeader, OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.secp import pubkey_of
@@ -37,7 +37,7 @@ from watchtower.messages import SessionTerms
 from watchtower.tower import tables
 from watchtower.tower.alerts import Alerts
 from watchtower.tower.index import prefix_of, to_column
-from watchtower.tower.paths import TowerPaths, tower_paths
+from watchtower.tower.paths import tower_paths
 from watchtower.tower.watcher import Watcher, load
 
 CLIENTS = 10
@@ -116,31 +116,12 @@ async def measure_intake(uri: TowerUri, batch: int, seconds: float = 4.0) -> Int
     return Intake(batch, sent, seconds)
 
 
-# --- a tower process ----------------------------------------------------------------------------------------------
-
-
-def tower_process(lab: Lab, directory: Path, *arguments: str) -> ManagedProcess:
-    """`watchtowerd` on the lab's layer 1."""
-    command = [sys.executable, "-m", "watchtower", "--datadir", str(directory), "--network", "regtest"]
-    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--bitcoind-url", lab.rpc_url]
-    command += ["--bitcoind-cookie", str(lab.cookie_file), "--log-level", "warning", *arguments]
-    return ManagedProcess("watchtowerd", command, directory / "stderr.log")
-
-
 def memory_bytes(process: ManagedProcess) -> int:
     """Resident."""
     for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise ValueError("no memory")
-
-
-async def start(process: ManagedProcess, paths: TowerPaths) -> TowerUri:
-    """Until it is ready."""
-    await process.start()
-    await process.wait_line("watchtowerd is ready", 60)
-    ready = json.loads(await asyncio.to_thread(paths.ready.read_text))
-    return TowerUri(bytes.fromhex(ready["tower_id"]), ready["grpc"])
 
 
 # --- a million ----------------------------------------------------------------------------------------------------

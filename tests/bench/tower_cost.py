@@ -19,10 +19,10 @@ from typing import NamedTuple
 from rich.console import Console
 
 from channeld.lab import DaemonProcess, Lab
+from channeld.lab.tower import start, tower_process
 from channeld.v1 import towers_pb2
 from tests.bench.bars import Bar, bar_table
 from tests.bench.payments import CAPACITY_SAT, IN_FLIGHT, invoices, pay_all
-from tests.bench.tower import start, tower_process
 from watchtower.appointment import Mode
 from watchtower.tower.paths import tower_paths
 

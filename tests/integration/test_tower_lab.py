@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from channeld.lab.daemon import DaemonProcess
 from channeld.lab.lab import Lab
+from channeld.lab.tower import start, tower_process
 from channeld.v1 import towers_pb2
-from tests.bench.tower import start, tower_process
 from watchtower.client.connection import TowerUri
 from watchtower.tower.paths import tower_paths
 

@@ -12,7 +12,7 @@ import pytest
 
 from channeld.lab.lab import Lab
 from channeld.lab.processes import ProcessEnded
-from tests.bench.tower import start, tower_process
+from channeld.lab.tower import start, tower_process
 from watchtower.appointment import Appointment
 from watchtower.client.connection import Connection
 from watchtower.tower.paths import tower_paths
