@@ -25,7 +25,11 @@ FUNDING_FEES = "funding fees"
 CLOSING_FEES = "closing fees"
 FRACTIONS = "lost fractions"
 """A closing transaction has no room for what is less than a satoshi."""
-MINERS = (FUNDING_FEES, CLOSING_FEES, FRACTIONS)
+PENALTY = "penalty"
+JUSTICE_FEES = "justice fees"
+ANCHORS = "anchors left"
+"""Too small to be worth taking."""
+MINERS = (FUNDING_FEES, CLOSING_FEES, FRACTIONS, JUSTICE_FEES, ANCHORS)
 """What leaves the network; all else goes from one to another."""
 
 
