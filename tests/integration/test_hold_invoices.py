@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import pytest_asyncio
 
 from channeld.bolt.onion import failures as f
 from channeld.bolt.onion.payment import PaymentData, PaymentPayload, final_payload, keysend_payload
@@ -20,9 +21,12 @@ from channeld.storage import StoreFailed
 from tests.integration.world import TestNode, World, world_in
 from tests.onion_support import RawPayer
 
-CHANNEL_SAT = 1_000_000
+CHANNEL_SAT = 2_000_000
+PARTS_MSAT = 2_600_000_000
+"""More than one channel has."""
 AMOUNT_MSAT = 20_000_000
 MOST_COMMITS = 8
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Two:
@@ -58,7 +62,15 @@ class Two:
         return await self.wait_state(payment_hash, "accepted")
 
     async def bob_owns(self) -> int:
+        """At rest, in msat."""
+        await self.quiet()
         return sum(channel.local_msat for channel in await self.bob.api.list_channels())
+
+    async def bob_restarts(self) -> None:
+        await self.bob.restart()
+        for channel in self.channels:
+            await self.bob.wait_active(channel)
+            await self.alice.wait_active(channel)
 
     async def quiet(self) -> None:
         for node in (self.alice, self.bob):
@@ -66,28 +78,35 @@ class Two:
                 await node.wait_no_htlcs(channel)
 
 
-@pytest.fixture
-async def two(tmp_path: Path) -> AsyncIterator[Two]:
-    async with world_in(tmp_path) as world:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Two]:
+    async with world_in(Path(tmp_path_factory.mktemp("hold"))) as world:
         two = Two(world, await world.node("alice"), await world.node("bob"))
-        await world.fund(two.alice, 5_000_000)
-        await two.open()
+        await world.fund(two.alice, 10_000_000)
+        for _ in range(2):
+            await two.open()
         yield two
-        for payment in two.payments:
-            payment.cancel()
-        await asyncio.gather(*two.payments, return_exceptions=True)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def two(shared: Two) -> AsyncIterator[Two]:
+    """The same two nodes for all tests; each begins with no payment under way."""
+    shared.payments.clear()
+    yield shared
+    for payment in shared.payments:
+        payment.cancel()
+    await asyncio.gather(*shared.payments, return_exceptions=True)
 
 
 async def test_a_payment_waits_across_restarts_until_it_is_settled(two: Two) -> None:
     preimage = os.urandom(32)
+    before = await two.bob_owns()
     accepted = await two.accepted(preimage)
     assert accepted.is_hold
     assert accepted.received_msat == AMOUNT_MSAT
     assert accepted.payment_preimage is None
     payment_hash = accepted.payment_hash
-    await two.bob.restart()
-    for channel in two.channels:
-        await two.bob.wait_active(channel)
+    await two.bob_restarts()
     assert (await two.bob.api.get_invoice(payment_hash)).state == "accepted"
     with pytest.raises(NodeError, match="does not know"):
         await two.bob.api.settle_invoice(payment_hash)
@@ -100,12 +119,12 @@ async def test_a_payment_waits_across_restarts_until_it_is_settled(two: Two) -> 
     assert (await two.bob.api.settle_invoice(payment_hash, preimage)).state == "settled"  # once more is no error
     with pytest.raises(NodeError, match="was paid"):
         await two.bob.api.cancel_invoice(payment_hash)
-    await two.quiet()
-    assert await two.bob_owns() == AMOUNT_MSAT
+    assert await two.bob_owns() == before + AMOUNT_MSAT
 
 
 async def test_a_canceled_payment_goes_back(two: Two) -> None:
     preimage = os.urandom(32)
+    before = await two.bob_owns()
     accepted = await two.accepted(preimage)
     again = two.pay(accepted)
     with pytest.raises(NodeError):  # one payment of a hash at a time
@@ -116,8 +135,7 @@ async def test_a_canceled_payment_goes_back(two: Two) -> None:
     assert "incorrect_or_unknown_payment_details" in failed.failure
     with pytest.raises(NodeError, match="canceled"):
         await two.bob.api.settle_invoice(accepted.payment_hash, preimage)
-    await two.quiet()
-    assert await two.bob_owns() == 0
+    assert await two.bob_owns() == before
 
 
 async def test_a_preimage_that_is_kept_back_settles_by_its_hash(two: Two) -> None:
@@ -131,24 +149,22 @@ async def test_a_preimage_that_is_kept_back_settles_by_its_hash(two: Two) -> Non
 
 
 async def test_a_payment_in_two_parts_is_accepted_when_both_are_here(two: Two) -> None:
-    await two.open()
+    before = await two.bob_owns()
     preimage = os.urandom(32)
     payment_hash = sha256(preimage).digest()
-    invoice = await two.bob.api.create_invoice(1_400_000_000, "more than one channel has", payment_hash=payment_hash)
+    invoice = await two.bob.api.create_invoice(PARTS_MSAT, "in parts", payment_hash=payment_hash)
     two.pay(invoice)
     await two.wait_state(payment_hash, "accepted")
-    await two.bob.restart()
-    for channel in two.channels:
-        await two.bob.wait_active(channel)
+    await two.bob_restarts()
     await two.bob.api.settle_invoice(payment_hash, preimage)
     paid = await two.payments[0]
     assert (paid.state, paid.parts) == ("succeeded", 2)
-    await two.quiet()
-    assert await two.bob_owns() == 1_400_000_000
+    assert await two.bob_owns() == before + PARTS_MSAT
 
 
 async def test_what_nobody_decides_goes_back_before_it_expires(two: Two) -> None:
     preimage = os.urandom(32)
+    before, since = await two.bob_owns(), two.bob.runtime.bus._sequence
     accepted = await two.accepted(preimage, min_final_cltv_expiry_delta=LEAST_DELTA_BLOCKS)
     assert accepted.deadline_height is not None
     height = (await two.bob.api.info()).block_height
@@ -163,14 +179,14 @@ async def test_what_nobody_decides_goes_back_before_it_expires(two: Two) -> None
     with pytest.raises(NodeError, match="canceled"):
         await two.bob.api.settle_invoice(accepted.payment_hash, preimage)
     told: list[str] = []
-    async for event in two.bob.runtime.bus.stream(0):
+    async for event in two.bob.runtime.bus.stream(since):
         if event.kind.startswith("invoice."):
             told.append(event.kind)
         if event.kind == "invoice.canceled":
             break
     assert told == ["invoice.created", "invoice.accepted", "invoice.expiring", "invoice.canceled"]
-    channel = await two.bob.wait_active(two.channels[0])
-    assert channel.local_msat == 0
+    assert await two.bob_owns() == before
+    assert all([(await two.bob.wait_active(channel)).phase == "normal" for channel in two.channels])
 
 
 async def _crashed(node: TestNode) -> bool:
@@ -187,7 +203,7 @@ async def _crashed(node: TestNode) -> bool:
 async def test_the_recipient_dies_at_every_commit_of_a_decision(
     two: Two, when: Literal["before", "after"], decision: str
 ) -> None:
-    earned = 0
+    owned = await two.bob_owns()
     for commit in range(1, MOST_COMMITS):
         preimage = os.urandom(32)
         accepted = await two.accepted(preimage)
@@ -201,14 +217,12 @@ async def test_the_recipient_dies_at_every_commit_of_a_decision(
         crashed = await _crashed(two.bob)
         await asyncio.gather(deciding, return_exceptions=True)
         if crashed:
-            await two.bob.restart()
-            await two.bob.wait_active(two.channels[0])
+            await two.bob_restarts()
             await (two.bob.api.settle_invoice if decision == "settle" else two.bob.api.cancel_invoice)(*arguments)
         paid = await asyncio.wait_for(two.payments[-1], 20)
         assert paid.state == ("succeeded" if decision == "settle" else "failed")
-        earned += AMOUNT_MSAT if decision == "settle" else 0
-        await two.quiet()
-        assert await two.bob_owns() == earned
+        owned += AMOUNT_MSAT if decision == "settle" else 0
+        assert await two.bob_owns() == owned
         if not crashed:
             break
     assert commit > 1, "no commit of the decision was hit"
@@ -236,19 +250,18 @@ async def test_a_payment_that_nobody_asked_for(two: Two) -> None:
     preimage = os.urandom(32)
     records = ((65_537, b"for you"), (7_629_169, b"{}"))
     assert await _send(two, payer, keysend_payload(AMOUNT_MSAT, height + 42, preimage, records), preimage) is None
-    (shown,) = await two.bob.api.list_invoices()
+    shown = await two.bob.api.get_invoice(sha256(preimage).digest())
     assert (shown.state, shown.kind, shown.received_msat) == ("settled", "keysend", AMOUNT_MSAT)
     assert shown.custom_records == records
     assert (shown.payment_preimage, shown.bolt11) == (preimage, "")
     again = await _send(two, payer, keysend_payload(AMOUNT_MSAT, height + 42, preimage), preimage)
     assert again == f.IncorrectOrUnknownPaymentDetails(AMOUNT_MSAT, height)
-    await two.bob.restart()
-    await two.bob.wait_active(two.channels[0])
+    await two.bob_restarts()
     again = await _send(two, payer, keysend_payload(AMOUNT_MSAT, height + 42, preimage), preimage)
     assert again == f.IncorrectOrUnknownPaymentDetails(AMOUNT_MSAT, height)
 
 
-async def test_payments_that_are_no_keysend(two: Two) -> None:
+async def test_payments_that_are_no_keysend(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     payer = RawPayer(two.alice)
     height = (await two.bob.api.info()).block_height
     preimage = os.urandom(32)
@@ -266,7 +279,7 @@ async def test_payments_that_are_no_keysend(two: Two) -> None:
     assert (await two.bob.api.get_invoice(asked.payment_hash)).state == "open"
     await two.bob.api.cancel_invoice(asked.payment_hash)
     assert await _send(two, payer, keysend_payload(AMOUNT_MSAT, height + 42, preimage), preimage) == unknown
-    two.bob.runtime.receiver._accept_keysend = False
+    monkeypatch.setattr(two.bob.runtime.receiver, "_accept_keysend", False)
     other = os.urandom(32)
     assert await _send(two, payer, keysend_payload(AMOUNT_MSAT, height + 42, other), other) == unknown
 
