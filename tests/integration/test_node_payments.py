@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from channeld.bolt.invoice import Invoice, encode_invoice
+from channeld.bolt.invoice import DEFAULT_FEATURES, Invoice, encode_invoice
 from channeld.node import receive
 from channeld.node.channels import Driver
 from channeld.node.interface import NodeError
@@ -58,7 +58,12 @@ def send_half(payer: TestNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payer.runtime.payments._planner, "_plan", half)
 
 
-def foreign_invoice(secret: bytes, network: Network = REGTEST, amount_msat: int | None = 1_000_000) -> str:
+def foreign_invoice(
+    secret: bytes,
+    network: Network = REGTEST,
+    amount_msat: int | None = 1_000_000,
+    features: frozenset[int] = DEFAULT_FEATURES,
+) -> str:
     """An invoice that no node of the test knows, by the owner of `secret`."""
     invoice = Invoice(
         network=network,
@@ -68,6 +73,7 @@ def foreign_invoice(secret: bytes, network: Network = REGTEST, amount_msat: int 
         timestamp=1_900_000_000,
         amount_msat=amount_msat,
         description="never made",
+        features=features,
     )
     return encode_invoice(invoice, secret)
 
@@ -87,18 +93,24 @@ async def test_paying_both_ways_and_what_is_told_about_it(pair: Pair) -> None:
     assert (await bob.api.pay(anything.bolt11, amount_msat=1)).state == "succeeded"
 
 
-async def test_what_cannot_be_paid_is_refused_with_a_sentence(pair: Pair) -> None:
+async def test_what_cannot_be_paid_is_refused_with_a_sentence(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     alice, bob = pair.alice, pair.bob
     bobs = bob.runtime.identity.node_secret
     anything = (await bob.api.create_invoice(None, "any amount")).bolt11
     fixed = (await bob.api.create_invoice(1_000, "fixed")).bolt11
     dear = (await bob.api.create_invoice(900_000_000, "too dear")).bolt11
     own = (await alice.api.create_invoice(1_000, "own")).bolt11
+    with monkeypatch.context() as patch:  # nobody here makes such invoices
+        patch.setattr("channeld.bolt.invoice._check_features", lambda _: None)
+        unknown = foreign_invoice(bobs, features=DEFAULT_FEATURES | {1_000})
+    both = foreign_invoice(b"\7" * 32, features=DEFAULT_FEATURES | {14, 15, 16, 17})  # optional and required at once
     changed = fixed[:-1] + ("q" if fixed[-1] != "q" else "p")
     cases = [
         (await pair.refused("hello"), "invalid_argument", "not a Lightning invoice"),
         (await pair.refused(changed), "invalid_argument", "checksum is wrong"),
         (await pair.refused(foreign_invoice(bobs, TESTNET)), "invalid_argument", "for testnet"),
+        (await pair.refused(unknown), "invalid_argument", "requires a feature that this node does not know"),
+        (await pair.refused(both), "failed_precondition", "open one first"),
         (await pair.refused(anything), "invalid_argument", "say how much"),
         (await pair.refused(anything, 0), "invalid_argument", "more than zero"),
         (await pair.refused(fixed, 2_000), "invalid_argument", "is for 1000 msat"),

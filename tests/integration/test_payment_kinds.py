@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import func, select
 
 from channeld.bolt.onion import failures as f
+from channeld.node.channels import Driver
 from channeld.node.interface import NodeError
 from channeld.node.payment_views import (
     AttemptView,
@@ -248,3 +249,27 @@ async def test_a_canceled_payment_tries_nothing_more(net: Net) -> None:
     await c.until(here)
     await c.api.settle_invoice(kept.payment_hash)
     assert (await _updates(a, started.payment_hash))[-1].payment.state == "succeeded"
+
+
+async def test_a_direct_payment_falls_back_to_other_ways(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    await net.make("ab", "ac", "cb")
+    await net.know(3)
+    a = net["a"]
+    channels = a.runtime.channels
+    direct = channels.by_id(net.channels["ab"])
+    assert direct is not None
+    really = channels.available_msat
+
+    def boasting(driver: Driver) -> int:
+        return really(driver) + (AMOUNT_MSAT if driver is direct else 0)
+
+    monkeypatch.setattr(channels, "available_msat", boasting)
+    amount_msat = really(direct) + AMOUNT_MSAT // 2
+    invoice = await net["b"].api.create_invoice(amount_msat, "more than the channel has")
+    paid = await a.api.pay(invoice.bolt11)
+    assert (paid.state, paid.parts > 1) == ("succeeded", True), paid.failure
+    refused, *others = await a.api.list_attempts(invoice.payment_hash)
+    assert (refused.state, refused.learnt) == ("failed", "our channel gets smaller parts")
+    assert "our channel refused it" in refused.failure
+    over = {attempt.hops[0].node_id for attempt in others if attempt.state == "settled"}
+    assert over == {net["b"].node_id, net["c"].node_id}
