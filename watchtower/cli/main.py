@@ -160,6 +160,7 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
 
 
 def _status_fields(answer: operator_pb2.GetStatusResponse) -> list[tuple[str, str]]:
+    on_disk = f", {_size(answer.database_bytes)} on disk" if answer.database_bytes else ""  # known of SQLite alone
     age = f", searched {_ago(answer.block_searched_seconds)}" if answer.block_searched_seconds else ""
     return [
         ("Tower", f"{answer.tower_id.hex()}@{answer.address}"),
@@ -167,10 +168,7 @@ def _status_fields(answer: operator_pb2.GetStatusResponse) -> list[tuple[str, st
         ("Chain", "in step" if answer.synced_to_chain else f"NOT in step: {answer.chain_status}"),
         ("Last block", f"{answer.block_height}{age}"),
         ("Sessions", f"{answer.sessions:,}"),
-        (
-            "Appointments",
-            f"{answer.appointments:,}, {_size(answer.blob_bytes)}, {_size(answer.database_bytes)} on disk",
-        ),
+        ("Appointments", f"{answer.appointments:,}, {_size(answer.blob_bytes)}{on_disk}"),
         ("Breaches", f"{answer.breaches_total} seen, {answer.breaches_open} open"),
         ("Justice", f"{answer.justice_sent} sent, {answer.justice_confirmed} confirmed"),
         ("Taken back", f"{answer.saved_sat:,} sat"),
