@@ -119,7 +119,8 @@ def check_newer(message: ChannelUpdate, view: NetworkView, row: int, config: Gos
     known = topology.timestamp[direction][row]
     if message.timestamp < known:
         return Refusal("it is older than what is known")
-    if message.timestamp - known < config.redundant_seconds:
+    # The very same one is no news even where updates that change nothing are welcome: it would go round for ever.
+    if message.timestamp - known < max(config.redundant_seconds, 1):
         same = _policy_part(view.store.read(location)) == _policy_part(message.raw)
         if message.timestamp == known:
             # BOLT 7, "if the fields below `timestamp` are equal: SHOULD ignore this message", and if they differ "MAY

@@ -23,7 +23,7 @@ from channeld.bolt.messages import (
 )
 from channeld.gossip.interface import FundingUnknown
 from channeld.gossip.service import GOSSIP_MESSAGES
-from channeld.node.gossip import ChainFunding, GraphFeed
+from channeld.node.gossip import REGTEST, ChainFunding, GraphFeed
 from channeld.routing.graph import Graph
 from channeld.routing.values import EdgeKey
 from tests.gossip_net import network
@@ -234,3 +234,22 @@ async def test_gossip_of_someone_who_left_is_not_looked_at(tmp_path: Path) -> No
         await gossip.intake.idle()
         assert isinstance(decode(gossip.view.update(SCID, update.channel_flags & 1) or b""), ChannelUpdate)
         assert gossip.view.update(SCID, update.channel_flags & 1) == update.raw
+
+
+async def test_on_regtest_too_an_update_goes_round_a_ring_once(tmp_path: Path) -> None:
+    """There, updates that change nothing are not dampened; the very same one is still no news."""
+    async with network(tmp_path, 1, 2, 3, config=REGTEST) as net:
+        wires = [net.connect(*ends)[0] for ends in ((1, 2), (2, 3), (1, 3))]
+        for index, ends in enumerate(((1, 2), (2, 3), (1, 3))):
+            net.open_channel(*ends, scid_of(400 + index))
+        await net.round(REGTEST.flush_seconds, times=8)
+        views = [member.gossip.view for member in net.members.values()]
+        assert all(len(view.topology) == 3 for view in views)
+        net.disconnect(wires[0])
+        net.connect(1, 2)  # greetings, backlogs: everything is said once more
+        await net.round(REGTEST.flush_seconds, times=8)
+        changes = [view.changes for view in views]
+        net.log.clear()
+        await net.round(REGTEST.flush_seconds, times=8)
+        assert [view.changes for view in views] == changes
+        assert not [message for _, _, message in net.log if isinstance(message, ChannelUpdate)]
