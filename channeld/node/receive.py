@@ -130,6 +130,11 @@ class Receiver:
         del self._sets[htlc.payment_hash]
         return self._complete(waiting.record, waiting.parts)
 
+    def is_bound(self, payment_hash: bytes, key: HtlcKey) -> bool:
+        """Whether an HTLC is part of a set that was settled or accepted: then its answer is that of the set."""
+        record = self._book.lookup(payment_hash)
+        return record is not None and key in record.htlcs
+
     def height_known(self) -> None:
         """Layer 1 was caught up with: what came early is decided about now."""
         early, self._early = self._early, []

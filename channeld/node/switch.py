@@ -71,7 +71,8 @@ class Switch:
             return refuse(driver, htlc.id, error)
         replay_key = onion.context.replay_key
         again = replay_key in self._onions
-        bound = self._forwarder.is_bound((driver.channel_key, htlc.id))
+        key = (driver.channel_key, htlc.id)
+        bound = self._forwarder.is_bound(key) or self._receiver.is_bound(htlc.payment_hash, key)
         if htlc.cltv_expiry > self._height() + MAX_CLTV_BLOCKS and not again and not bound:
             # Refused whenever it comes, so it need not be remembered, which might be for ever.
             return refuse(driver, htlc.id, onion.context.refusal(ExpiryTooFar()))

@@ -122,6 +122,17 @@ async def test_a_payment_waits_across_restarts_until_it_is_settled(two: Two) -> 
     assert await two.bob_owns() == before + AMOUNT_MSAT
 
 
+async def test_what_was_accepted_is_not_refused_after_a_restart(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what counts as too much dust changes with fee rates; half of a set must not go back while the other half is taken
+    preimage = os.urandom(32)
+    accepted = await two.accepted(preimage)
+    monkeypatch.setattr("channeld.channel.limits.exceeds_dust_exposure", lambda *_: True)
+    await two.bob_restarts()
+    assert (await two.bob.api.get_invoice(accepted.payment_hash)).state == "accepted"
+    await two.bob.api.settle_invoice(accepted.payment_hash, preimage)
+    assert (await two.payments[0]).state == "succeeded"
+
+
 async def test_a_canceled_payment_goes_back(two: Two) -> None:
     preimage = os.urandom(32)
     before = await two.bob_owns()
@@ -318,3 +329,21 @@ async def test_an_invoice_may_not_ask_for_too_little_time(two: Two) -> None:
     for delta in (LEAST_DELTA_BLOCKS - 1, 1009):
         with pytest.raises(NodeError, match="between"):
             await two.bob.api.create_invoice(1_000, "soon", min_final_cltv_expiry_delta=delta)
+
+
+# --- on chain: last, for it takes a channel -----------------------------------------------------------------------
+
+
+async def test_a_payment_whose_channel_was_closed_is_settled_on_chain(two: Two) -> None:
+    preimage = os.urandom(32)
+    accepted = await two.accepted(preimage)
+    (closed,) = [c.channel_id for c in await two.alice.api.list_channels() if c.htlcs]
+    await two.alice.api.close_channel(closed, force=True)
+    await two.world.mine(2)
+    assert (await two.bob.api.get_invoice(accepted.payment_hash)).state == "accepted"
+    settled = await two.bob.api.settle_invoice(accepted.payment_hash, preimage)
+    assert settled.state == "settled"
+    for _ in range(8):  # Bob's transaction takes the HTLC, and Alice finds the preimage in it
+        await two.world.mine()
+    paid = await two.payments[0]
+    assert (paid.state, paid.payment_preimage) == ("succeeded", preimage)
