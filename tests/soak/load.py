@@ -68,7 +68,7 @@ class Soak:
         async with asyncio.TaskGroup() as tasks:
             for number in range(self.load.workers):
                 tasks.create_task(self._work(Random(self._rng.randrange(2**63))), name=f"worker {number}")
-            tasks.create_task(self._kill(Random(self._rng.randrange(2**63))))
+            tasks.create_task(self._kill(Random(self._rng.randrange(2**63)), tasks))
             tasks.create_task(self._mine())
         self.seconds = time.monotonic() - began
 
@@ -115,7 +115,7 @@ class Soak:
         async with self._progress:
             await self._progress.wait_for(lambda: self._asked >= share * self.load.payments)
 
-    async def _kill(self, rng: Random) -> None:
+    async def _kill(self, rng: Random, tasks: asyncio.TaskGroup) -> None:
         for share in sorted(rng.uniform(0.02, 0.98) for _ in range(self.load.kills)):
             await self._reached(share)
             await asyncio.sleep(rng.uniform(0, 0.1))  # anywhere in what is going on
@@ -124,13 +124,11 @@ class Soak:
                 await asyncio.wait(self._deaths, return_when=asyncio.FIRST_COMPLETED)
                 alive = [member for member in self.members if member.up.is_set()]
             victim, away_seconds = rng.choice(alive), rng.uniform(0, self.load.away_seconds)
-            death = asyncio.create_task(victim.die_and_return(lambda s=away_seconds: asyncio.sleep(s)))  # type: ignore[misc]
+            death = tasks.create_task(victim.die_and_return(away_seconds))
             self._deaths.add(death)
             death.add_done_callback(self._deaths.discard)
             self.kills += 1
             self._say(f"kill {self.kills} of {self.load.kills}: {victim.name} after {self._asked} payments")
-        if self._deaths:
-            await asyncio.gather(*self._deaths)
 
     async def _mine(self) -> None:
         for number in range(self.load.blocks):

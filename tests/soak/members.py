@@ -52,12 +52,12 @@ class Member:
                 if deaths == self.deaths or (task is not None and task.cancelling()):
                     raise
 
-    async def die_and_return(self, away: Callable[[], Awaitable[Any]]) -> None:
-        """kill -9, `away()`, start again."""
+    async def die_and_return(self, away_seconds: float) -> None:
+        """kill -9, and start again after so long."""
         self.up.clear()
         self.deaths += 1
         await self.daemon.kill()
-        await away()
+        await asyncio.sleep(away_seconds)
         await self.daemon.start()
         self.up.set()
 

@@ -41,12 +41,19 @@ async def soak(
         async with Lab(folder) as lab:
             found = await _run(lab, shape, load, Random(seed), say, closes)
     except Exception as error:
-        raise Lost(f"seed {seed}, everything is in {folder}:\n{error}") from error
+        raise Lost(f"seed {seed}, everything is in {folder}:\n{_told(error)}") from error
     except BaseException:
         shutil.rmtree(folder)
         raise
     shutil.rmtree(folder)
     return found
+
+
+def _told(error: BaseException) -> str:
+    """What went wrong; of several things, each."""
+    if isinstance(error, BaseExceptionGroup):
+        return "\n".join(_told(part) for part in error.exceptions)
+    return f"{type(error).__name__}: {error}"
 
 
 async def _run(lab: Lab, shape: Shape, load: Load, rng: Random, say: Callable[[str], None], closes: bool) -> Result:
