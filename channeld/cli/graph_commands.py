@@ -13,7 +13,7 @@ from channeld.cli import amounts
 from channeld.cli.command import command, node_parser, parser
 from channeld.cli.failures import USAGE, CliError
 from channeld.cli.ids import NodeAddress, parse_scid, scid
-from channeld.cli.output import Column, Id
+from channeld.cli.output import Column, Id, printable
 from channeld.cli.session import Session
 
 if TYPE_CHECKING:
@@ -70,10 +70,8 @@ def describe(
     found_nodes = found_channels = 0
     for page in pages(session, want_nodes, want_channels):
         # Line by line: a table of everything would have to be held, and measured, before its first line is seen.
-        for node in page.nodes:
-            session.out.line(_node_line(node))
-        for channel in page.channels:
-            session.out.line(_channel_line(channel))
+        for text in (*map(_node_line, page.nodes), *map(_channel_line, page.channels)):
+            print(printable(text))
         found_nodes += len(page.nodes)
         found_channels += len(page.channels)
     parts = [f"{found_nodes:,} nodes"] * want_nodes + [f"{found_channels:,} channels"] * want_channels

@@ -123,8 +123,7 @@ def find(
 ) -> None:
     """The way a payment would take now, what each hop costs in fee, lock time and probability, and why others lost.
 
-    Nothing is paid. In all, a hop costs its fee, what locking the amount for its blocks is worth, and what the risk
-    of failing is worth; docs/routing.md says how they are weighed.
+    Nothing is paid. How fee, lock time and risk are weighed against each other stands in docs/routing.md.
     """
     limits = Limits(max_fee, max_cltv, final_delta, parts, via or (), avoid or (), last_hop or ())
     show_routes(session, destination, amount, invoice, source, limits)

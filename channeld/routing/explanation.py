@@ -128,9 +128,10 @@ class Candidate(Struct, frozen=True):
             "lock time": self.more_lock_cost_msat,
             "improbability": self.more_improbability_cost_msat,
         }
-        saved = [f"saves {-gain:.0f} msat of {name}" for name, gain in gains.items() if gain <= -0.5]
-        lost = [f"adds {gain:.0f} msat of {name}" for name, gain in gains.items() if gain >= 0.5]
-        return " but ".join(" and ".join(part) for part in (saved, lost) if part) or "costs the same"
+        saved = [f"{-gain:.0f} msat of {name}" for name, gain in gains.items() if gain <= -0.5]
+        lost = [f"{gain:.0f} msat of {name}" for name, gain in gains.items() if gain >= 0.5]
+        parts = [f"{verb} {' and '.join(what)}" for verb, what in (("saves", saved), ("adds", lost)) if what]
+        return " but ".join(parts) or "costs the same"
 
 
 class Explanation(Struct, frozen=True):
