@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,12 +28,9 @@ from channeld.cli import (
     wallet_commands,
 )
 from channeld.cli.amounts import FormatError
-from channeld.cli.failures import EXIT_STATUSES, FAILED, INTERRUPTED, OK, USAGE, CliError
-from channeld.cli.output import Output
+from channeld.cli.failures import EXIT_STATUSES, USAGE, CliError
 from channeld.cli.session import Settings
-
-# A BadParameter is a UsageError is a ClickException. typer has had that class in different places.
-_ClickException: type[Any] = typer.BadParameter.__mro__[2]
+from watchtower.rpc.commandline import run_app
 
 app = typer.Typer(
     name="channelctl",
@@ -123,37 +120,7 @@ for module in (
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (without the program's name); the exit status."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write to stderr beside our own sentences
-    try:
-        status = app(args=arguments, prog_name="channelctl", standalone_mode=False)
-        sys.stdout.flush()
-        return status if isinstance(status, int) else OK
-    except CliError as error:
-        Output(as_json=False).error(error.sentence, error.hint)
-        return error.status
-    except FormatError as error:
-        Output(as_json=False).error(str(error))
-        return USAGE
-    except _ClickException as error:
-        return _usage_error(error)
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. The interpreter flushes stdout once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-
-
-def _usage_error(error: Any) -> int:
-    message: str = error.format_message()
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(message)
-        return USAGE
-    hint = f"See `{context.command_path} --help`." if context is not None else ""
-    Output(as_json=False).error(message, hint)
-    status: int = error.exit_code
-    return status
+    return run_app(app, "channelctl", arguments, (FormatError,))
 
 
 def main() -> None:
