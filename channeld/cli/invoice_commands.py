@@ -176,7 +176,7 @@ def list_(session: Session, limit: LimitOption = 100, offset: OffsetOption = 0) 
             _state(invoice),
             _amount(invoice),
             amounts.msat(invoice.received_msat) if invoice.received_msat else "",
-            invoice.description,
+            invoice.description or _KINDS[invoice.kind],
         )
         for invoice in answer.invoices
     )
@@ -215,12 +215,15 @@ def _show_invoice(session: Session, invoice: Invoice) -> None:
             ("Paid", settled),
             ("Waits until block", str(invoice.deadline_height) if invoice.HasField("deadline_height") else ""),
             ("Preimage", invoice.payment_preimage.hex() if invoice.HasField("payment_preimage") else ""),
-            ("Asked for by", {1: "", 2: "nobody (keysend)", 3: "blinded paths"}[invoice.kind]),
+            ("Asked for by", _KINDS[invoice.kind]),
             *((f"Record {record.type}", _readable(record.value)) for record in invoice.custom_records),
         ]
     )
     if invoice.bolt11:
         session.out.line(invoice.bolt11)
+
+
+_KINDS = {0: "", 1: "", 2: "nobody (keysend)", 3: "blinded paths"}
 
 
 def _readable(value: bytes) -> str:

@@ -20,6 +20,8 @@ from channeld.bolt.onion.failures import Failure, IncorrectOrUnknownPaymentDetai
 from channeld.bolt.onion.payment import OnionContext, Receive
 from channeld.bolt.transactions import Htlc
 from channeld.channel import events as ev
+from channeld.channel.normal import is_unfunded
+from channeld.channel.state import Normal, ShuttingDown
 from channeld.node.bus import EventBus
 from channeld.node.driver import Reaction
 from channeld.node.interface import InvoiceView, NodeError
@@ -260,6 +262,8 @@ class Receiver:
         assert record.deadline_height is not None
         if record.deadline_height < self._height() + LATEST_BLOCKS:
             raise NodeError("failed_precondition", "the payment is about to expire: taking it now might lose it")
+        if any(_is_unfunded(part.driver) for part in self._held.get(payment_hash, ())):
+            raise NodeError("failed_precondition", "the channel's funding left the chain: wait until it is there again")
         settled = replace(
             record, state="settled", payment_preimage=preimage, settled_seconds=int(self._now()), deadline_height=None
         )
@@ -379,6 +383,11 @@ class Receiver:
         """No more timers; waiting parts are handed out again after the next start."""
         for waiting in self._sets.values():
             waiting.timer.cancel()
+
+
+def _is_unfunded(driver: Driver) -> bool:
+    """Whether what comes over a channel might be taken back."""
+    return isinstance(driver.state, Normal | ShuttingDown) and is_unfunded(driver.state)
 
 
 def _custom(onion: Receive) -> tuple[tuple[int, bytes], ...]:

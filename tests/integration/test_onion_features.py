@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -29,13 +30,14 @@ from channeld.bolt.onion.payment import (
     forward_payload,
 )
 from channeld.bolt.onion.returns import relay_failure
+from channeld.channel.state import ShuttingDown
 from channeld.node import refusals
 from channeld.node.blinded_paths import PaymentPath
 from channeld.node.interface import NodeError
 from channeld.node.invoices import InvoiceRequest
 from channeld.node.onion_messages import Content, IncomingMessage
 from tests.integration.test_forwarding import Net
-from tests.integration.world import TestNode, world_in
+from tests.integration.world import STEP_SECONDS, TestNode, world_in
 from tests.onion_support import Outcome, RawPayer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -514,3 +516,32 @@ async def test_a_question_and_its_answer_over_nodes_between(line: Line) -> None:
     first = line.id("c") < line.id("d")
     if first:  # the channel's node 1 is c
         assert await asker.ask(replace(path, first_node_id=sciddir), Content(65, b"?")) == Content(67, b"the answer")
+
+
+# --- last, for it takes a channel ---------------------------------------------------------------------------------
+
+
+async def test_a_channel_that_is_being_closed_is_disabled(line: Line) -> None:
+    c, d = line.net["c"], line.net["d"]
+    held_hash, held = await line.invoice(hold=True, min_final_cltv_expiry_delta=FINAL_DELTA)
+    relays = line.forwards("d")
+    holding = line.payer.offer(
+        line.net.channels["ab"], [*relays, (line.id("d"), held)], held_hash, line.amount(2), line.expiry(2)
+    )
+
+    async def accepted() -> bool:
+        return (await d.api.get_invoice(held_hash)).state == "accepted"
+
+    await d.until(accepted)
+    closing = asyncio.ensure_future(c.api.close_channel(line.net.channels["cd"]))
+    driver = c.runtime.channels.by_id(line.net.channels["cd"])
+    assert driver is not None
+    closes = c.runtime.channels.wait_until(driver, lambda each: isinstance(each.state, ShuttingDown), STEP_SECONDS)
+    assert await closes
+    payment_hash, last = await line.invoice()
+    outcome = await line.pay([*relays, (line.id("d"), last)], payment_hash)
+    assert isinstance(outcome.failure, f.ChannelDisabled)
+    assert outcome.erring_hop == 1
+    await d.api.settle_invoice(held_hash)
+    assert (await holding).preimage is not None
+    await closing
