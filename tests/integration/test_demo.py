@@ -44,6 +44,7 @@ async def start(folder: Path) -> asyncio.subprocess.Process:
     )
 
 
+@pytest.mark.timeout(300)
 async def test_the_whole_story(tmp_path: Path) -> None:
     process = await start(tmp_path)
     told = (await process.communicate())[0].decode()
