@@ -293,8 +293,8 @@ class Blinder:
         return create_blinded_path(hops, os.urandom(32)).path
 
 
-async def _blinder(line: Line) -> tuple[bytes, Blinder]:
-    payment_hash, _ = await line.blinded()
+async def _blinder(line: Line, **options: Any) -> tuple[bytes, Blinder]:
+    payment_hash, _ = await line.blinded(**options)
     record = line.net["d"].runtime.invoices.lookup(payment_hash)
     assert record is not None
     return payment_hash, Blinder(line, record.payment_secret)
@@ -488,6 +488,42 @@ async def test_a_next_node_that_is_away(line: Line) -> None:
 async def _active(line: Line, *nodes: TestNode) -> None:
     for node in nodes:
         await node.wait_active(line.net.channels["cd"])
+
+
+@pytest.mark.parametrize("is_blinded", [False, True])
+@pytest.mark.parametrize("settles", [True, False])
+async def test_a_held_payment_outlives_the_nodes_between(line: Line, is_blinded: bool, settles: bool) -> None:
+    d = line.net["d"]
+    options = {"hold": True, "min_final_cltv_expiry_delta": FINAL_DELTA}
+    if is_blinded:
+        payment_hash, blinder = await _blinder(line, **options)
+        hops = line.over(blinder.path())
+    else:
+        payment_hash, last = await line.invoice(**options)
+        hops = [*line.forwards("d"), (line.id("d"), last)]
+    outcome = line.payer.offer(line.net.channels["ab"], hops, payment_hash, line.amount(2), line.expiry(2))
+
+    async def accepted() -> bool:
+        return (await d.api.get_invoice(payment_hash)).state == "accepted"
+
+    await d.until(accepted)
+    for name in "bc":
+        await line.net[name].restart()
+    await line.net.active()
+    assert not outcome.done()
+    await (d.api.settle_invoice if settles else d.api.cancel_invoice)(payment_hash)
+    told = await asyncio.wait_for(outcome, STEP_SECONDS)
+    assert told.attribution is not None
+    assert told.attribution.unproven_hop == (1 if is_blinded and settles else None)
+    if settles:
+        assert told.preimage is not None
+    elif is_blinded:
+        assert isinstance(told.failure, f.InvalidOnionBlinding)
+        assert told.erring_hop == 0
+    else:
+        assert (told.failure, told.erring_hop) == (f.IncorrectOrUnknownPaymentDetails(AMOUNT_MSAT, line.height), 2)
+    forwards = await line.net["b"].api.list_forwards(1)
+    assert (forwards[0].payment_hash == payment_hash) == settles
 
 
 # --- onion messages -----------------------------------------------------------------------------------------------
