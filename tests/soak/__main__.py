@@ -21,8 +21,9 @@ from tests.soak.run import Result, soak
 
 def _plan(arguments: argparse.Namespace) -> tuple[Shape, Load]:
     if arguments.what == "network":
-        shape = Shape(arguments.daemons or 10, extra_channels=7, slow_disk_seconds=arguments.slow_disk)
-        return shape, Load(arguments.payments or 1000, workers=16, kills=arguments.kills or 50, blocks=5)
+        shape = Shape(arguments.daemons or 10, 8, (1_000_000, 6_000_000), slow_disk_seconds=arguments.slow_disk)
+        amounts, kills = (1_000, 100_000_000), arguments.kills or 50
+        return shape, Load(arguments.payments or 1000, workers=16, kills=kills, amount_msat=amounts, blocks=5)
     capacity_sat, slow_disk = (3_000_000, 6_000_000), arguments.slow_disk
     shape = Shape(arguments.daemons or 3, 1, capacity_sat, is_line=True, slow_disk_seconds=slow_disk)
     kills = arguments.kills or 200
