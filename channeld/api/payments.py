@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from channeld.node.payment_views import PaymentOrder
 from channeld.v1 import payments_pb2, payments_pb2_grpc
 
 MAX_STREAMED_UNANSWERED = 1000
-PROBE_REST_SECONDS = 60.0
+PROBE_REST_SECONDS = 30.0
 """A probe's HTLCs are awaited so much longer than new ways are tried."""
 
 
@@ -79,11 +80,12 @@ class PaymentsServicer(payments_pb2_grpc.PaymentsServicer):
         started = await self._background.run(self._node.start_payment(order))
         answer = payments_pb2.ProbeResponse()
         attempts: dict[int, payments_pb2.Attempt] = {}
-        async with asyncio.timeout(order.limits.timeout_seconds + PROBE_REST_SECONDS):
-            async for update in self._node.track_payment(started.payment_hash):
-                answer.probe.CopyFrom(pay.payment(update.payment))
-                if update.attempt is not None:
-                    attempts[update.attempt.index] = pay.attempt(update.attempt)
+        with contextlib.suppress(TimeoutError):  # then it is still in flight
+            async with asyncio.timeout(order.limits.timeout_seconds + PROBE_REST_SECONDS):
+                async for update in self._node.track_payment(started.payment_hash):
+                    answer.probe.CopyFrom(pay.payment(update.payment))
+                    if update.attempt is not None:
+                        attempts[update.attempt.index] = pay.attempt(update.attempt)
         answer.attempts.extend(attempts[index] for index in sorted(attempts))
         return answer
 

@@ -71,6 +71,8 @@ class Live:
 
     def give_up(self, error: NodeError) -> None:
         """It never came to be."""
+        if self._outcome.done():
+            return
         self._outcome.set_exception(error)
         self._outcome.exception()  # nobody may be waiting
         if self._exists is not None:
