@@ -67,14 +67,20 @@ INVOICE_REQUEST, INVOICE, INVOICE_ERROR = 64, 66, 68
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """Tokens: a message costs one, and one more for each 4096 bytes. Messages of our own are free."""
+    """Tokens: a message costs one, and one more for each 4096 bytes. Messages of our own are free.
+
+    Peers with channels have an allowance together that strangers, of whom there may be as many as somebody likes, do
+    not touch.
+    """
 
     burst_with_channel: int = 50
     refill_with_channel_seconds: float = 0.1
+    burst_all_with_channels: int = 250
+    refill_all_with_channels_seconds: float = 0.01
     burst_stranger: int = 10
     refill_stranger_seconds: float = 0.5
-    burst_all: int = 250
-    refill_all_seconds: float = 0.01
+    burst_all_strangers: int = 50
+    refill_all_strangers_seconds: float = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +123,14 @@ class OnionMessenger:
         self._channels = channels
         self._graph = graph
         self._now = now
-        self._friends = TokenBuckets(limits.burst_with_channel, limits.refill_with_channel_seconds)
-        self._strangers = TokenBuckets(limits.burst_stranger, limits.refill_stranger_seconds)
-        self._everybody = TokenBuckets(limits.burst_all, limits.refill_all_seconds)
+        self._friends = (
+            TokenBuckets(limits.burst_with_channel, limits.refill_with_channel_seconds),
+            TokenBuckets(limits.burst_all_with_channels, limits.refill_all_with_channels_seconds),
+        )
+        self._strangers = (
+            TokenBuckets(limits.burst_stranger, limits.refill_stranger_seconds),
+            TokenBuckets(limits.burst_all_strangers, limits.refill_all_strangers_seconds),
+        )
         self._handlers: dict[int, Handler] = {}
         self._asked: dict[bytes, asyncio.Future[Content]] = {}
         self._by_scid: dict[int, bytes] = {}
@@ -136,11 +147,11 @@ class OnionMessenger:
     def _is_too_much(self, node_id: bytes, size: int) -> bool:
         """Before any cryptography: the peer's own allowance first, so that it uses up nobody else's."""
         now = self._now()
-        own = self._friends if self._channels.count_with(node_id) else self._strangers
+        own, shared = self._friends if self._channels.count_with(node_id) else self._strangers
         if len(own) > MOST_BUCKETS:
             own.clean(now)
         tokens = 1 + size // BYTES_PER_TOKEN
-        return not (self._take(own, node_id, tokens, now) and self._take(self._everybody, _ALL, tokens, now))
+        return not (self._take(own, node_id, tokens, now) and self._take(shared, _ALL, tokens, now))
 
     @staticmethod
     def _take(buckets: TokenBuckets, key: Hashable, tokens: int, now: float) -> bool:

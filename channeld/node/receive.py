@@ -312,8 +312,12 @@ class Receiver:
         def done(error: StoreFailed | None) -> None:
             if error is None:
                 then()
-            if not durable.done():
-                durable.set_result(None) if error is None else durable.set_exception(NodeError("internal", str(error)))
+            if durable.done():
+                return
+            if error is None:
+                durable.set_result(None)
+            else:
+                durable.set_exception(NodeError("internal", str(error)))
 
         self._store.submit([write], done)
         return durable

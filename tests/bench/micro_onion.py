@@ -8,6 +8,7 @@ from channeld.bolt.invoice import Invoice, decode_invoice, encode_invoice
 from channeld.bolt.onion.attribution import add_attribution
 from channeld.bolt.onion.blinding import EncryptedData, create_blinded_path
 from channeld.bolt.onion.failures import IncorrectOrUnknownPaymentDetails, encode_failure
+from channeld.bolt.onion.messages import OnionMessagePayload, build_message_onion, read_message_onion
 from channeld.bolt.onion.payment import (
     PaymentPayload,
     build_payment_onion,
@@ -53,6 +54,9 @@ def cases() -> list[tuple[str, Callable[[], object]]]:
     )
     text = encode_invoice(invoice, _SECRETS[0])
     path = [(node_id, EncryptedData(short_channel_id=1)) for node_id in _NODE_IDS[:3]]
+    created = create_blinded_path(path, _SESSION_KEY).path
+    content = OnionMessagePayload(invoice_request=bytes(200))
+    packet = build_message_onion(created, content, _SESSION_KEY)
     return [
         ("onion build, 1 hop", lambda: build_payment_onion(one, _SESSION_KEY, _PAYMENT_HASH)),
         ("onion build, 20 hops", lambda: build_payment_onion(twenty, _SESSION_KEY, _PAYMENT_HASH)),
@@ -73,6 +77,11 @@ def cases() -> list[tuple[str, Callable[[], object]]]:
         ("failure read, 20 hops, attributed", lambda: read_failure(routed.shared_secrets, failure)),
         ("fulfil attribution", lambda: add_attribution(direct.shared_secrets[0], None, 1)),
         ("blinded path create, 3 hops", lambda: create_blinded_path(path, _SESSION_KEY)),
+        ("onion message build, 3 hops", lambda: build_message_onion(created, content, _SESSION_KEY)),
+        (
+            "onion message read, to pass it on",
+            lambda: read_message_onion(packet, created.first_path_key, _SECRETS[0]),
+        ),
         ("invoice encode and sign", lambda: encode_invoice(invoice, _SECRETS[0])),
         ("invoice decode and recover", lambda: decode_invoice(text)),
     ]

@@ -265,7 +265,13 @@ def test_a_handler_that_fails_ends_nothing() -> None:
 
 
 def test_a_flood_costs_others_nothing() -> None:
-    limits = MessageLimits(burst_with_channel=5, refill_with_channel_seconds=1.0, burst_all=20, burst_stranger=2)
+    limits = MessageLimits(
+        burst_with_channel=5,
+        refill_with_channel_seconds=1.0,
+        burst_all_with_channels=20,
+        burst_stranger=2,
+        burst_all_strangers=4,
+    )
     net = FakeNet("ab", "cb", "db", limits=limits)
     net.listen("b", answers=False)
     net.nodes["b"].with_channels.discard(net.ids["d"])
@@ -276,19 +282,23 @@ def test_a_flood_costs_others_nothing() -> None:
     for _ in range(5):
         net.deliver("d", "b", *messages["d"])
     assert len(net.heard["b"]) == 7  # strangers may say less
+    for _ in range(50):  # and however many there are, they cost peers with channels nothing
+        net.links["b", "d"].node_id = os.urandom(33)
+        net.deliver("d", "b", *messages["d"])
+    assert len(net.heard["b"]) == 9
     net.deliver("c", "b", *messages["c"])
-    assert len(net.heard["b"]) == 8
+    assert len(net.heard["b"]) == 10
     net.now += 2.0
     for _ in range(5):
         net.deliver("a", "b", *messages["a"])
-    assert len(net.heard["b"]) == 10
+    assert len(net.heard["b"]) == 12
     large = net.onion(net.path(("b", EncryptedData())), OnionMessagePayload(invoice=bytes(5_000)))
     net.now += 5.0
     for _ in range(5):
         net.deliver("a", "b", *large)  # nine tokens each
     net.now += 0.5
     net.deliver("a", "b", *messages["a"])
-    assert len(net.heard["b"]) == 10
+    assert len(net.heard["b"]) == 12
 
 
 def test_memory_for_strangers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +312,7 @@ def test_memory_for_strangers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         link = FakeLink(net, "b", "a")
         link.node_id = os.urandom(33)
         messenger.peer_message(cast(Any, link), OnionMessage(net.ids["a"], bytes(66)))
-    assert len(messenger._strangers) <= 11
+    assert len(messenger._strangers[0]) <= 11
 
 
 def test_relays_are_nodes_that_understand_and_few() -> None:
