@@ -164,7 +164,7 @@ def hop_costs(problem: Problem, route: Route) -> tuple[HopCost, ...]:
     source = route.source
     for edge, hop in zip(edges_of(problem, route), route.hops, strict=True):
         policy = problem.policy(edge)
-        nats = -math.log(hop.probability) if hop.probability else math.inf
+        nats = max(0.0, -math.log(hop.probability)) if hop.probability else math.inf
         costs.append(
             HopCost(
                 key=hop.key,
