@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from channeld.gossip.view import PublicChannel
 from channeld.lab.client import Client
-from channeld.lab.known import known_channels
+from channeld.lab.known import KnownNetwork, known_network
 from channeld.lab.processes import ManagedProcess, ProcessEnded
 from channeld.paths import DataPaths, data_paths
 from channeld.v1 import channels_pb2, events_pb2, invoices_pb2, node_pb2, payments_pb2, peers_pb2, wallet_pb2
@@ -178,9 +177,9 @@ class DaemonProcess:
             found.extend(page)
         return found
 
-    def graph(self) -> dict[int, PublicChannel]:
-        """The public channels that it has heard of, by short_channel_id."""
-        return known_channels(self.paths)
+    def network(self) -> KnownNetwork:
+        """The public network, as far as it has heard of it."""
+        return known_network(self.paths)
 
     @asynccontextmanager
     async def events(self, since_sequence: int | None = None) -> AsyncIterator[AsyncIterator[events_pb2.Event]]:
@@ -252,8 +251,8 @@ class DaemonProcess:
         """Until it knows these public channels, and how both sides of each let others use it."""
 
         async def knows() -> bool:
-            graph = self.graph()
-            known = [graph[scid] for scid in short_channel_ids if scid in graph]
+            channels = self.network().channels
+            known = [channels[scid] for scid in short_channel_ids if scid in channels]
             usable = [channel for channel in known if all(policy and policy.usable for policy in channel.policies)]
             return len(usable) == len(short_channel_ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from channeld.gossip.store import GossipStore
 from channeld.gossip.view import NetworkView, PublicChannel
@@ -12,16 +13,24 @@ from channeld.paths import DataPaths
 from wallet.bitcoin.address import BY_NAME
 
 
-def known_channels(paths: DataPaths) -> dict[int, PublicChannel]:
-    """Public channels by short_channel_id; none before the daemon has written its file."""
+class KnownNetwork(NamedTuple):
+    """Public channels by short_channel_id, and the ids of nodes that announced themselves."""
+
+    channels: dict[int, PublicChannel]
+    nodes: frozenset[bytes]
+
+
+def known_network(paths: DataPaths) -> KnownNetwork:
+    """Nothing before the daemon has written its file."""
     if not paths.gossip.exists():
-        return {}
+        return KnownNetwork({}, frozenset())
     with tempfile.TemporaryDirectory(prefix="channeld-gossip-") as folder:
         copy = Path(folder, "gossip")
         shutil.copy(paths.gossip, copy)
         view = NetworkView(GossipStore(copy, BY_NAME[paths.network].chain_hash))
         try:
             view.load()
-            return {channel.scid: channel for channel in view.channels()}
+            channels = {channel.scid: channel for channel in view.channels()}
+            return KnownNetwork(channels, frozenset(announcement.node_id for announcement in view.nodes()))
         finally:
             view.store.close()

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 
-from channeld.gossip.store import GossipStore
-from channeld.gossip.view import NetworkView, PublicChannel
+from channeld.gossip.view import PublicChannel
 from channeld.lab import DaemonProcess, Lab
-from wallet.bitcoin.address import BY_NAME
-
-CHAIN_HASH = BY_NAME["regtest"].chain_hash
+from channeld.lab.known import KnownNetwork
 
 
-def known_to(daemon: DaemonProcess, scratch: Path) -> tuple[dict[int, PublicChannel], set[bytes]]:
-    """Channels and announced nodes, as the daemon keeps them."""
-    copy = scratch / f"{daemon.name}.gossip"
-    shutil.copy(daemon.paths.gossip, copy)
-    view = NetworkView(GossipStore(copy, CHAIN_HASH))
-    view.load()
-    channels = {channel.scid: channel for channel in view.channels()}
-    nodes = {announcement.node_id for announcement in view.nodes()}
-    view.store.close()
-    return channels, nodes
-
-
-async def wait_known(daemon: DaemonProcess, scratch: Path, channels: int, nodes: int) -> dict[int, PublicChannel]:
+async def wait_known(daemon: DaemonProcess, channels: int, nodes: int) -> dict[int, PublicChannel]:
     """Until it knows so many channels, with both policies, and nodes."""
 
-    async def reached() -> dict[int, PublicChannel] | None:
-        found, announced = known_to(daemon, scratch)
-        complete = all(channel.policies[0] and channel.policies[1] for channel in found.values())
-        return {0: found} if len(found) == channels and len(announced) == nodes and complete else None  # type: ignore[dict-item]
+    async def reached() -> KnownNetwork | None:
+        found = daemon.network()
+        complete = all(channel.policies[0] and channel.policies[1] for channel in found.channels.values())
+        return found if (len(found.channels), len(found.nodes)) == (channels, nodes) and complete else None
 
-    found: dict[int, dict[int, PublicChannel]] = await daemon.wait_until(reached)
-    return found[0]
+    found = await daemon.wait_until(reached)
+    assert isinstance(found, KnownNetwork)
+    return found.channels
 
 
 async def test_a_line_of_daemons_learns_its_network(tmp_path: Path) -> None:
@@ -46,26 +31,26 @@ async def test_a_line_of_daemons_learns_its_network(tmp_path: Path) -> None:
         second = await lab.open_channel(bob, carol, 1_000_000)
         private = await lab.open_channel(alice, bob, 500_000, private=True)
         for daemon in (alice, bob, carol):
-            channels = await wait_known(daemon, tmp_path, 2, 3)
+            channels = await wait_known(daemon, 2, 3)
             ends = {frozenset((channel.node_id_1, channel.node_id_2)) for channel in channels.values()}
             assert ends == {frozenset((alice.node_id, bob.node_id)), frozenset((bob.node_id, carol.node_id))}
             assert all(policy and policy.usable for channel in channels.values() for policy in channel.policies)
         hidden = next(c for c in await alice.channels() if c.channel_id == private.channel_id)
-        assert hidden.short_channel_id not in known_to(carol, tmp_path)[0]
+        assert hidden.short_channel_id not in carol.network().channels
 
         await carol.kill()
         await carol.start()
-        assert len(known_to(carol, tmp_path)[0]) == 2
+        assert len(carol.network().channels) == 2
 
         dave = lab.add_daemon("dave")  # comes late and knows only carol
         await dave.start()
         await dave.connect(carol)
-        assert len(await wait_known(dave, tmp_path, 2, 3)) == 2
+        assert len(await wait_known(dave, 2, 3)) == 2
 
         await alice.close_channel(first.channel_id)
         await lab.mine(73)
         for daemon in (alice, bob, carol, dave):
-            channels = await wait_known(daemon, tmp_path, 1, 2)
+            channels = await wait_known(daemon, 1, 2)
             assert {frozenset((c.node_id_1, c.node_id_2)) for c in channels.values()} == {
                 frozenset((bob.node_id, carol.node_id))
             }
