@@ -19,7 +19,7 @@ SEED = int(os.environ.get("SOAK_SEED", "2026"))
 @pytest.mark.timeout(300)
 async def test_ten_daemons_pay_each_other_and_die_at_random() -> None:
     shape = Shape(members=10, extra_channels=5, capacity_sat=(1_000_000, 4_000_000))
-    load = Load(payments=120, workers=16, kills=4, amount_msat=(1_000, 60_000_000), blocks=2)
+    load = Load(payments=100, workers=16, kills=3, amount_msat=(1_000, 60_000_000), blocks=2)
     result = await soak(shape, load, SEED)
     assert result.kills == load.kills
     assert result.reckoning.payments == load.payments
@@ -30,7 +30,7 @@ async def test_ten_daemons_pay_each_other_and_die_at_random() -> None:
 @pytest.mark.timeout(300)
 async def test_kill_9_under_constant_load_on_slow_disks() -> None:
     shape = Shape(3, extra_channels=1, capacity_sat=(3_000_000, 6_000_000), is_line=True, slow_disk_seconds=0.01)
-    load = Load(payments=200, workers=30, kills=5, away_seconds=0.2, amount_msat=(1_000, 20_000_000))
+    load = Load(payments=150, workers=30, kills=4, away_seconds=0.2, amount_msat=(1_000, 20_000_000))
     result = await soak(shape, load, SEED)
     assert result.kills == load.kills
     assert result.reckoning.payments == load.payments
