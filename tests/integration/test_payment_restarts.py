@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from channeld.node.interface import PaymentView
-from channeld.node.payment_views import InvoiceOrder, PaymentLimits
+from channeld.node.payment_views import InvoiceOrder, KeysendOrder, PaymentLimits, PaymentOrder
 from tests.integration.test_forwarding import AMOUNT_MSAT, Net
 from tests.integration.world import world_in
 
@@ -44,12 +44,13 @@ async def _diamond(net: Net) -> None:
     await net.quiet()
 
 
-async def _paid(net: Net, bolt11: str, key: str) -> tuple[PaymentView, bool]:
-    """The outcome of a payment that is asked for with the same key until it is known; whether its payer died."""
+async def _paid(net: Net, order: PaymentOrder, key: str, public: int) -> tuple[PaymentView, bool]:
+    """The outcome of a payment that is asked for with the same key until it is known; whether its payer died. `public`:
+    how many channels everybody knows."""
     payer = net["a"]
     died = False
     while True:
-        calling = asyncio.ensure_future(payer.api.send(InvoiceOrder(bolt11, None, PATIENT), key))
+        calling = asyncio.ensure_future(payer.api.send(order, key))
         stopped = asyncio.ensure_future(payer.runtime.stopped.wait())
         await asyncio.wait((calling, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=30)
         stopped.cancel()
@@ -60,7 +61,7 @@ async def _paid(net: Net, bolt11: str, key: str) -> tuple[PaymentView, bool]:
         died = True
         await payer.restart()
         await net.active()
-        await payer.until(partial(net.knows, payer, CHANNELS))  # its gossip was in a temporary file
+        await payer.until(partial(net.knows, payer, public))  # its gossip was in a temporary file
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -73,7 +74,7 @@ async def test_the_payer_dies_at_every_commit_of_two_attempts(net: Net, when: st
         before = {name: await net.owns(name) for name in "abcd"}
         invoice = await net["d"].api.create_invoice(AMOUNT_MSAT, "the payer dies")
         payer.hook.arm(commit, when)  # type: ignore[arg-type]
-        payment, died = await _paid(net, invoice.bolt11, f"{when} {commit}")
+        payment, died = await _paid(net, InvoiceOrder(invoice.bolt11, None, PATIENT), f"{when} {commit}", CHANNELS)
         died = await net.restarted(payer) or died
         crashes += died
         assert payment.state == "succeeded", payment.failure
@@ -94,20 +95,21 @@ async def test_the_payer_dies_at_every_commit_of_two_attempts(net: Net, when: st
     assert await payer.api.list_payments(1) == [payment]
 
 
-async def test_a_payment_whose_time_is_over_when_its_node_starts_again_fails(net: Net) -> None:
-    await _diamond(net)
-    payer = net["a"]
-    held = await net["d"].api.create_invoice(AMOUNT_MSAT, "held", hold=True)
-    limits = PaymentLimits(timeout_seconds=2.0)
-    started = await payer.api.start_payment(InvoiceOrder(held.bolt11, None, limits))
-
-    async def accepted() -> bool:
-        return (await net["d"].api.get_invoice(held.payment_hash)).state == "accepted"
-
-    await net["d"].until(accepted)
-    await payer.stop()
-    await payer.start()
-    payer.runtime.payments._now = lambda: started.created_seconds + 3.0
-    await net["d"].api.cancel_invoice(held.payment_hash)
-    updates = [update async for update in payer.api.track_payment(started.payment_hash)]
-    assert updates[-1].payment.state == "failed"
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_the_payer_dies_at_every_commit_of_a_keysend(net: Net, when: str) -> None:
+    await net.make("ab", announce=False)
+    payer, payee = net["a"], net["b"]
+    began_with = await net.owns("b")
+    for commit in range(1, MOST_COMMITS):
+        payer.hook.arm(commit, when)  # type: ignore[arg-type]
+        order = KeysendOrder(payee.node_id, AMOUNT_MSAT, ((65_537, b"x"),), PATIENT)
+        payment, died = await _paid(net, order, f"{when} {commit}", 0)
+        died = await net.restarted(payer) or died
+        assert payment.state == "succeeded", payment.failure
+        await net.active()
+        await net.quiet()
+        assert await net.owns("b") - began_with == commit * AMOUNT_MSAT
+        if not died:
+            break
+    assert commit > 2
+    assert len(await payer.api.list_payments()) == len(await payee.api.list_invoices()) == commit
