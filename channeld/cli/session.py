@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -191,25 +192,32 @@ class Session:
     ) -> Iterator[Response]:
         """The same for a call that streams until something that `is_last`: asked for again when the connection breaks,
         so what came before comes again. `keyed` is what has the key in the request, None if nothing has to. Ends early
-        when the time is over. Raises `CliError`."""
+        `timeout_seconds` after the first answer. Raises `CliError`."""
         import grpc
 
         if keyed is not None and not keyed.idempotency_key:
             keyed.idempotency_key = secrets.token_hex(16)
-        deadline = time.monotonic() + timeout_seconds
+        patience = timeout_seconds + DEFAULT_TIMEOUT_SECONDS
         for pause in (*RETRY_AFTER_SECONDS, None):
-            responses: Any = pick(self)(request, timeout=deadline - time.monotonic(), metadata=self._metadata)
+            responses: Any = pick(self)(request, timeout=patience, metadata=self._metadata)
+            alarm = threading.Timer(timeout_seconds, responses.cancel)
+            alarm.daemon = True
+            is_first = True
             try:
                 for response in responses:
+                    if is_first:
+                        alarm.start()
+                    is_first = False
                     yield response
                     if is_last(response):
                         return
             except grpc.RpcError as error:
-                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and time.monotonic() >= deadline - 0.1:
+                if error.code() is grpc.StatusCode.CANCELLED:
                     return
                 if pause is None or keyed is None or not connection_was_lost(error):
                     raise self._uncertain(error, keyed) from None
             finally:
+                alarm.cancel()
                 responses.cancel()
             if pause is None or keyed is None:
                 return

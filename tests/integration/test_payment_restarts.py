@@ -17,7 +17,7 @@ from tests.integration.world import world_in
 
 MOST_COMMITS = 20
 CHANNELS = 4
-PATIENT = PaymentLimits(timeout_seconds=30.0)
+PATIENT = PaymentLimits(timeout_seconds=120.0)
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ async def _paid(net: Net, order: PaymentOrder, key: str, public: int) -> tuple[P
     while True:
         calling = asyncio.ensure_future(payer.api.send(order, key))
         stopped = asyncio.ensure_future(payer.runtime.stopped.wait())
-        await asyncio.wait((calling, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=30)
+        await asyncio.wait((calling, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=60)
         stopped.cancel()
         if not payer.has_crashed:
-            return await asyncio.wait_for(calling, 30), died
+            return await asyncio.wait_for(calling, 60), died
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
         died = True
