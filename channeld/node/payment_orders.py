@@ -10,6 +10,8 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from msgspec.structs import replace
+
 from channeld.bolt.features import unknown_required
 from channeld.bolt.invoice import SUPPORTED_FEATURES, Invoice, InvoiceError, decode_invoice
 from channeld.channel.state import Normal
@@ -198,7 +200,9 @@ class Orders:
         payment_hash = fields.pop("payment_hash", invoice.payment_hash)
         delta = invoice.min_final_cltv_expiry_delta
         record = self._record(invoice.payee, payment_hash, bolt11, amount_msat, delta, limits, **fields)
-        return Draft(record, invoice)
+        # BOLT 11, "after the `timestamp` plus `expiry` has passed: SHOULD NOT attempt a payment."
+        deadline = min(record.deadline_seconds, float(invoice.expires_at))
+        return Draft(replace(record, deadline_seconds=deadline), invoice)
 
     def _record(
         self,

@@ -153,7 +153,9 @@ def test_cancel_and_track(channelctl: Channelctl, daemon: Daemon) -> None:
     assert "Part 1 arrived" in tracked.err
     assert len(channelctl("trackpayment", name, "--json").out.splitlines()) == 2
     assert channelctl("payments", "cancel", name).status == 7
-    assert channelctl("payments", "track", "ffff").status == 3
+    for verb in ("show", "track", "cancel"):
+        assert channelctl("payments", verb, "ffff").status == 3
+        assert channelctl("payments", verb, "ab" * 32).status == 3
 
 
 def test_sendpayment_as_lncli_users_type_it(channelctl: Channelctl, daemon: Daemon) -> None:
