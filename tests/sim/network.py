@@ -4,7 +4,7 @@
     python -m tests.sim.network --seed 42 --trace                   play one, and see what happens
     python -m tests.sim.network --replay '{"seed": ...}'            play a story that was printed
 
-Production nodes on databases in memory, fake sockets, a fake layer 1 with Bitcoin Core's script engine, virtual time and
+Production nodes on databases in memory, fake sockets, a fake layer 1 with Bitcoin Core's script engine, virtual time,
 one source of chance. A seed is a story: a list of actions (payments, crashes at commit boundaries, lost connections,
 closes, cheats, reorganisations ...). Whatever happens, what `network_checks`, `network_accounts` and `network_restart`
 say must hold. A story that breaks it is made as short as it can be, and printed with a command that plays it again.

@@ -19,7 +19,6 @@ from tests.sim.network_checks import ChannelBook
 from tests.sim.network_node import PORT, SimNode
 from tests.sim.network_store import When
 from tests.sim.network_world import KINDS, LATER_PUSH_MSAT, World
-from tests.sim.onchain_world import Refused
 
 PAUSES = (0.0, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 4.0)
 AMOUNTS_MSAT = (1_000_000, 7_000_001, 20_000_000, 60_000_000, 150_000_000, 390_000_000, 700_000_000)
@@ -109,6 +108,24 @@ def _book(world: World, number: int) -> ChannelBook | None:
 
 def _pay(world: World, payer: int, payee: int, amount: int, _: int) -> None:
     world.pay(*_pair(world, payer, payee), _amount(amount))
+
+
+def _strike(world: World, way: int, amount: int, victim: int, when: int) -> None:
+    """A payment all along the network, during which a node dies at one of its commits."""
+    names = list(world.nodes)
+    payer, payee = (names[0], names[-1]) if way % 2 else (names[-1], names[0])
+    _crash(world, victim, when, when // 8, 0)
+    world.pay(payer, payee, _amount(amount))
+    world.run((0.5, 1.5, 4)[way // 2 % 3])
+
+
+def _snap(world: World, way: int, moment: int, number: int, side: int) -> None:
+    """A payment all along the network, during which somebody closes a channel by force."""
+    names = list(world.nodes)
+    payer, payee = (names[0], names[-1]) if way % 2 else (names[-1], names[0])
+    world.pay(payer, payee, _amount(2 + way // 2 % 3), cancel=way % 5 == 0)
+    world.run(0.02 + moment % 40 / 100)
+    _force(world, number, side)
 
 
 def _amount(number: int) -> int:
@@ -241,6 +258,9 @@ def _cheat(world: World, number: int, side: int, age: int, _: int) -> None:
     tx = signed_local_commitment(cast(Any, old), cast(Any, SimpleNamespace(signer=secrets)))
     if old.params.funding_outpoint in world.chain.spent or old.params.funding_outpoint not in world.chain.outputs:
         return
+    for beside in world.books.values():
+        if name in beside.names and not beside.fate:
+            beside.fate = "beside"  # of HTLCs that it forwarded, the cheater knows no outcome
     book.fate, book.cheater = "cheat", name
     world.chain.mine(tx)
 
@@ -264,6 +284,8 @@ def _open(world: World, one: int, other: int, amount: int, _: int) -> None:
 ACTIONS: dict[str, Callable[..., None]] = {
     "pay": _pay,
     "cancel": _cancel,
+    "strike": _strike,
+    "snap": _snap,
     "wait": _wait,
     "crash": _crash,
     "down": _down,

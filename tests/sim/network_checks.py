@@ -1,4 +1,4 @@
-"""What must always hold, watched from outside: at each message, each broadcast, each event, after each step and at rest.
+"""What must always hold, watched from outside: at each message, broadcast and event, after each step and at rest.
 
 Nothing here is raised where it is seen, inside of production code, but noted in `World.problems`.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from channeld.bolt.messages import CommitmentSigned, RevokeAndAck, UpdateFulfillHtlc, decode
+from channeld.bolt.transactions import CommitmentSpec, Htlc, build_commitment
 from channeld.channel import machine
 from channeld.channel.commitments import AwaitingRevocation, Commitments, Spec, htlc_key
-from channeld.channel.state import Closed, Closing, Funded, Normal, State
+from channeld.channel.state import Closed, Funded, Normal, State
+from channeld.channel.writes import SaveRevocable
 from channeld.node.forwarding import circuit_of
 from wallet.bitcoin import Tx
 from wallet.bitcoin.secp import pubkey_of
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     from tests.sim.network_world import World
 
 FULFILL, SIGNED, REVOKE = 130, 132, 133
+_revocable = msgspec.msgpack.Decoder(SaveRevocable)
+REBUILT = 6
+"""So many of the newest revoked commitments are built again."""
 BAD_EVENTS = ("channel.violation", "peer.error", "peer.warning")
 BUGS = ("channel.frozen", "monitor.failed", "node.failed")
 
@@ -289,6 +296,32 @@ def check_mirrors(world: World) -> None:
                 world.problem(f"{book.names}: HTLCs {sorted(mine.origins)} have no outcome")
 
 
+def check_kept(world: World) -> None:
+    """What was kept of revoked commitments is enough to build them again, and so to take all of their outputs."""
+    for node in world.nodes.values():
+        for key, state in node.durable().items():
+            if isinstance(state, Funded):
+                first = state.commitments.remote.index - REBUILT
+                query = "SELECT details FROM revocable WHERE channel_key=? AND commitment_index BETWEEN ? AND ?"
+                for (details,) in node.database.rows(query, key, first, first + REBUILT - 1):
+                    _rebuild(world, node, state, _revocable.decode(details))
+
+
+def _rebuild(world: World, node: SimNode, state: Funded, kept: SaveRevocable) -> None:
+    htlcs = frozenset(
+        Htlc(number, amount_msat, payment_hash, cltv_expiry, offered)
+        for number, (offered, amount_msat, payment_hash, cltv_expiry) in enumerate(kept.htlcs)
+    )
+    spec = CommitmentSpec(htlcs, kept.feerate_per_kw, kept.to_local_msat, kept.to_remote_msat)
+    point = pubkey_of(state.commitments.remote_secrets.secret(kept.index))
+    try:
+        txid = build_commitment(state.params.commitment, spec, "remote", kept.index, point).txid
+    except ValueError:
+        txid = b""
+    if txid != kept.txid:
+        world.problem(f"{node} has forgotten what it takes to punish commitment {kept.index}")
+
+
 def check_justice(world: World) -> None:
     """Who published a revoked commitment has nothing of it."""
     for book in world.books.values():
@@ -307,8 +340,3 @@ def check_justice(world: World) -> None:
                     world.problem(f"{output.value_sat} sat of a revoked commitment were not taken from {book.cheater}")
                 else:
                     todo.append(spender)
-
-
-def is_over(state: State) -> bool:
-    """Whether a channel is in no phase in which anything moves any more."""
-    return isinstance(state, Closed | Closing)

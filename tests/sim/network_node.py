@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
+from functools import cache
+from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from channeld.bolt.messages import Message
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import State
-from channeld.node import runtime as runtime_module
 from channeld.node.channels import Driver
 from channeld.node.node import Node
 from channeld.node.runtime import NodeSettings, Runtime
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from tests.sim.network_world import World
 
 LOADED = (find_flow, scoring)
-"""Libraries that are loaded when they are first needed, and draw random numbers then, are loaded before the first run."""
+"""Libraries that are loaded when they are first needed, and draw random numbers then: loaded before the first run."""
 PORT = 9735
 POLICY = ChannelPolicy(minimum_depth_blocks=1, to_self_delay_blocks=20)
 
 
-@lru_cache(maxsize=None)
+@cache
 def keys_of(name: str) -> Keys:
     """A node's keys; deriving them takes a while."""
     return Keys(name.encode().ljust(64, b"\1"), REGTEST)
@@ -44,11 +44,11 @@ class SimGossip:
 
     def __init__(self, *_: Any) -> None:
         self.graph = Graph()
-        topology = _Sized(self.graph)
+        self.view = _View(self.graph)
         self.core = SimpleNamespace(
             own=SimpleNamespace(remote_update=lambda channel_id: None),
             sync=SimpleNamespace(may_start=lambda: False),
-            view=SimpleNamespace(topology=topology),
+            view=self.view,
         )
 
     def load(self) -> None:
@@ -82,12 +82,20 @@ class SimGossip:
         """Nothing is open."""
 
 
-class _Sized:
+class _View:
+    """What the router asks of the network's view beside the graph."""
+
     def __init__(self, graph: Graph) -> None:
+        self.topology = self
+        self.changes = 0
         self._graph = graph
 
     def __len__(self) -> int:
         return self._graph.channel_count
+
+    def update(self, scid: int, direction: int) -> bytes | None:
+        """Nobody has signed anything."""
+        return None
 
 
 class SimNode:
@@ -221,11 +229,11 @@ class SimNode:
 
 def use_sim_gossip() -> Callable[[], None]:
     """Runtimes get `SimGossip`; returns what undoes that."""
-    original = runtime_module.NodeGossip
-    runtime_module.NodeGossip = SimGossip  # type: ignore[misc,assignment]
+    module: Any = import_module("channeld.node.runtime")
+    original, module.NodeGossip = module.NodeGossip, SimGossip
 
     def undo() -> None:
-        runtime_module.NodeGossip = original  # type: ignore[misc]
+        module.NodeGossip = original
 
     return undo
 

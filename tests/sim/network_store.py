@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, Literal
+from functools import cache, lru_cache
+from importlib import import_module
+from typing import Any, Literal, cast
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
@@ -15,7 +16,6 @@ from sqlalchemy.pool import NullPool
 
 from channeld.storage import Store, StoreFailed, Write, make_engine, upgrade
 from tests.sim.network_loop import Life, Luck
-from wallet.db import store as store_module
 from wallet.db.statements import compile_statement, group
 from wallet.db.store import _Connection, _Job
 
@@ -56,7 +56,9 @@ class Database:
     def _make_engine(self) -> Engine:
         """Engines share a dialect, and so what SQLAlchemy compiled."""
         base = _base()
-        return Engine(NullPool(self._connect, dialect=base.dialect), base.dialect, base.url)
+        engine = Engine(NullPool(cast(Any, self._connect), dialect=base.dialect), base.dialect, base.url)
+        engine._compiled_cache = base._compiled_cache
+        return engine
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.name, uri=True, isolation_level=None, check_same_thread=False)
@@ -71,7 +73,7 @@ class Database:
         self._keeper.close()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compile(statement: Any, dialect: str) -> Any:
     from sqlalchemy.dialects import sqlite
 
@@ -161,10 +163,10 @@ class SimStore(Store):
 
 def use_cached_statements() -> Callable[[], None]:
     """Statements are compiled once in the process, not once a life; returns what undoes that."""
-    original = store_module.compile_statement
-    store_module.compile_statement = lambda statement, dialect: _compile(statement, dialect.name)  # type: ignore[assignment]
+    module: Any = import_module("wallet.db.store")
+    original, module.compile_statement = module.compile_statement, lambda found, dialect: _compile(found, dialect.name)
 
     def undo() -> None:
-        store_module.compile_statement = original
+        module.compile_statement = original
 
     return undo

@@ -9,13 +9,21 @@ import contextvars
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import structlog
 
 from channeld.bolt.transactions import ChannelSecrets
-from channeld.channel.state import AwaitingFunding, Closing, Funded, Live, Normal
+from channeld.channel.state import (
+    AwaitingFunding,
+    Closing,
+    Funded,
+    Live,
+    NegotiatingLegacy,
+    NegotiatingSimple,
+    Normal,
+)
 from channeld.node.identity import Identity
 from channeld.node.interface import NodeError, PaymentView
 from channeld.node.peer import PeerLink
@@ -59,12 +67,12 @@ class PayBook:
     result: PaymentView | Exception | None = None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _secrets(name: str, channel_key: int) -> ChannelSecrets:
     return Identity(keys_of(name).lightning_root()).channel_secrets(channel_key)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _node_id(name: str) -> bytes:
     return Identity(keys_of(name).lightning_root()).node_id
 
@@ -74,11 +82,12 @@ class World:
 
     def __init__(self, kind: tuple[str, ...], seed: int, image: World | None = None) -> None:
         self.kind = kind
+        self.seed = seed
         self.luck = Luck(seed)
         self.loop = SimLoop()
         self.context = contextvars.Context()
         self.network = Network(self.loop, self.luck)
-        self.chain = SimChain() if image is None else image.chain.copy()
+        self.chain: SimChain = SimChain() if image is None else image.chain.copy()
         self.tap = Tap(self)
         self.problems: list[str] = []
         self.node_ids = {name: _node_id(name) for name in sorted(set("".join(kind)))}
@@ -171,6 +180,7 @@ class World:
         for node in self.nodes.values():
             if node.up:
                 node.running.gossip.graph.remove_channel(known[0])
+                node.running.gossip.core.view.changes += 1
 
     # --- payments
 
@@ -235,13 +245,13 @@ class World:
                 self.start_again(node)
             self.run(pause)
             pause = min(2 * pause, 5.0)
-            why = self._unrest()
-            if why is None:
+            why, blocks_help = self._unrest()
+            if why is None and not blocks_help:
                 return
-            if why == "blocks":
+            if blocks_help and (why is None or pause > 2):
                 blocks += 1
                 if blocks > MOST_BLOCKS:
-                    raise Broken(f"not at rest after {blocks} blocks: {self._waiting_for_blocks()}")
+                    raise Broken(f"not at rest after {blocks} blocks: {why}, {self._waiting_for_blocks()}")
                 self.chain.mine()
                 deadline = self.loop.time() + SETTLE_SECONDS
                 pause = 0.2
@@ -256,68 +266,58 @@ class World:
             if one.up and other.up and one.running.peers.link(other.node_id) is None:
                 self.connect(one.name, other.name)
 
-    def _unrest(self) -> str | None:
-        """What is not at rest, "blocks" if only time on layer 1 helps, or None."""
+    def _unrest(self) -> tuple[str | None, bool]:
+        """What is not at rest, if anything, and whether blocks may help."""
         for node in self.nodes.values():
             if not node.up:
-                return f"{node} is down"
+                return f"{node} is down", False
             tip = node.running.wallet.tip
             if tip is None or tip.hash != self.chain.hashes[-1] or not node.running.chain.synced:
-                return f"{node} is not at the tip"
+                return f"{node} is not at the tip", False
             if not node.store.is_idle:
-                return f"{node} is writing"
-        blocks = None
-        for node in self.nodes.values():
-            for driver in node.drivers():
-                state = driver.state
-                if isinstance(state, Normal):
-                    why = _unrest_of(state)
-                    if why and self.books[state.params.channel_id].fate in ("force", "cheat"):
-                        blocks = "blocks"  # who was only told of it waits until it is on chain
-                    elif why:
-                        return f"{node}: channel {driver.channel_key}: {why}"
-                elif isinstance(state, AwaitingFunding) and state.funding_depth >= 6:
-                    return f"{node}: channel {driver.channel_key} waits for channel_ready"
-                elif isinstance(state, Funded) and not self._may_be_funded(state):
-                    continue  # the opener stopped before it published, or remembered, what it promised
-                elif isinstance(state, Closing | AwaitingFunding):
-                    blocks = blocks or self._needs_blocks(node, driver)
-                elif isinstance(state, Funded) and getattr(state, "closing_txs", ()):
-                    blocks = "blocks"
-                else:
-                    return f"{node}: channel {driver.channel_key} is {type(state).__name__}"
-        if blocks is None and self.chain.pool:
-            blocks = "blocks"
-        if blocks is not None:
-            return blocks
-        for node in self.nodes.values():
-            if node.database.rows("SELECT 1 FROM payments WHERE state='in_flight'"):
-                return f"{node} has payments in flight"
-        return None
+                return f"{node} is writing", False
+        found = [self._unrest_of(node, driver) for node in self.nodes.values() for driver in node.drivers()]
+        why = next((sentence for sentence, _ in found if sentence), None)
+        blocks_help = any(helps for _, helps in found) or bool(self.chain.pool)
+        if why is None and not blocks_help:
+            for node in self.nodes.values():
+                if node.database.rows("SELECT 1 FROM payments WHERE state='in_flight'"):
+                    return f"{node} has payments in flight", False
+        return why, blocks_help
+
+    def _unrest_of(self, node: SimNode, driver: Any) -> tuple[str | None, bool]:
+        state = driver.state
+        if isinstance(state, Normal):
+            why = _unrest_of(state)
+            if why and self.books[state.params.channel_id].fate in ("force", "cheat", "beside"):
+                return None, True  # who was only told of it waits until it is on chain
+            return (f"{node}: channel {driver.channel_key}: {why}" if why else None), False
+        if isinstance(state, Funded) and not self._may_be_funded(state):
+            return None, False  # the opener stopped before it published, or remembered, what it promised
+        if isinstance(state, AwaitingFunding) and state.funding_depth >= 6:
+            return f"{node}: channel {driver.channel_key} waits for channel_ready", False
+        if isinstance(state, Closing | AwaitingFunding):
+            return None, self._needs_blocks(node, driver)
+        if isinstance(state, NegotiatingLegacy | NegotiatingSimple) and state.closing_txs:
+            return None, True
+        return f"{node}: channel {driver.channel_key} is {type(state).__name__}", False
 
     def _may_be_funded(self, state: Funded) -> bool:
         outpoint = state.params.funding_outpoint
         return outpoint in self.chain.outputs or outpoint.txid in self.chain.pool
 
-    def _needs_blocks(self, node: SimNode, driver: Any) -> str | None:
+    def _needs_blocks(self, node: SimNode, driver: Any) -> bool:
         state = driver.state
-        if isinstance(state, AwaitingFunding):
-            return "blocks"
-        if state.kind == "mutual" or state.confirmed_height is None:
-            return "blocks"
+        if isinstance(state, AwaitingFunding) or state.kind == "mutual" or state.confirmed_height is None:
+            return True
         stored = node.running.monitor._stored.get(driver.channel_key)
-        if stored is None or stored.report is None:
-            return "blocks"
-        if any(output.status in ("waiting", "pending", "needs_preimage") for output in stored.report.outputs):
-            return "blocks"
-        if any(
-            output.status == "theirs" and not output.spending_txid and output.kind == "htlc"
+        if stored is None or stored.report is None or set(state.commitments.origins) - state.commitments.learnt:
+            return True
+        return any(
+            output.status in ("waiting", "pending", "needs_preimage")
+            or (output.status == "theirs" and output.kind == "htlc" and not output.spending_txid)
             for output in stored.report.outputs
-        ):
-            return "blocks"
-        if set(state.commitments.origins) - state.commitments.learnt:
-            return "blocks"
-        return None
+        )
 
     def _waiting_for_blocks(self) -> list[str]:
         found = []
@@ -334,10 +334,11 @@ class World:
         """What holds when everything has come to an end. Raises Broken."""
         checks.check_step(self)
         checks.check_mirrors(self)
+        checks.check_kept(self)
         checks.check_justice(self)
         check_accounts(self)
         self.stop_if_broken()
-        check_restart(self)
+        check_restart(self, self.seed)
         self.stop_if_broken()
 
     def close(self) -> None:
@@ -367,6 +368,7 @@ def _announce(node: SimNode, known: tuple[int, bytes, bytes, int]) -> None:
     policy = Policy(True, 1, min(capacity_sat * 1000, MAX_AMOUNT_MSAT), 1000, 1, 34)
     graph.update_channel(scid, 0, policy)
     graph.update_channel(scid, 1, policy)
+    node.running.gossip.core.view.changes += 1
 
 
 # --- the process, while a world runs -------------------------------------------------------------------------------
@@ -396,14 +398,15 @@ def _listen_to_logs(world: World) -> Any:
         raise structlog.DropEvent
 
     wrapper = structlog.make_filtering_bound_logger(50)
-    structlog.configure(processors=[note], wrapper_class=wrapper, cache_logger_on_first_use=False)
+    structlog.configure(processors=[cast(Any, note)], wrapper_class=wrapper, cache_logger_on_first_use=False)
     return lambda: structlog.configure(**kept)
 
 
 def _listen_to_links(world: World) -> Any:
     original = PeerLink.send
 
-    def send(link: PeerLink, data: bytes) -> None:
+    def send(self: PeerLink, data: bytes) -> None:
+        link = self
         life = LIFE.get()
         if life is not None:
             if not life.alive:
@@ -426,7 +429,7 @@ def _listen_to_links(world: World) -> Any:
 # --- making worlds ------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def image_of(kind: tuple[str, ...]) -> World:
     """A network of this kind at rest: nobody runs, everything is on disk."""
     world = World(kind, 0)
@@ -452,8 +455,7 @@ def _fund(world: World) -> None:
     scripts: list[bytes] = []
 
     async def ask(node: SimNode) -> None:
-        for _ in range(COINS):
-            scripts.append(await node.running.coins.new_script(any_segwit=True))
+        scripts.extend([await node.running.coins.new_script(any_segwit=True) for _ in range(COINS)])
 
     for node in world.nodes.values():
         node.spawn(ask(node))

@@ -1,0 +1,295 @@
+"""Bugs planted on purpose: the simulation must see each of them.
+
+Each plant breaks the production code in one place, in the way in which such code is usually broken, for as long as its
+context lasts. `caught_by`: where to look first, seeds or stories as `--replay` takes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from channeld.bolt.messages import CommitmentSigned
+from channeld.bolt.transactions import commitment as commitment_module
+from channeld.channel import commitments as cm
+from channeld.channel import machine, normal, reestablish
+from channeld.channel.commitments import HtlcAdd, htlc_key
+from channeld.channel.effects import HtlcLockedIn
+from channeld.channel.state import Funded
+from channeld.channel.writes import ForgetAdd
+from channeld.node.channels import Channels
+from channeld.node.forwarding import Forwarder
+from channeld.node.receive import _Set
+
+Patch = tuple[Any, Any, Any]
+"""Owner, name, and what takes its place; an item if the owner is a dict."""
+
+
+class Plant(NamedTuple):
+    """A bug: `make` gives its patches."""
+
+    name: str
+    what: str
+    make: Callable[[], list[Patch]]
+    caught_by: tuple[int | str, ...]
+
+
+@contextmanager
+def planted(plant: Plant) -> Iterator[None]:
+    """While it lasts, the code has this bug."""
+    patches = plant.make()
+    kept = [
+        (owner, name, owner[name] if isinstance(owner, dict) else getattr(owner, name)) for owner, name, _ in patches
+    ]
+    _apply(patches)
+    try:
+        yield
+    finally:
+        _apply(kept)
+
+
+def _present(owner: Any, name: Any) -> Any:
+    return owner[name] if isinstance(owner, dict) else getattr(owner, name)
+
+
+def _apply(patches: Iterable[tuple[Any, Any, Any]]) -> None:
+    for owner, name, substitute in patches:
+        if isinstance(owner, dict):
+            owner[name] = substitute
+        else:
+            setattr(owner, name, substitute)
+
+
+# --- the channel --------------------------------------------------------------------------------------------------
+
+
+def _resend_otherwise(change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> list[Patch]:
+    original = reestablish.compare
+
+    def compare(*args: Any) -> Any:
+        answer = original(*args)
+        return reestablish.InStep(change(answer.resend)) if isinstance(answer, reestablish.InStep) else answer
+
+    return [(reestablish, "compare", compare)]
+
+
+def _retransmission_order() -> list[Patch]:
+    return _resend_otherwise(lambda resend: resend[::-1])
+
+
+def _lost_acks() -> list[Patch]:
+    return _resend_otherwise(lambda resend: tuple(what for what in resend if what != "revocation"))
+
+
+def _early_preimage() -> list[Patch]:
+    handle, phases = machine.MESSAGES[CommitmentSigned]
+    answer = normal.answer_htlc
+
+    def on_commitment_signed(state: Any, message: Any, env: Any) -> Any:
+        adds = [update.htlc for update in state.commitments.theirs.proposed if isinstance(update, HtlcAdd)]
+        transition = handle(state, message, env)
+        return replace(transition, effects=(*transition.effects, *map(HtlcLockedIn, adds)))
+
+    def answer_htlc(state: Any, event: Any, env: Any) -> Any:
+        c, key = state.commitments, htlc_key(event.id, False)
+        if key in c.remote.spec.htlcs or key not in cm.next_remote(c).spec.htlcs:
+            return answer(state, event, env)
+        return normal._propose(state, normal._removal(event))
+
+    return [(machine.MESSAGES, CommitmentSigned, (on_commitment_signed, phases)), (normal, "answer_htlc", answer_htlc)]
+
+
+def _forgotten_htlc_info() -> list[Patch]:
+    original = normal.sign_remote
+
+    def sign_remote(*args: Any) -> Any:
+        message, commit, save = original(*args)
+        return message, commit, replace(save, htlcs=())
+
+    return [(normal, "sign_remote", sign_remote)]
+
+
+def _wrong_secret() -> list[Patch]:
+    original = normal.revoke_and_ack
+
+    def revoke_and_ack(params: Any, index: int, env: Any) -> Any:
+        message = original(params, index, env)
+        return type(message)(
+            message.channel_id, env.signer.per_commitment_secret(index), message.next_per_commitment_point
+        )
+
+    return [(normal, "revoke_and_ack", revoke_and_ack)]
+
+
+def _adds_forgotten() -> list[Patch]:
+    original = normal.sign
+
+    def sign(state: Any, env: Any) -> Any:
+        transition = original(state, env)
+        adds = [update.htlc.id for update in state.commitments.ours.proposed if isinstance(update, HtlcAdd)]
+        return replace(transition, writes=(*transition.writes, *(ForgetAdd(True, htlc_id) for htlc_id in adds)))
+
+    return [(normal, "sign", sign)]
+
+
+def _answers_forgotten() -> list[Patch]:
+    def propose_pending(c: Any, params: Any) -> Any:
+        return replace(c, pending=()), []
+
+    return [(normal, "propose_pending", propose_pending)]
+
+
+def _dropped_adds_untold() -> list[Patch]:
+    original = normal.drop_uncommitted
+
+    def drop_uncommitted(*args: Any) -> Any:
+        after, _, writes = original(*args)
+        return after, [], writes
+
+    return [(normal, "drop_uncommitted", drop_uncommitted)]
+
+
+def _wrong_fee_side() -> list[Patch]:
+    original = commitment_module._add_main_outputs
+
+    def add_main_outputs(entries: Any, frame: Any, keyed: Any, spec: Any) -> None:
+        params = SimpleNamespace(local_is_opener=not frame.params.local_is_opener, anchors=frame.params.anchors)
+        names = ("side", "dust_limit_sat", "to_remote", "to_local_anchor", "to_remote_anchor")
+        fields = {name: getattr(frame, name) for name in names if hasattr(frame, name)}
+        original(entries, SimpleNamespace(params=params, **fields), keyed, spec)  # type: ignore[arg-type]
+
+    return [(commitment_module, "_add_main_outputs", add_main_outputs)]
+
+
+# --- the node -----------------------------------------------------------------------------------------------------
+
+
+def _speaks_first() -> list[Patch]:
+    def submit(self: Any, writes: Any, done: Any) -> None:
+        done(None)
+        self._store.submit(writes, lambda error: None)
+
+    return [(Channels, "submit", submit)]
+
+
+def _state_not_stored() -> list[Patch]:
+    original = Channels.rows
+
+    def rows(self: Any, driver: Any, before: Any) -> Any:
+        state = driver.state
+        if isinstance(before, Funded) and type(before) is type(state):
+            was, now = before.commitments, state.commitments
+            if (
+                now.local.index > was.local.index
+                and now.remote == was.remote
+                and now.latest_remote == was.latest_remote
+            ):
+                return ()
+        return original(self, driver, before)
+
+    return [(Channels, "rows", rows)]
+
+
+def _settles_upstream_first() -> list[Patch]:
+    original = Forwarder.settled
+
+    def settled(self: Any, *args: Any) -> Any:
+        writes = original(self, *args)
+        asyncio.get_running_loop().call_later(0.05, self._store.submit, writes, lambda error: None)
+        return []
+
+    return [(Forwarder, "settled", settled)]
+
+
+def _fails_nothing_upstream() -> list[Patch]:
+    original = Forwarder.failed
+
+    def failed(self: Any, circuit: Any, effect: Any, *args: Any) -> Any:
+        return None if effect.on_chain else original(self, circuit, effect, *args)
+
+    return [(Forwarder, "failed", failed)]
+
+
+def _forwards_twice() -> list[Patch]:
+    original = Forwarder.forward
+
+    def forward(self: Any, driver: Any, htlc: Any, onion: Any, again: bool) -> Any:
+        if again:
+            self._live.discard((driver.channel_key, htlc.id))
+        return original(self, driver, htlc, onion, False)
+
+    return [(Forwarder, "forward", forward)]
+
+
+def _circuits_dropped() -> list[Patch]:
+    original = Forwarder.load
+
+    def load(self: Any, connection: Any) -> None:
+        original(self, connection)
+        self._live.clear()
+
+    return [(Forwarder, "load", load)]
+
+
+def _first_part_pays() -> list[Patch]:
+    return [(_Set, "received_msat", lambda self: self.total_msat)]
+
+
+ON_THE_WAY = '{"seed": 0, "kind": 1, "actions": [["crash", 5, [1, 1, 2, 0], 1], ["pay", 12, [0, 1, 2, 0], 7]]}'
+"""The node in the middle dies while a payment is on the way."""
+STRANDED = '{"seed": 0, "kind": 1, "actions": [["snap", 7, [5, 5, 1, 1], 5]]}'
+"""The channel to the payee is closed by force while an HTLC goes into it, and its invoice was canceled."""
+CUT_OFF = (
+    '{"seed": 0, "kind": 0, "actions": [["pay", 0, [0, 0, 1, 0], 2], ["pay", 100, [0, 0, 1, 0], 2], '
+    '["pay", 200, [0, 0, 1, 0], 2], ["cut", 0, [0, 0, 0, 0], 5]]}'
+)
+"""The connection breaks while HTLCs wait for the peer's revocation."""
+
+PLANTS = (
+    Plant(
+        "retransmission order",
+        "signature and revocation come again in the other order",
+        _retransmission_order,
+        (1, 11),
+    ),
+    Plant("lost acks", "a revocation that was lost is not sent again", _lost_acks, (1, 11)),
+    Plant("early preimage", "an HTLC is settled as soon as the peer has signed for it", _early_preimage, (0, 1)),
+    Plant("forgotten HTLC info", "what a revoked commitment had in HTLCs is not kept", _forgotten_htlc_info, (0, 1)),
+    Plant("upstream first", "a preimage goes upstream before it is on disk", _settles_upstream_first, (3, 5)),
+    Plant("speaks first", "messages go out before what they say is on disk", _speaks_first, (0, 1)),
+    Plant("state not stored", "a new commitment of ours is not stored with its revocation", _state_not_stored, (5, 20)),
+    Plant("wrong fee side", "the side that did not open the channel pays for the commitment", _wrong_fee_side, (0, 1)),
+    Plant(
+        "nothing upstream",
+        "what timed out on chain is not failed upstream",
+        _fails_nothing_upstream,
+        (STRANDED,),
+    ),
+    Plant("wrong secret", "the secret of the present commitment is revealed", _wrong_secret, (0, 1)),
+    Plant(
+        "forwards twice",
+        "after a restart an HTLC is forwarded again",
+        _forwards_twice,
+        (ON_THE_WAY,),
+    ),
+    Plant("circuits dropped", "after a restart nobody knows what was forwarded", _circuits_dropped, (ON_THE_WAY,)),
+    Plant("adds forgotten", "the onion of an HTLC is thrown away once it was signed for", _adds_forgotten, (3, 6)),
+    Plant(
+        "answers forgotten",
+        "answers decided while the peer was away are lost",
+        _answers_forgotten,
+        (103, 20),
+    ),
+    Plant(
+        "dropped adds untold",
+        "nobody hears of HTLCs that a lost connection took along",
+        _dropped_adds_untold,
+        (CUT_OFF,),
+    ),
+    Plant("first part pays", "the first part of a payment settles it", _first_part_pays, (38,)),
+)
