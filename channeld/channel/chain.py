@@ -323,8 +323,9 @@ def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transit
         )
     if kind in _REMOTE_KINDS and not known:
         effects.append(RemoteUnilateralClose(event.tx, _REMOTE_KINDS[kind]))
-    if kind == "mutual" and event.block_height is not None and event.depth >= env.policy.burial_depth_blocks:
-        return _closed(following, effects, writes)
+    # BOLT 5, "*irrevocably resolved*": until then a reorganisation may bring a commitment instead, a revoked one too.
+    buried = event.block_height is not None and event.depth >= env.policy.burial_depth_blocks
+    following = replace(following, buried=kind == "mutual" and buried)
     return Transition(following, tuple(effects), tuple(writes), following.reason)
 
 
@@ -396,10 +397,6 @@ def on_outputs_resolved(state: AnyFunded) -> Transition:
     """All outputs of the commitment that closed the channel are dealt with."""
     if not isinstance(state, Closing):
         raise CommandRejected("invalid", "the channel is not closing")
-    return _closed(state, [], [])
-
-
-def _closed(state: Closing, effects: list[Effect], writes: list[Write]) -> Transition:
     spec = state.commitments.local.spec
     txid = Tx.parse(state.closing_tx).txid()
     closed = Closed(
@@ -414,8 +411,7 @@ def _closed(state: Closing, effects: list[Effect], writes: list[Write]) -> Trans
         is_opener=state.params.is_opener,
         funding_outpoint=state.params.funding_outpoint,
     )
-    effects.append(CloseCompleted(txid, state.reason))
-    return Transition(closed, tuple(effects), tuple(writes), state.reason)
+    return Transition(closed, (CloseCompleted(txid, state.reason),), (), state.reason)
 
 
 def closing_effects(state: Closing) -> list[Effect]:

@@ -44,7 +44,8 @@ class ChannelPolicy(Struct, frozen=True):
     closing_patience_blocks: int = 1008
     """So long a closing transaction is negotiated for before our commitment is published instead."""
     burial_depth_blocks: int = 6
-    """From this depth on a closing transaction is final."""
+    """From this depth on the funding transaction is not published again, and a channel that was closed together is
+    shown as closed. It is watched until that is irrevocable."""
     irrevocable_depth_blocks: int = 100
     """From this depth on nothing is undone (BOLT 5)."""
 

@@ -137,7 +137,7 @@ def step(state: State, event: Event, env: Env) -> Transition:
     """
     transition = _step(state, event, env)
     after = transition.state
-    if type(after) is type(state):
+    if type(after) is type(state) and not isinstance(after, Closing):
         return transition
     old, new = phase_name(state), phase_name(after)
     if old == new:

@@ -305,6 +305,9 @@ class Closing(Funded, frozen=True, kw_only=True, tag="closing"):
     shutdown_scripts: tuple[bytes, ...] = ()
     """Where both sides wanted their shares when the channel failed while it was being closed together: such a closing
     transaction may still confirm."""
+    buried: bool = False
+    """Closed together, and so deep that it counts as closed for people. It can still be undone: nothing is forgotten
+    before it is irrevocable."""
 
 
 class Closed(Struct, frozen=True, kw_only=True, tag="closed"):
@@ -349,9 +352,11 @@ PHASES: dict[type, str] = {
 
 def phase_name(state: State) -> str:
     """The phase for people: opening, awaiting_funding, normal, shutting_down, negotiating, waiting_for_remote_close,
-    closing, closed; forgotten if it is closed and never had funds."""
+    closing, closed (also while that could be undone); forgotten if it is closed and never had funds."""
     if isinstance(state, Closed) and state.closing_txid is None:
         return "forgotten"
+    if isinstance(state, Closing) and state.buried:
+        return PHASES[Closed]
     return PHASES[type(state)]
 
 

@@ -77,7 +77,8 @@ class ChannelVerbs:
 
     async def list_all(self, include_closed: bool) -> list[ChannelView]:
         """All channels, the oldest first."""
-        found = [self.view(driver) for driver in self._channels.all()]
+        drivers = [d for d in self._channels.all() if include_closed or not d.is_shown_as_closed]
+        found = [self.view(driver) for driver in drivers]
         if include_closed:
             found += [self._closed_view(row) for row in await self._closed_rows()]
         return found
@@ -242,7 +243,7 @@ class ChannelVerbs:
         mark: Mark,
     ) -> ChannelView:
         driver = self._channels.by_id(channel_id)
-        if driver is None:
+        if driver is None or driver.is_shown_as_closed:
             view = await self.get(channel_id)
             raise NodeError("failed_precondition", f"this channel is over already: {view.status}")
         if isinstance(driver.state, Opening):

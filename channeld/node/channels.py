@@ -87,6 +87,11 @@ class Driver(ChannelDriver[State]):
         """Closed, forgotten: nothing more will happen."""
         return isinstance(self.state, Closed)
 
+    @property
+    def is_shown_as_closed(self) -> bool:
+        """Over for people; it may still be watched."""
+        return self.is_over or (isinstance(self.state, Closing) and self.state.buried)
+
 
 class Channels:
     """The registry and host of all channels that are not over."""
@@ -239,8 +244,8 @@ class Channels:
         return list(self._by_peer.get(node_id, {}).values())
 
     def count_with(self, node_id: bytes) -> int:
-        """How many channels there are with a peer."""
-        return len(self._by_peer.get(node_id, ()))
+        """How many channels there are with a peer, without those that only a reorganisation could bring back."""
+        return sum(not driver.is_shown_as_closed for driver in self._by_peer.get(node_id, {}).values())
 
     def _forget(self, driver: Driver) -> None:
         """The channel is over: from memory; its row stays, unless it never held money."""
@@ -393,7 +398,7 @@ class Channels:
                     key, driver.channel_id, driver.peer_id, phase, driver.is_over, blob, driver.created_seconds
                 ),
             )
-        if stored_as == driver.stored_as:
+        if stored_as == driver.stored_as and not driver.is_over:
             return (rows.UPDATE_CHANNEL(blob, key),)
         return (rows.UPDATE_CHANNEL_PHASE(driver.channel_id, phase, driver.is_over, blob, key),)
 

@@ -151,7 +151,8 @@ def _status(state: Funded, connected: bool) -> str:
             return state.reason
         case Closing():
             where = f"in block {state.confirmed_height}" if state.confirmed_height else "not in a block yet"
-            return f"{state.reason}; the closing transaction is {where}"
+            final = ", and final when it is 100 blocks deep" if state.buried else ""
+            return f"{state.reason}; the closing transaction is {where}{final}"
         case _:
             return phase_name(state)  # type: ignore[arg-type]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeGuard
 
 from channeld.bolt.transactions import fees
 from channeld.channel.commitments import Spec
 from channeld.channel.economics import CHILD_WEIGHT, WALLET_PART_WEIGHT
-from channeld.channel.state import Closed, Funded, State
+from channeld.channel.state import Closing, Funded, State
 from channeld.onchain.rates import Rates, fee_sat
 
 HURRY_BLOCKS = 3
@@ -19,9 +20,14 @@ def reserve_sat(states: Iterable[State], rates: Rates) -> int:
     """For all channels with `option_anchors`, whose commitments and HTLC transactions pay next to nothing by
     themselves: to lift each commitment, and every HTLC transaction on it, to what a block in a hurry costs now."""
     rate = rates.within(HURRY_BLOCKS)
-    funded = [state for state in states if isinstance(state, Funded) and not isinstance(state, Closed)]
-    needed = sum(_for_channel(state.commitments.local.spec, rate) for state in funded if state.params.anchors)
+    needed = sum(_for_channel(s.commitments.local.spec, rate) for s in states if _may_need_it(s))
     return max(LEAST_SAT, needed) if needed else 0
+
+
+def _may_need_it(state: State) -> TypeGuard[Funded]:
+    if not isinstance(state, Funded) or not state.params.anchors:
+        return False
+    return not (isinstance(state, Closing) and state.kind == "mutual" and state.confirmed_height is not None)
 
 
 def _for_channel(spec: Spec, rate: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from channeld.bolt.transactions import Htlc
 from channeld.channel import events as ev
-from channeld.channel.state import Closing
+from channeld.channel.state import Closing, Normal
 from channeld.node.channels import Driver
 from channeld.node.driver import Reaction
 from channeld.node.interface import NodeError
@@ -47,6 +47,7 @@ def statuses(node: TestNode, kind: str) -> list[str]:
     return sorted(output.status for output in node.outputs(kind))
 
 
+@pytest.mark.bolt5("local.to_local", "local.delay")
 async def test_force_close_without_htlcs(net: Net) -> None:
     before = {node.name: node.balance_sat() for node in net.nodes}
     await net.disconnect()
@@ -65,6 +66,7 @@ async def test_force_close_without_htlcs(net: Net) -> None:
     assert 399_000 < gained(net, net.bob, before) < 400_500
 
 
+@pytest.mark.bolt5("resolve", "local.offered", "local.received", "remote.outputs", "remote.offered", "remote.received")
 async def test_force_close_with_htlcs_both_ways(net: Net) -> None:
     before = {node.name: node.balance_sat() for node in net.nodes}
     ids = await four_htlcs(net)
@@ -101,6 +103,7 @@ async def test_revoked_commitment_is_punished(net: Net) -> None:
     assert isinstance(net.alice.driver.state, Closing)
 
 
+@pytest.mark.bolt5("revoked.success", "revoked.extract")
 async def test_cheater_is_punished_after_its_own_htlc_transactions(net: Net) -> None:
     """BOLT 5: "spend the *HTLC-timeout tx*, if the remote node has published it", and the HTLC-success tx."""
     before = {node.name: node.balance_sat() for node in net.nodes}
@@ -119,6 +122,7 @@ async def test_cheater_is_punished_after_its_own_htlc_transactions(net: Net) -> 
     assert 996_000 < gained(net, net.alice, before) < 1_000_000
 
 
+@pytest.mark.bolt5("monitor")
 async def test_restarts_and_blocks_missed(net: Net) -> None:
     before = {node.name: node.balance_sat() for node in net.nodes}
     ids = await four_htlcs(net)
@@ -155,6 +159,7 @@ async def test_restarts_and_blocks_missed(net: Net) -> None:
         )
 
 
+@pytest.mark.bolt5("reorganisation")
 async def test_reorganisations(net: Net) -> None:
     before = {node.name: node.balance_sat() for node in net.nodes}
     await four_htlcs(net)
@@ -171,6 +176,7 @@ async def test_reorganisations(net: Net) -> None:
     assert 400_000 + 50_000 - 52_000 - 3_000 < gained(net, net.bob, before) <= 398_500
 
 
+@pytest.mark.bolt5("reorganisation")
 async def test_justice_is_done_again_after_a_reorganisation(net: Net) -> None:
     before = {node.name: node.balance_sat() for node in net.nodes}
     await net.add(net.alice, 50_000_000, 1)
@@ -213,6 +219,7 @@ async def test_the_peers_commitment_is_published_again_after_a_reorganisation(ne
     assert (await net.alice.node.balance()).closing_sat == 0
 
 
+@pytest.mark.bolt5("fail.anchor", "fail.replace")
 async def test_commitment_that_pays_too_little_is_lifted_as_a_package(net: Net) -> None:
     """BOLT 5: "MUST spend any `to_local_anchor` output, providing sufficient fees as incentive to include the
     commitment transaction in a block"."""
@@ -270,6 +277,7 @@ async def test_the_peers_commitment_that_waits_in_place_of_ours_is_lifted(net: N
     )
 
 
+@pytest.mark.bolt5("htlc.fees")
 async def test_empty_wallet_is_told_and_htlcs_are_claimed_once_it_has_coins(net: Net) -> None:
     """BOLT 5, "MUST combine it with inputs contributing sufficient fee": without coins that cannot be, and is said."""
     ids = await four_htlcs(net)
@@ -291,6 +299,23 @@ async def test_empty_wallet_is_told_and_htlcs_are_claimed_once_it_has_coins(net:
     assert "taken" in statuses(net.alice, "htlc")
 
 
+@pytest.mark.bolt5("invalid")
+async def test_what_is_in_no_block_is_no_reason_to_act(net: Net) -> None:
+    """BOLT 5, "SHOULD ignore invalid transactions": what anybody shows us counts only once it is in the chain. Not even
+    a revoked commitment in the mempool makes us move: the channel goes on, and there is nothing to take yet."""
+    await net.add(net.alice, 50_000_000, 1)
+    old = net.bob.commitment()
+    await net.add(net.bob, 100_000_000, 5)
+    forged = old.with_witness(0, (b"", bytes(71), bytes(71), b"\x51"))
+    assert not (await net.alice.source.broadcast(forged)).ok
+    assert (await net.bob.source.broadcast(old)).ok
+    await net.mine(1, txs=[])
+    assert isinstance(net.alice.state, Normal)
+    assert await net.add(net.alice, 20_000_000, 6) == 1
+    await net.mine(1)
+    assert net.alice.report().kind == "revoked"
+
+
 async def test_mutual_close_is_explained(net: Net) -> None:
     """BOLT 5, "Mutual Close Handling": "a node need not do anything else, as it has already agreed to the output"."""
     await net.alice.node.close_channel(net.alice.channel_id)
@@ -303,11 +328,39 @@ async def test_mutual_close_is_explained(net: Net) -> None:
         shares = {output.status: output.amount_sat for output in view.outputs}
         assert ours - 1_000 < shares["ours"] <= ours
         assert set(shares) == {"ours", "theirs"}
-    await net.mine(6)
+    await net.mine(5)
     for node in net.nodes:
         view = await node.node.closed_channel(node.channel_id)
-        assert view.over
+        assert not view.over
         assert view.channel.phase == "closed"
+        assert "final when it is 100 blocks deep" in view.channel.status
+        assert await node.node.list_channels(include_closed=False) == []
+        assert len(await node.node.list_channels(include_closed=True)) == 1
+        with pytest.raises(NodeError, match="over already"):
+            await node.node.close_channel(node.channel_id, force=True)
+    await net.mine(94)
+    for node in net.nodes:
+        assert list(node.runtime.channels.all()) == []
+        assert (await node.node.closed_channel(node.channel_id)).over
+
+
+async def test_a_revoked_commitment_in_place_of_a_mutual_close(net: Net) -> None:
+    """A reorganisation of eight blocks: what it takes to punish is still there."""
+    before = {node.name: node.balance_sat() for node in net.nodes}
+    old = net.bob.commitment()
+    id = await net.add(net.bob, 300_000_000, 5)
+    await net.alice.command(ev.FulfillHtlc(id, preimage(5)))
+    await net.alice.until(lambda: not net.alice.state.commitments.has_htlcs)
+    await net.quiet()
+    await net.alice.node.close_channel(net.alice.channel_id)
+    await net.mine(8)
+    assert (await net.alice.node.closed_channel(net.alice.channel_id)).channel.phase == "closed"
+    await net.restart(net.alice)
+    await net.bob.stop()
+    await net.reorganise(8, first=[old], forget=True)
+    assert net.alice.report().kind == "revoked"
+    await net.mine(3)
+    assert 996_000 < gained(net, net.alice, before) < 1_000_000
 
 
 async def test_open_channel_has_nothing_to_explain(net: Net) -> None:

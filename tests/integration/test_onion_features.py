@@ -137,6 +137,20 @@ async def test_the_features_are_told(line: Line) -> None:
     assert {"option_attribution_data", "option_route_blinding", "basic_mpp"} <= set(decoded.features)
 
 
+@pytest.mark.bolt5("local.received.own")
+async def test_a_preimage_of_ours_is_not_for_what_we_relay(line: Line) -> None:
+    """BOLT 5, "MUST NOT reveal its own preimage when it's not the final recipient": an HTLC that is to be relayed has
+    the hash of an invoice of the relay's own. It goes on as it says, to somebody who does not know the preimage."""
+    made = await line.net["b"].api.create_invoice(AMOUNT_MSAT, "bait")
+    hops = [*line.forwards("d"), (line.id("d"), final_payload(AMOUNT_MSAT, line.expiry(0), bytes(32), AMOUNT_MSAT))]
+    outcome = await line.pay(hops, made.payment_hash)
+    assert outcome.preimage is None
+    assert outcome.erring_hop == 2
+    record = line.net["b"].runtime.invoices.lookup(made.payment_hash)
+    assert record is not None
+    assert record.state == "open"
+
+
 # --- attribution data ---------------------------------------------------------------------------------------------
 
 

@@ -240,6 +240,7 @@ def test_second_stage_pays_its_owner_late_and_the_other_at_once_if_revoked(ancho
         assert preimage_in_witness(match, tx.inputs[0].witness) == (None if tx.locktime else preimage(1))
 
 
+@pytest.mark.bolt5("htlc.remote_sighash", "htlc.local_sighash")
 def test_htlc_transactions_of_anchors_take_a_wallets_inputs() -> None:
     params = channel(ALICE, BOB)
     built = _local(params)

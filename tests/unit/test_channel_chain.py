@@ -37,6 +37,7 @@ def with_htlcs() -> Pair:
 # --- failing ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.bolt5("fail.broadcast")
 @pytest.mark.parametrize("anchors", [True, False])
 def test_our_latest_commitment_is_published_with_both_signatures(anchors: bool) -> None:
     pair = open_pair(anchors=anchors, push_msat=300_000_000)
@@ -57,6 +58,7 @@ def test_our_latest_commitment_is_published_with_both_signatures(anchors: bool) 
         assert peer.step(ev.ForceClose("again")) == []
 
 
+@pytest.mark.bolt5("revoked.ours")
 def test_what_is_published_is_never_revoked() -> None:
     """At every point of an exchange of commitments: the peer does not know the secret of what we would publish."""
     pair = open_pair(push_msat=300_000_000)
@@ -112,6 +114,21 @@ def test_a_fundee_without_funds_just_forgets() -> None:
     assert isinstance(pair.bob.state, Closed)
     pair.alice.step(ev.PeerMessage(ErrorMessage(pair.alice.funded.params.channel_id, b"no")))
     assert isinstance(pair.alice.state, Closing)
+
+
+@pytest.mark.bolt5("fail.forget")
+def test_a_channel_that_is_open_is_not_forgotten_though_nothing_of_it_is_ours() -> None:
+    """BOLT 5, "until the remote node closes: MUST NOT forget the channel": whatever it held once."""
+    pair = open_pair(push_msat=0)
+    assert pair.bob.commitments.local.spec.to_local_msat == 0
+    pair.bob.step(ev.ForceClose("no"))
+    assert isinstance(pair.bob.state, Closing)
+    pair.bob.crash()
+    pair.bob.height += 10_000
+    pair.bob.step(ev.NewBlock())
+    assert isinstance(pair.bob.state, Closing)
+    pair.bob.step(ev.FundingSpent(commitment_of(pair.alice), HEIGHT + 1, 99))
+    assert isinstance(pair.bob.state, Closing)
 
 
 def test_a_closed_channel_is_deaf() -> None:
@@ -264,6 +281,7 @@ def test_a_commitment_from_the_future_is_unknown() -> None:
     assert (pair.alice.state.kind, pair.alice.state.remote_commit_index) == ("unknown", index)
 
 
+@pytest.mark.bolt5("spent")
 def test_a_spend_before_the_channel_is_ready() -> None:
     pair = harness.start_open(Peer("alice", seed_secrets("alice")), Peer("bob", seed_secrets("bob")))
     harness.fund(pair)

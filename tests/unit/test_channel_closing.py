@@ -25,7 +25,15 @@ from channeld.channel import close_legacy
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel.env import ChannelPolicy
-from channeld.channel.state import Closed, Closing, NegotiatingLegacy, NegotiatingSimple, Normal, ShuttingDown
+from channeld.channel.state import (
+    Closed,
+    Closing,
+    NegotiatingLegacy,
+    NegotiatingSimple,
+    Normal,
+    ShuttingDown,
+    phase_name,
+)
 from tests.machine import harness
 from tests.machine.harness import FEATURES, HEIGHT, Pair, Peer, add, open_pair, preimage_of, script_of
 from tests.unit.bolt3_support import script_ok
@@ -500,7 +508,7 @@ def test_simple_scripts_changed_at_the_same_time_meet_after_a_reconnection() -> 
 # --- on chain -----------------------------------------------------------------------------------------------------
 
 
-def test_a_mutual_close_is_over_when_it_is_buried() -> None:
+def test_a_mutual_close_is_shown_as_closed_when_it_is_buried_and_is_over_when_it_is_irrevocable() -> None:
     pair = simple()
     pair.settle()
     tx = closed_by(pair.alice)
@@ -513,7 +521,19 @@ def test_a_mutual_close_is_over_when_it_is_buried() -> None:
         peer.step(ev.FundingSpent(tx, HEIGHT + 1, 5))
         assert isinstance(peer.state, Closing)
         peer.crash()
+        assert phase_name(peer.state) == "closing"
         peer.step(ev.FundingSpent(tx, HEIGHT + 1, 6))
+        assert phase_name(peer.state) == "closed"
+        assert peer.logged(fx.PhaseChanged)[-1] == fx.PhaseChanged("closing", "closed", "closed together")
+        peer.crash()
+        # A reorganisation of six blocks: what it takes to punish a revoked commitment is still there.
+        peer.step(ev.FundingSpent(tx, None, 0))
+        assert phase_name(peer.state) == "closing"
+        peer.step(ev.FundingSpent(tx, HEIGHT + 3, 99))
+        assert phase_name(peer.state) == "closed"
+        assert isinstance(peer.state, Closing)
+        assert not peer.logged(fx.CloseCompleted)
+        peer.step(ev.OutputsResolved())
         assert isinstance(peer.state, Closed)
         assert peer.state.closing_txid == tx.txid()
         assert peer.logged(fx.CloseCompleted) == [fx.CloseCompleted(tx.txid(), "closed together")]
@@ -536,6 +556,7 @@ def test_a_reorganisation_to_the_other_sides_closing_transaction() -> None:
     assert pair.bob.state.kind == "mutual"
 
 
+@pytest.mark.bolt5("fail.mutual")
 def test_an_error_during_a_close_does_not_force_it() -> None:
     pair = simple()
     pair.settle()

@@ -215,6 +215,7 @@ def test_zero_fails_the_channel() -> None:
     assert isinstance(pair.bob.sent()[-1], ErrorMessage)
 
 
+@pytest.mark.bolt5("fail.outdated")
 def test_who_lost_state_never_broadcasts() -> None:
     """Data loss protection: Bob is restored from an old copy, Alice's greeting proves it."""
     pair = used()

@@ -39,6 +39,7 @@ H = HEIGHT + 1
 # --- Unilateral Close Handling: Local Commitment Transaction ------------------------------------------------------
 
 
+@pytest.mark.bolt5("local.to_local", "local.delay")
 @both_types
 def test_local_to_local_waits_for_its_delay(anchors: bool) -> None:
     """BOLT 5, "SHOULD spend the `to_local` output to a convenient address", "MUST wait until the
@@ -63,6 +64,9 @@ def test_local_to_remote_is_ignored(anchors: bool) -> None:
     assert isinstance(only(close_of(alice, fact(commitment(alice), H)), "to_remote", "remote").claim, Theirs)
 
 
+@pytest.mark.bolt5(
+    "local.offered.timeout", "local.offered.fail", "local.offered.second", "local.offered.home", "local.offered.delay"
+)
 @both_types
 def test_local_offered_htlc_is_timed_out(anchors: bool) -> None:
     """BOLT 5, "if the commitment transaction HTLC output has *timed out* and hasn't been *resolved*: MUST *resolve* the
@@ -87,6 +91,7 @@ def test_local_offered_htlc_is_timed_out(anchors: bool) -> None:
     assert Outcome(OFFERED, None) in told[1]
 
 
+@pytest.mark.bolt5("local.offered.extract")
 @both_types
 def test_local_offered_htlc_taken_with_the_preimage(anchors: bool) -> None:
     """BOLT 5, "if the commitment transaction HTLC output is spent using the payment preimage ...: MUST extract the
@@ -102,6 +107,7 @@ def test_local_offered_htlc_taken_with_the_preimage(anchors: bool) -> None:
     assert outcomes(known(pair.alice), close, H + 1) == [Outcome(OFFERED, preimage_of(1))]
 
 
+@pytest.mark.bolt5("local.absent.fail")
 @both_types
 def test_local_htlc_without_output(anchors: bool) -> None:
     """BOLT 5, "for any committed HTLC that does NOT have an output in this commitment transaction: if the payment
@@ -115,6 +121,7 @@ def test_local_htlc_without_output(anchors: bool) -> None:
     assert outcomes(known(alice), close, H + 5) == [Outcome(OFFERED_DUST, None)]
 
 
+@pytest.mark.bolt5("local.absent.fulfill")
 def test_preimage_settles_htlcs_with_the_same_hash_that_have_no_output() -> None:
     """BOLT 5, "if the payment preimage is known: MUST fulfill the corresponding incoming HTLC (if any)": parts of one
     payment share the hash."""
@@ -132,6 +139,7 @@ def test_preimage_settles_htlcs_with_the_same_hash_that_have_no_output() -> None
     assert told == [Outcome(OFFERED, preimage_of(1)), Outcome(2, preimage_of(1))]
 
 
+@pytest.mark.bolt5("local.received.success", "local.received.second", "local.received.home", "local.received.delay")
 @both_types
 def test_local_received_htlc_with_and_without_preimage(anchors: bool) -> None:
     """BOLT 5, "MUST *resolve* the output by spending it, using the HTLC-success transaction"; "otherwise: if the
@@ -154,6 +162,7 @@ def test_local_received_htlc_with_and_without_preimage(anchors: bool) -> None:
     assert unknown.mature_height is None
 
 
+@pytest.mark.bolt5("local.received.uncommitted", "remote.received.uncommitted")
 def test_not_irrevocably_committed_htlc_is_not_claimed() -> None:
     """BOLT 5, "if the *remote node* is NOT irrevocably committed to the HTLC: MUST NOT *resolve* the output by spending
     it": the channel takes no preimage for one that is not."""
@@ -198,6 +207,7 @@ def test_remote_to_remote_is_ours_and_to_local_is_not(anchors: bool) -> None:
     assert isinstance(only(close, "to_local", "remote").claim, Theirs)
 
 
+@pytest.mark.bolt5("remote.offered.timeout")
 @both_types
 def test_remote_offered_by_us_is_taken_back_after_expiry(anchors: bool) -> None:
     """BOLT 5, "if the commitment transaction HTLC output has *timed out* AND NOT been *resolved*: MUST *resolve* the
@@ -215,6 +225,7 @@ def test_remote_offered_by_us_is_taken_back_after_expiry(anchors: bool) -> None:
     assert Outcome(OFFERED, None) in outcomes(known(pair.alice), after, EXPIRY + 6)
 
 
+@pytest.mark.bolt5("remote.offered.extract", "remote.absent.fulfill")
 @both_types
 def test_remote_takes_ours_with_the_preimage(anchors: bool) -> None:
     """BOLT 5, "MUST extract the payment preimage from the HTLC-success transaction input witness"."""
@@ -228,6 +239,7 @@ def test_remote_takes_ours_with_the_preimage(anchors: bool) -> None:
     assert outcomes(known(pair.alice), close, H + 1) == [Outcome(OFFERED, preimage_of(1))]
 
 
+@pytest.mark.bolt5("remote.received.claim")
 @both_types
 def test_remote_offered_to_us_is_claimed_with_the_preimage_only(anchors: bool) -> None:
     """BOLT 5, "if it receives (or already possesses) a payment preimage for an unresolved HTLC output that it was
@@ -248,6 +260,7 @@ def test_remote_offered_to_us_is_claimed_with_the_preimage_only(anchors: bool) -
     assert only(after, "htlc", id=RECEIVED_UNKNOWN, offered=False).taker == "remote"
 
 
+@pytest.mark.bolt5("remote.absent.fail")
 def test_both_commitments_of_the_peer_are_handled() -> None:
     """BOLT 5, "either commitment may serve as the *remote node's* commitment transaction; hence, the local node is
     required to handle both"."""
@@ -268,6 +281,7 @@ def test_both_commitments_of_the_peer_are_handled() -> None:
     assert Outcome(2, None) in outcomes(known(pair.alice), current, H + 5)
 
 
+@pytest.mark.bolt5("remote.lost")
 def test_loss_of_data_saves_to_remote() -> None:
     """BOLT 5, "otherwise (it is NOT able to handle the broadcast for some reason): MUST inform the user of potentially
     lost funds"; it "can derive its own `remotepubkey` for the transaction, in order to salvage its own funds"."""
@@ -302,6 +316,7 @@ def _cheat(anchors: bool) -> tuple[Peer, Peer, Tx]:
     return pair.alice, old, commitment(old)
 
 
+@pytest.mark.bolt5("revoked.main", "revoked.received", "revoked.offered")
 @both_types
 def test_revoked_everything_is_taken(anchors: bool) -> None:
     """BOLT 5, "MUST *resolve* the _remote node's main output_ by spending it using the revocation private key"; "MUST
@@ -322,6 +337,7 @@ def test_revoked_everything_is_taken(anchors: bool) -> None:
     assert {output.taker for output in after.outputs if output.kind in ("to_local", "htlc")} == {"local"}
 
 
+@pytest.mark.bolt5("revoked.timeout", "revoked.success", "revoked.extract")
 @both_types
 def test_revoked_second_stage_is_taken(anchors: bool) -> None:
     """BOLT 5, "MUST *resolve* the _remote node's HTLC-timeout transaction_ by spending it using the revocation private
@@ -354,6 +370,7 @@ def test_revoked_output_that_the_cheater_keeps_is_lost() -> None:
     assert only(close_of(alice, *facts, fact(stolen, H + DELAY)), "to_local").taker == "remote"
 
 
+@pytest.mark.bolt5("revoked.ours")
 def test_our_revoked_commitment_is_never_broadcast() -> None:
     """BOLT 5, "MUST NOT broadcast a commitment transaction for which *it* has exposed the `per_commitment_secret`":
     what is published is always the latest."""
@@ -380,6 +397,7 @@ def test_mutual_close_needs_nothing() -> None:
     assert [type(output.claim) for output in close.outputs] == [Ours, Theirs]
 
 
+@pytest.mark.bolt5("rogue")
 def test_rogue_spend_is_unknown() -> None:
     """BOLT 5, "upon discovering a transaction that spends a funding transaction output which does not fall into one of
     the above categories ...: MUST warn the user of potentially lost funds"."""
@@ -388,6 +406,7 @@ def test_rogue_spend_is_unknown() -> None:
     assert classify(base, tx) == ("unknown", None)
 
 
+@pytest.mark.bolt5("monitor")
 def test_over_only_when_irrevocable() -> None:
     """BOLT 5, "until all outputs are *irrevocably resolved*: MUST monitor the blockchain"; "at least 100 deep"."""
     alice = channel().alice
@@ -410,6 +429,7 @@ def test_over_only_when_irrevocable() -> None:
     assert not is_over(known(alice), close_of(alice, *facts[:-1]), last + 1000)
 
 
+@pytest.mark.bolt5("reorganisation")
 def test_reorganisation_derives_everything_again() -> None:
     """BOLT 5, "MUST be prepared to resolve outputs multiple times, in case of blockchain reorganizations"."""
     pair = channel()

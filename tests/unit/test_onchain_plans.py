@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -29,6 +30,7 @@ from tests.machine.harness import HEIGHT, Peer, add, preimage_of
 from tests.unit.onchain_support import (
     DELAY,
     EXPIRY,
+    HOME,
     OFFERED,
     RECEIVED_UNKNOWN,
     channel,
@@ -37,7 +39,7 @@ from tests.unit.onchain_support import (
     fact,
     known,
 )
-from wallet.bitcoin import Tx
+from wallet.bitcoin import Tx, TxIn, TxOut
 
 H = HEIGHT + 1
 RATES = Rates(((1, 4000), (6, 2000), (36, 1000), (144, 500)))
@@ -138,6 +140,7 @@ def test_one_justice_transaction_where_possible() -> None:
     assert penalties[0].feerate_per_kw >= RATES.within(2)
 
 
+@pytest.mark.bolt5("revoked.split")
 def test_justice_is_split_near_the_end_of_the_delay() -> None:
     """BOLT 5, "if confirmation doesn't happen before reaching `security_delay` blocks from expiry: SHOULD *resolve*
     revoked outputs in their own, separate penalty transactions"."""
@@ -165,6 +168,7 @@ def test_justice_that_is_stuck_or_refused_is_split() -> None:
     assert len([p for p in plans(close.outputs, (refused,), RATES, H + 1) if p.group == "penalty"]) == 4
 
 
+@pytest.mark.bolt5("revoked.raced")
 def test_justice_goes_on_without_what_the_cheater_took_first() -> None:
     """BOLT 5, "MUST handle its transactions being invalidated by HTLC transactions"."""
     alice, close, facts = revoked_close()
@@ -317,6 +321,24 @@ def test_alarms_are_told_once() -> None:
     assert [action.kind for action in step.actions if isinstance(action, on.Alarm)] == ["onchain.revoked"]
     again = on.advance(step.state, on.Looked(), env)
     assert not [action for action in again.actions if isinstance(action, on.Alarm)]
+
+
+@pytest.mark.bolt5("remote.lost", "rogue")
+def test_the_operator_hears_of_what_nobody_can_explain() -> None:
+    """BOLT 5, "MUST inform the user of potentially lost funds", "MUST warn the user of potentially lost funds"."""
+    pair = channel()
+    late = pair.clone().alice
+    pair.connect()
+    pair.settle()
+    add(pair.bob, 5_000_000, 9, EXPIRY)
+    pair.settle()
+    rogue = Tx(2, (TxIn(late.funded.params.funding_outpoint, b"", 0),), (TxOut(1_000, HOME),), 0)
+    for tx in (commitment(pair.bob), rogue):
+        facts = (fact(tx, H),)
+        step = on.advance(on.Resolution(), on.Looked(), on.Env(known(late, facts), facts, H, RATES))
+        (alarm,) = [action for action in step.actions if isinstance(action, on.Alarm)]
+        assert alarm.kind == "onchain.unknown"
+        assert "may be lost" in alarm.sentence
 
 
 def test_outcome_is_told_until_the_channel_has_taken_it() -> None:
