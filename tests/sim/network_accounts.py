@@ -15,6 +15,7 @@ from channeld.channel.state import Closed, Closing, Funded, State
 from channeld.node.interface import PaymentView
 from channeld.node.invoice_record import InvoiceRecord
 from channeld.node.payment_record import PaymentRecord
+from tests.sim.onchain_world import COIN_SCRIPT
 from wallet.bitcoin import Tx
 from wallet.wallet import Wallet
 
@@ -167,9 +168,10 @@ def _fees_sat(world: World, node: SimNode) -> int:
 
 
 def _is_of(wallet: Wallet, chain: SimChain, tx: Tx) -> bool:
-    return any(wallet.is_ours(output.script_pubkey) for output in tx.outputs) or any(
-        wallet.is_ours(chain.txout(txin.outpoint).script_pubkey) for txin in tx.inputs
-    )
+    spent = [chain.txout(txin.outpoint).script_pubkey for txin in tx.inputs]
+    if COIN_SCRIPT in spent:
+        return False  # the faucet's
+    return any(map(wallet.is_ours, spent)) or any(wallet.is_ours(output.script_pubkey) for output in tx.outputs)
 
 
 def _given_up_sat(node: SimNode) -> int:

@@ -156,7 +156,7 @@ class Tap:
         """A transaction is offered to layer 1: never a commitment that is revoked, or not on disk."""
         self._note(node, f"offers {tx.txid_hex[:12]}")
         book = self.world.by_funding.get(tx.inputs[0].outpoint)
-        if book is None or node.name not in book.keys or len(tx.inputs) != 1:
+        if book is None or node.name not in book.keys or node.name == book.cheater:
             return
         state = node.durable().get(book.keys[node.name])
         known = book.history.get(node.name, {})
