@@ -23,7 +23,7 @@ from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import channel_id_of, commitment_feerate_per_kw
 from channeld.channel.state import Closed, Closing, Funded, FundingCreatedSent, Normal, OpenReceived, State, phase_name
-from channeld.node import views
+from channeld.node import openings, views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
 from channeld.node.driver import NO_REACTION, ChannelDriver, Reaction
@@ -37,8 +37,6 @@ from channeld.storage import Store, StoreFailed, Write, rows, tables
 from wallet.bitcoin import OutPoint, Tx
 
 log = structlog.get_logger(__name__)
-MAX_OPENINGS_PER_PEER = 4
-"""Channels of one peer that are not funded deep enough yet; more are refused."""
 MAX_ROUTE_HINTS = 5
 CHANNEL_TYPES = range(32, 256)
 """BOLT 1, "SHOULD send `error` with the unknown `channel_id` in reply to messages of type `32`-`255` related to unknown
@@ -247,6 +245,10 @@ class Channels:
         """How many channels there are with a peer, without those that only a reorganisation could bring back."""
         return sum(not driver.is_shown_as_closed for driver in self._by_peer.get(node_id, {}).values())
 
+    def has_stake(self, node_id: bytes) -> bool:
+        """Whether there is a channel with a peer that cost it something, or that we wanted."""
+        return any(not (d.is_over or openings.is_unproven(d.state)) for d in self._by_peer.get(node_id, {}).values())
+
     def _forget(self, driver: Driver) -> None:
         """The channel is over: from memory; its row stays, unless it never held money."""
         self._by_key.pop(driver.channel_key, None)
@@ -295,7 +297,7 @@ class Channels:
                 return
             driver.post_message(message, raw, link)
             return
-        log.info("message about an unknown channel", peer=link.node_id.hex(), message=message.NAME)
+        log.debug("message about an unknown channel", peer=link.node_id.hex(), message=message.NAME)
         if message.TYPE in CHANNEL_TYPES:
             link.send_message(ErrorMessage(channel_id, b"this channel is unknown here"))
 
@@ -323,12 +325,12 @@ class Channels:
 
     def _on_open_channel(self, link: PeerLink, message: OpenChannel) -> None:
         temporary_id = message.temporary_channel_id
-        openings = [d for d in self.of_peer(link.node_id) if not isinstance(d.state, Funded) or d.state.scid is None]
-        refusal = ""
         if temporary_id in self._taken_ids or (link.node_id, temporary_id) in self._by_id or not any(temporary_id):
             refusal = "this temporary_channel_id is in use"
-        elif len(openings) >= MAX_OPENINGS_PER_PEER:
-            refusal = f"there are {len(openings)} unfinished channels between us already"
+        else:
+            everybody = (d.state for d in self._by_key.values())
+            with_peer = [d.state for d in self.of_peer(link.node_id)]
+            refusal = openings.refusal(with_peer, everybody, self.has_stake(link.node_id))
         channel_key = self.take_key()
         try:
             if refusal:

@@ -101,6 +101,15 @@ class PeerLink:
         self._connection.close(reason)
 
     @property
+    def is_preferred(self) -> bool:
+        """It comes before strangers (`turns.py`)."""
+        return self._connection.is_preferred
+
+    def prefer(self) -> None:
+        """From now on."""
+        self._connection.is_preferred = True
+
+    @property
     def is_congested(self) -> bool:
         """The peer reads more slowly than we write: bulk data waits."""
         return self._connection.is_congested

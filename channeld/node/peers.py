@@ -17,12 +17,14 @@ from sqlalchemy import select
 
 from channeld.bolt.features import describe
 from channeld.bolt.messages import ErrorMessage, Message, OnionMessage, WarningMessage
+from channeld.gossip.limits import TokenBuckets
 from channeld.gossip.service import GOSSIP_MESSAGES
 from channeld.node import transport
 from channeld.node.bus import EventBus
 from channeld.node.identity import Identity
 from channeld.node.interface import NodeError, PeerView
 from channeld.node.peer import PeerLink
+from channeld.node.turns import Turns
 from channeld.storage import Store, rows, tables
 
 log = structlog.get_logger(__name__)
@@ -32,6 +34,8 @@ LAST_RETRY_SECONDS = 300.0
 CROSSING_SECONDS = 10.0
 """Two connections that came about within this time crossed each other."""
 MAX_PEERS_WITHOUT_CHANNELS = 200
+NOTES_BURST, NOTES_SECONDS = 20, 5.0
+"""So many errors and warnings of a peer are told at once, and one more each so many seconds."""
 
 
 class PeerChannels(Protocol):
@@ -42,6 +46,7 @@ class PeerChannels(Protocol):
     def peer_message(self, link: PeerLink, message: Message, raw: bytes) -> None: ...
     def peer_error(self, link: PeerLink, message: ErrorMessage) -> None: ...
     def count_with(self, node_id: bytes) -> int: ...
+    def has_stake(self, node_id: bytes) -> bool: ...
 
 
 class PeerGossip(Protocol):
@@ -87,6 +92,8 @@ class Peers:
         self._channels: PeerChannels | None = None
         self._gossip: PeerGossip | None = None
         self._messenger: PeerMessenger | None = None
+        self._turns = Turns()
+        self._notes = TokenBuckets(NOTES_BURST, NOTES_SECONDS)
         self._waiters: dict[bytes, list[asyncio.Future[PeerLink]]] = {}
         self._listeners: list[transport.Listener] = []
         self._stopping = False
@@ -115,7 +122,7 @@ class Peers:
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
         """Accept connections; returns the address really used. Raises OSError."""
-        listener = await transport.listen(host, port, self._identity.node_secret, self._accept)
+        listener = await transport.listen(host, port, self._identity.node_secret, self._accept, self._turns)
         self._listeners.append(listener)
         return listener.addresses[0]
 
@@ -216,7 +223,7 @@ class Peers:
 
     async def _call(self, peer: Peer, host: str, port: int) -> None:
         """Returns when `init` went both ways, be it over this connection or another. Raises TransportError."""
-        connection = await transport.connect(host, port, self._identity.node_secret, peer.node_id)
+        connection = await transport.connect(host, port, self._identity.node_secret, peer.node_id, self._turns)
         if peer.link is None:
             ready: asyncio.Future[PeerLink] = asyncio.get_running_loop().create_future()
             self._waiters.setdefault(peer.node_id, []).append(ready)
@@ -226,15 +233,18 @@ class Peers:
             self._begin(connection)
 
     def _accept(self, connection: transport.Connection) -> None:
-        known = self._peers.get(connection.remote_node_id)
-        strangers = sum(not self._is_wanted(peer) for peer in self._peers.values()) + len(self._starting)
-        if self._stopping or (strangers >= MAX_PEERS_WITHOUT_CHANNELS and not (known and self._is_wanted(known))):
-            connection.close("too many peers")
+        has_stake = self.channels.has_stake
+        strangers = sum(not has_stake(node_id) for node_id in self._peers) + len(self._starting)
+        if self._stopping or (strangers >= MAX_PEERS_WITHOUT_CHANNELS and not has_stake(connection.remote_node_id)):
+            connection.abort("too many peers")
             return
         self._begin(connection)
 
     def _begin(self, connection: transport.Connection) -> None:
         link = PeerLink(connection, self, self._features, self._chain_hash)
+        # Whom we called, and who has locked coins with us, comes before strangers.
+        if not link.inbound or self.channels.has_stake(link.node_id):
+            link.prefer()
         self._starting.add(link)
         link.start()
 
@@ -310,6 +320,8 @@ class Peers:
             if self._messenger is not None:
                 self._messenger.peer_message(link, message)
         else:
+            if not link.is_preferred and self.channels.has_stake(link.node_id):
+                link.prefer()  # its first channel since it connected
             self.channels.peer_message(link, message, raw)
 
     def error(self, link: PeerLink, message: ErrorMessage) -> None:
@@ -322,6 +334,8 @@ class Peers:
         self._note(link, "warning", message.channel_id, message.data)
 
     def _note(self, link: PeerLink, kind: str, channel_id: bytes, data: bytes) -> None:
+        if not self._notes.take(link.node_id, time.monotonic()):
+            return
         text = "".join(c for c in data.decode("utf-8", "replace") if c.isprintable())[:500]
         peer = self._peers.get(link.node_id)
         if peer is not None:
@@ -338,6 +352,8 @@ class Peers:
         was_starting = link in self._starting
         self._starting.discard(link)
         peer = self._peers.get(link.node_id)
+        if len(self._notes) > MAX_PEERS_WITHOUT_CHANNELS:
+            self._notes.clean(time.monotonic())
         if peer is None:
             return
         if was_starting:

@@ -2,7 +2,8 @@
 
 Nothing here awaits a message. A `Connection` calls a function for each message that came in, and `send` puts one into
 a buffer that is written once per turn of the event loop. Back-pressure is explicit both ways: a consumer that lags
-calls `pause_receiving`, a producer of bulk data awaits `drain`, and a peer that does not read is dropped.
+calls `pause_receiving`, a producer of bulk data awaits `drain`, and a peer that does not read is dropped. Connections
+that share `Turns` share the event loop's time fairly.
 """
 
 from __future__ import annotations
@@ -18,13 +19,22 @@ import structlog
 from coincurve import PrivateKey
 
 from channeld.bolt.noise import Handshake, InitiatorHandshake, NoiseError, ResponderHandshake, Session
+from channeld.node.turns import Turns
 
 HANDSHAKE_TIMEOUT_SECONDS: Final = 15.0
 LINGER_SECONDS: Final = 5.0
 STALL_SECONDS: Final = 60.0
 WRITE_HIGH_WATER_BYTES: Final = 256 * 1024
-MAX_UNSENT_BYTES: Final = 8 * 1024 * 1024
+MAX_UNSENT_BYTES: Final = 1024 * 1024
+MAX_UNSENT_PREFERRED_BYTES: Final = 8 * 1024 * 1024
+"""What a peer with channels may be owed: after a reconnection that is all that was not acknowledged."""
 MAX_HANDSHAKES: Final = 128
+MAX_LINGERING: Final = 64
+"""Connections that strangers opened, and that are over but for what the stranger has not read yet."""
+PIECE_BYTES: Final = 16 * 1024
+"""So much is decrypted at a time."""
+ANSWER_BYTES: Final = 4096
+"""An answer costs as much as another message for each so many bytes."""
 
 _log = structlog.get_logger(__name__)
 
@@ -44,11 +54,18 @@ def _new_ephemeral_key() -> bytes:
 class Connection(asyncio.Protocol):
     """An authenticated, encrypted, ordered stream of messages with one peer."""
 
-    def __init__(self, transport: asyncio.Transport, session: Session, *, inbound: bool, early: bytes) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, session: Session, turns: Turns, *, inbound: bool, early: bytes
+    ) -> None:
         self.remote_node_id = session.remote_node_id
         self.remote_address = _address(transport)
         self.inbound = inbound
+        self.is_preferred = False
+        """Whether it is worth more of our time and memory than a stranger's."""
+        self.lingering: dict[Connection, None] = {}
+        """Those of its kind that are over, oldest first."""
         self.close_reason: str | None = None
+        self._turns = turns
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._session = session
@@ -82,32 +99,74 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._resume)
 
     def _resume(self) -> None:
-        if self._receiving.paused or self.close_reason is not None:
+        receiving = self._receiving
+        if receiving.paused or receiving.waits or self.close_reason is not None:
             return
-        early, self._receiving.early = self._receiving.early, b""
-        self.data_received(early)
-        if not self._receiving.paused and not self._transport.is_closing():
+        self._handle()
+        if not (receiving.paused or receiving.waits or self._transport.is_closing()):
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        receiving = self._receiving
         if self.close_reason is not None:
             return
-        inbox = self._receiving.inbox
-        try:
-            inbox += self._session.decrypter.receive(data)
-        except NoiseError as error:
-            self._abort(str(error))
-            return
-        receiver = self._receiving.receiver
-        while inbox and receiver is not None and not self._receiving.paused and self.close_reason is None:
-            try:
-                receiver(inbox.popleft())
-            except BaseException as error:
-                self._abort(f"handling a message failed: {error!r}")
-                raise
+        receiving.raw += data
+        if not receiving.waits and not receiving.paused:
+            self._handle()
 
-    def eof_received(self) -> None:
+    def _handle(self) -> None:
+        """As much as may be handled at once; the rest waits for its turn."""
+        self._turns.handled(self, self.take(self._turns.at_once(self)))
+        if self.has_more:
+            self._receiving.waits = True
+            self._transport.pause_reading()
+            self._turns.wait(self)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something waits that may be handled (see `Turns`)."""
+        receiving = self._receiving
+        return bool(receiving.inbox or receiving.raw) and not receiving.paused and self.close_reason is None
+
+    def take(self, most: int) -> int:
+        """Handle up to `most` messages (see `Turns`). Long answers count as several."""
+        receiving = self._receiving
+        taken = 0
+        while taken < most and self.has_more and receiving.receiver is not None:
+            taken += 1
+            if not receiving.inbox:
+                piece = bytes(receiving.raw[:PIECE_BYTES])
+                del receiving.raw[:PIECE_BYTES]
+                try:
+                    receiving.inbox += self._session.decrypter.receive(piece)
+                except NoiseError as error:
+                    self.abort(str(error))
+                continue
+            said_bytes = self._sending.total_bytes
+            try:
+                receiving.receiver(receiving.inbox.popleft())
+            except BaseException as error:
+                self.abort(f"handling a message failed: {error!r}")
+                raise
+            taken += (self._sending.total_bytes - said_bytes) // ANSWER_BYTES
+        return taken
+
+    def took_all(self) -> None:
+        """Its turn is over (see `Turns`)."""
+        receiving = self._receiving
+        receiving.waits = False
+        if receiving.ended:
+            self._closed("closed by the peer")
+            self._transport.close()
+        elif not receiving.paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        if self._receiving.waits and self.close_reason is None:
+            self._receiving.ended = True
+            return True
         self._closed("closed by the peer")
+        return False
 
     # --- sending
 
@@ -126,10 +185,12 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         sending.frames.append(frame)
         sending.queued_bytes += len(frame)
+        sending.total_bytes += len(frame)
         if sending.queued_bytes >= WRITE_HIGH_WATER_BYTES:
             self._flush()
-        if sending.queued_bytes + self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            self._abort("the peer does not read what we send")
+        most = MAX_UNSENT_PREFERRED_BYTES if self.is_preferred else MAX_UNSENT_BYTES
+        if sending.queued_bytes + self._transport.get_write_buffer_size() > most:
+            self.abort("the peer does not read what we send")
 
     async def drain(self) -> None:
         """Waits until the peer keeps up again. Raises ConnectionClosed."""
@@ -146,7 +207,7 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._sending.resumed = self._loop.create_future()
-        self._sending.stall_timer = self._loop.call_later(STALL_SECONDS, self._abort, "the peer stopped reading")
+        self._sending.stall_timer = self._loop.call_later(STALL_SECONDS, self.abort, "the peer stopped reading")
 
     def resume_writing(self) -> None:
         self._sending.resume()
@@ -171,17 +232,27 @@ class Connection(asyncio.Protocol):
         self._transport.resume_reading()
         self._transport.write_eof()
         self._loop.call_later(LINGER_SECONDS, self._transport.abort)
+        if len(self.lingering) >= MAX_LINGERING:
+            next(iter(self.lingering)).let_go()
+        self.lingering[self] = None
+
+    def let_go(self) -> None:
+        """The socket is gone at once, whether or not the peer has read our last words."""
+        self.lingering.pop(self, None)
+        self._transport.abort()
 
     async def wait_closed(self) -> None:
         """Waits until the socket is gone, at most five seconds after `close`."""
         await asyncio.shield(self._ended)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.lingering.pop(self, None)
         self._closed(f"connection lost: {exc}" if exc is not None else "closed by the peer")
         if not self._ended.done():
             self._ended.set_result(None)
 
-    def _abort(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
+        """Ends the connection at once; what is queued is lost."""
         self._closed(reason)
         self._transport.abort()
 
@@ -190,6 +261,7 @@ class Connection(asyncio.Protocol):
             return
         self.close_reason = reason
         self._receiving.inbox.clear()
+        self._receiving.raw.clear()
         self._sending.resume()
         self._loop.call_soon(self._notify_closed)
 
@@ -200,25 +272,29 @@ class Connection(asyncio.Protocol):
 
 
 class _Receiving:
-    """What came in and waits: bytes that arrived with the handshake, messages while paused."""
+    """What came in and waits: bytes that are not decrypted yet, and messages. `waits`: for its turn; `ended`: nothing
+    comes after that."""
 
-    __slots__ = ("early", "inbox", "paused", "receiver")
+    __slots__ = ("ended", "inbox", "paused", "raw", "receiver", "waits")
 
     def __init__(self, early: bytes) -> None:
-        self.early = early
+        self.raw = bytearray(early)
         self.inbox: deque[bytes] = deque()
         self.paused = True
+        self.waits = False
+        self.ended = False
         self.receiver: Callable[[bytes], None] | None = None
 
 
 class _Sending:
     """Frames of this turn of the event loop, and whether the socket takes more."""
 
-    __slots__ = ("frames", "queued_bytes", "resumed", "stall_timer")
+    __slots__ = ("frames", "queued_bytes", "resumed", "stall_timer", "total_bytes")
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
         self.queued_bytes = 0
+        self.total_bytes = 0
         self.resumed: asyncio.Future[None] | None = None
         self.stall_timer: asyncio.TimerHandle | None = None
 
@@ -235,10 +311,13 @@ class _Sending:
 class _HandshakeProtocol(asyncio.Protocol):
     """Runs a handshake on a fresh socket, then hands the socket over to a `Connection`."""
 
-    def __init__(self, handshake: Handshake, on_done: Callable[[_HandshakeProtocol], None], *, inbound: bool) -> None:
+    def __init__(
+        self, handshake: Handshake, turns: Turns, on_done: Callable[[_HandshakeProtocol], None], *, inbound: bool
+    ) -> None:
         self.result: Connection | NoiseError | TransportError | None = None
         self.address: tuple[str, int] = ("", 0)
         self._handshake = handshake
+        self._turns = turns
         self._inbound = inbound
         self._on_done = on_done
         self._buffer = b""
@@ -271,7 +350,8 @@ class _HandshakeProtocol(asyncio.Protocol):
             cast(asyncio.Transport, self._transport).write(answer)
         if self._handshake.session is not None:
             transport = cast(asyncio.Transport, self._transport)
-            connection = Connection(transport, self._handshake.session, inbound=self._inbound, early=self._buffer)
+            session = self._handshake.session
+            connection = Connection(transport, session, self._turns, inbound=self._inbound, early=self._buffer)
             transport.set_protocol(connection)
             self._finish(connection)
 
@@ -305,7 +385,9 @@ def _address(transport: asyncio.Transport) -> tuple[str, int]:
     return str(peer[0]), int(peer[1])
 
 
-async def connect(host: str, port: int, local_key: bytes, remote_node_id: bytes) -> Connection:
+async def connect(
+    host: str, port: int, local_key: bytes, remote_node_id: bytes, turns: Turns | None = None
+) -> Connection:
     """Opens a connection and proves both sides' identity; `local_key` is our node's 32 byte secret.
 
     Raises TransportError (refused, unreachable, another node than we wanted, too slow), ValueError for a bad key.
@@ -318,7 +400,7 @@ async def connect(host: str, port: int, local_key: bytes, remote_node_id: bytes)
             finished.set_result(None)
 
     handshake = InitiatorHandshake(local_key, _new_ephemeral_key(), remote_node_id)
-    protocol = _HandshakeProtocol(handshake, done, inbound=False)
+    protocol = _HandshakeProtocol(handshake, turns or Turns(), done, inbound=False)
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_SECONDS):
             await loop.create_connection(lambda: protocol, host, port)
@@ -347,10 +429,12 @@ def in_words(error: OSError) -> str:
 class Listener:
     """A listening socket. Whatever strangers do to it, it goes on."""
 
-    def __init__(self, local_key: bytes, on_connection: Callable[[Connection], None]) -> None:
+    def __init__(self, local_key: bytes, on_connection: Callable[[Connection], None], turns: Turns) -> None:
         self._local_key = local_key
+        self._turns = turns
         self._on_connection = on_connection
         self._handshakes: dict[_HandshakeProtocol, None] = {}  # in order of arrival
+        self._lingering: dict[Connection, None] = {}
         self._server: asyncio.Server | None = None
 
     @property
@@ -368,7 +452,7 @@ class Listener:
 
     def _accept(self) -> _HandshakeProtocol:
         handshake = ResponderHandshake(self._local_key, _new_ephemeral_key())
-        protocol = _HandshakeProtocol(handshake, self._handshake_done, inbound=True)
+        protocol = _HandshakeProtocol(handshake, self._turns, self._handshake_done, inbound=True)
         if len(self._handshakes) >= MAX_HANDSHAKES:
             # Who has kept us waiting longest goes, so that idle strangers cannot keep honest peers out.
             next(iter(self._handshakes)).fail("too many handshakes at once")
@@ -378,6 +462,7 @@ class Listener:
     def _handshake_done(self, protocol: _HandshakeProtocol) -> None:
         self._handshakes.pop(protocol, None)
         if isinstance(protocol.result, Connection):
+            protocol.result.lingering = self._lingering
             self._on_connection(protocol.result)
         else:
             _log.debug("inbound handshake failed", address=protocol.address, reason=str(protocol.result))
@@ -391,12 +476,18 @@ class Listener:
             await self._server.wait_closed()
 
 
-async def listen(host: str, port: int, local_key: bytes, on_connection: Callable[[Connection], None]) -> Listener:
+async def listen(
+    host: str,
+    port: int,
+    local_key: bytes,
+    on_connection: Callable[[Connection], None],
+    turns: Turns | None = None,
+) -> Listener:
     """Listens on `host` and `port` (0: any free one); `on_connection` gets each authenticated connection.
 
     Raises OSError if the address cannot be used, ValueError if `local_key` is no secret key.
     """
     ResponderHandshake(local_key, _new_ephemeral_key())  # a bad key is told now, not at the first connection
-    listener = Listener(local_key, on_connection)
+    listener = Listener(local_key, on_connection, turns or Turns())
     await listener.start(host, port)
     return listener
