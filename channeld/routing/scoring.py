@@ -273,10 +273,13 @@ class Scorer:
         if key.short_channel_id < _FIRST_SCID:
             return
         row = self._row_of.get(key.short_channel_id)
+        known = _capacity_msat(graph, key)
+        if known is None and passed:  # a hint's channel: nobody knows how much more would pass
+            self._passed_hint(key, amount_msat, now_seconds)
+            return
         if row is None:
-            capacity = _capacity_msat(graph, key)
-            if capacity is None:  # a hint's channel: its capacity is unknown; remember what failed there
-                capacity = 2 * amount_msat
+            # Of a hint's channel only what failed is remembered.
+            capacity = 2 * amount_msat if known is None else known
             lower, upper = 0, capacity
         else:
             faded = self._faded(self._rows[row : row + 1], now_seconds)
@@ -293,6 +296,15 @@ class Scorer:
         if key.direction:
             lower, upper = capacity - upper, capacity - lower
         self._put(ChannelKnowledge(key.short_channel_id, lower, upper, capacity, now_seconds))
+
+    def _passed_hint(self, key: EdgeKey, amount_msat: int, now_seconds: float) -> None:
+        """What is known of a channel that is not in the graph is forgotten if it just passed more than that."""
+        row = self._row_of.get(key.short_channel_id)
+        if row is None:
+            return
+        lower, upper, capacity = (float(column[0]) for column in self._faded(self._rows[row : row + 1], now_seconds))
+        if amount_msat > (capacity - lower if key.direction else upper):
+            self._drop({key.short_channel_id})
 
     def _put(self, channel: ChannelKnowledge) -> None:
         row = self._row_of.get(channel.short_channel_id)

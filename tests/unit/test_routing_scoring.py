@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from channeld.routing import EdgeKey, Route, RouteRequest, Scorer, find_route
 from channeld.routing.scoring import Distribution, ScorerConfig
+from channeld.routing.values import Hop
 from tests.routing_support import NOW, Link, build, node, scid
 
 CAPACITY_MSAT = 10_000_000_000
@@ -65,6 +66,22 @@ def test_a_settled_payment_moves_the_balance() -> None:
     scorer.route_succeeded(graph, route, NOW)
     assert scorer.bounds(graph, FORTH, NOW) == (0, CAPACITY_MSAT - 1_000_000_000)
     assert scorer.bounds(graph, BACK, NOW) == (1_000_000_000, CAPACITY_MSAT)
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_what_passed_a_hinted_channel_is_no_limit_of_it(direction: int) -> None:
+    """Nobody knows its capacity: only what failed there counts, until more than that passes."""
+    graph, scorer, assumed_msat = build(Link(0, 1)), Scorer(), 10**12
+    hop = Hop(scid(7), direction, node(9), 20_000, 100, 20_000, 100, 0, 0, 1.0)
+    route = Route(node(1), (hop,), 20_000, 0, 100, 1.0, 0.0)
+    scorer.route_succeeded(graph, route, NOW)
+    assert scorer.extra_bounds(hop.key, assumed_msat, NOW) == (assumed_msat, assumed_msat)
+    scorer.stuck(graph, hop.key, 50_000, NOW)
+    assert scorer.extra_bounds(hop.key, assumed_msat, NOW)[1] == 49_999
+    scorer.route_succeeded(graph, route, NOW)  # what was sent is on the other side
+    assert scorer.extra_bounds(hop.key, assumed_msat, NOW)[1] == 29_999
+    scorer.passed(graph, hop.key, 60_000, NOW)
+    assert scorer.extra_bounds(hop.key, assumed_msat, NOW) == (assumed_msat, assumed_msat)
 
 
 def test_a_failure_teaches_of_every_hop_up_to_it() -> None:
