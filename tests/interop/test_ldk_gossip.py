@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from tests.interop.conftest import MixedLab
 pytestmark = pytest.mark.interop
 
 
-async def test_ldk_and_we_tell_each_other_the_network(lab: MixedLab, tmp_path: Path) -> None:
+async def test_ldk_and_we_tell_each_other_the_network(lab: MixedLab) -> None:
     alice, bob = await lab.daemons("alice", "bob")
     ldk = await lab.ldk("ldk")
     await lab.fund(alice, 3_000_000)
@@ -26,11 +25,11 @@ async def test_ldk_and_we_tell_each_other_the_network(lab: MixedLab, tmp_path: P
     await lab.mine(6)
     await ldk.wait("ChannelReady", mark)
     second = await bob.wait_channel(opened.channel.channel_id)
-    await wait_known(alice, tmp_path, 2, 2)
+    await wait_known(alice, 2, 2)
     await ldk.call("announce", alias="ldk")  # before its channel is known, nobody would take it
 
     # Alice hears of LDK's channel, of both its policies, and of LDK itself.
-    channels = await wait_known(alice, tmp_path, 2, 3)
+    channels = await wait_known(alice, 2, 3)
     found = channels[second.short_channel_id]
     assert {found.node_id_1, found.node_id_2} == {bob.node_id, ldk.node_id}
     assert all(policy and policy.usable for policy in found.policies)

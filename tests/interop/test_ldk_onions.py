@@ -11,10 +11,13 @@ from channeld.lab import DaemonProcess
 from channeld.v1 import channels_pb2, invoices_pb2, peers_pb2
 from tests.interop.conftest import MixedLab
 from tests.interop.ldk_peer import LdkPeer
-from tests.interop.test_ldk_channel import CAPACITY_SAT, ldk_opens
+from tests.interop.steps import CAPACITY_SAT, hold_invoice, ldk_opens, pay_ldk, wait_accepted
 
 pytestmark = pytest.mark.interop
 AMOUNT_MSAT = 25_000_000
+INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS = 0x400F
+TEMPORARY_CHANNEL_FAILURE = 0x1007
+UNKNOWN_NEXT_PEER = 0x400A
 
 
 async def _to_payee(lab: MixedLab, alice: DaemonProcess, payee: LdkPeer) -> None:
@@ -36,6 +39,7 @@ async def test_onion_features_with_ldk(lab: MixedLab) -> None:
     channel = await ldk_opens(lab, payer, alice, push_msat=100_000_000)
     await _to_payee(lab, alice, payee)
     await _offer_through_us(alice, payer, payee)
+    await _failures_through_us(alice, payer, payee)
     await _keysend(alice, payer)
     settled, canceled = os.urandom(32), os.urandom(32)
     held = {preimage: await _held(alice, payer, preimage) for preimage in (settled, canceled)}
@@ -76,15 +80,43 @@ async def _keysend(alice: DaemonProcess, ldk: LdkPeer) -> None:
 
 async def _held(alice: DaemonProcess, ldk: LdkPeer, preimage: bytes) -> bytes:
     """A payment of LDK's that is accepted; its hash."""
-    payment_hash = sha256(preimage).digest()
-    create = invoices_pb2.CreateInvoiceRequest(amount_msat=AMOUNT_MSAT, description="held", payment_hash=payment_hash)
-    created = (await alice.client.invoices.Create(create)).invoice
+    created = await hold_invoice(alice, AMOUNT_MSAT, preimage)
     await ldk.call("pay", bolt11=created.bolt11)
+    await wait_accepted(alice, created.payment_hash)
+    return bytes(created.payment_hash)
 
-    async def accepted() -> bool:
-        request = invoices_pb2.GetInvoiceRequest(payment_hash=payment_hash)
-        invoice = (await alice.client.invoices.Get(request)).invoice
-        return bool(invoice.state == invoices_pb2.INVOICE_STATE_ACCEPTED)
 
-    await alice.wait_until(accepted)
-    return payment_hash
+async def _failures_through_us(alice: DaemonProcess, payer: LdkPeer, payee: LdkPeer) -> None:
+    """LDK pays LDK through us, and learns who refused and why (BOLT 4, "Failure Messages")."""
+    at_the_end = await payee.call("invoice", amount_msat=AMOUNT_MSAT, description="refused")
+    mark, heard = payer.mark(), payee.mark()
+    await payee.call("set", auto={"claim": False})
+    await payer.call("pay", bolt11=at_the_end)
+    claimable = await payee.wait("PaymentClaimable", heard)
+    await payee.call("fail", payment_hash=claimable["payment_hash"])
+    await payee.call("set", auto={"claim": True})
+    told = await payer.wait("onion_error", mark)
+    assert (told["from"], told["code"]) == (payee.node_id.hex(), INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS)
+    await payer.wait("PaymentFailed", mark)
+
+    mark = payer.mark()  # what went to the payee does not come back: we cannot pass on this much
+    in_the_middle = await payee.call("invoice", amount_msat=750_000_000, description="too much for us")
+    await _drain(alice, payee)
+    await payer.call("pay", bolt11=in_the_middle)
+    told = await payer.wait("onion_error", mark)
+    assert (told["from"], told["code"]) == (alice.node_id.hex(), TEMPORARY_CHANNEL_FAILURE)
+    await payer.wait("PaymentFailed", mark)
+
+    mark = payer.mark()
+    to_nobody = await payee.call("invoice", amount_msat=AMOUNT_MSAT, description="away")
+    await payee.crash()
+    await payer.call("pay", bolt11=to_nobody)
+    told = await payer.wait("onion_error", mark)
+    assert told["from"] == alice.node_id.hex()
+    assert told["code"] in (TEMPORARY_CHANNEL_FAILURE, UNKNOWN_NEXT_PEER)
+    await payer.wait("PaymentFailed", mark)
+
+
+async def _drain(alice: DaemonProcess, payee: LdkPeer) -> None:
+    """We pay the payee, so that little is left for what we forward to it."""
+    await pay_ldk(alice, payee, 300_000_000)

@@ -63,6 +63,17 @@ const HANDLERS = {
     node.manager.process_pending_htlc_forwards();
     return null;
   },
+  PaymentPathFailed: (_node, event) => ({
+    payment_hash: hex(event.payment_hash),
+    permanent: Boolean(event.payment_failed_permanently),
+    scid: String(optional(event.short_channel_id) ?? ""),
+  }),
+  PaymentForwarded: (_node, event) => ({ fee_msat: optional(event.total_fee_earned_msat) }),
+  HTLCHandlingFailed: (_node, event) => ({ where: event.failed_next_destination.constructor.name.split("_").pop() }),
+  BumpTransaction: (node, event) => {
+    if (node.auto.bump) node.bumper.handler.handle_event(event.bump_transaction);
+    return { kind: event.bump_transaction.constructor.name.split("_").pop() };
+  },
   SpendableOutputs: (node, event) => ({ count: event.outputs.length, swept: sweep(node, event) }),
 };
 

@@ -6,9 +6,11 @@ import { NodeLDKNet } from "lightningdevkit-node-net";
 import { Chain, hex, reversed, unhex } from "./chain.mjs";
 import { Rpc } from "./rpc.mjs";
 import { handleEvent } from "./events.mjs";
+import { makeBumper, oldCommitment } from "./wallet.mjs";
 
 const require = createRequire(import.meta.url);
 const some64 = (value) => ldk.Option_u64Z.constructor_some(BigInt(value));
+const ONION_ERROR = /^Onion Error\[from ([0-9a-f]{66}): (\w+)\((0x[0-9a-f]+)\)/;
 const none64 = () => ldk.Option_u64Z.constructor_none();
 export const optional = (option) => ("some" in option ? option.some : null);
 
@@ -58,7 +60,11 @@ export class LdkNode {
     this.logger = ldk.Logger.new_impl({
       log: this.guard((record) => {
         if (record.get_level() < ldk.Level.LDKLevel_Debug) return;
-        this.logLine(`${record.get_module_path()}: ${record.get_args()}`);
+        const text = record.get_args();
+        this.logLine(`${record.get_module_path()}: ${text}`);
+        // The code of a failure is told by no event in this build.
+        const told = ONION_ERROR.exec(text);
+        if (told) this.emit("onion_error", { from: told[1], name: told[2], code: Number(told[3]) });
       }),
     });
     this.broadcaster = ldk.BroadcasterInterface.new_impl({
@@ -115,6 +121,7 @@ export class LdkNode {
     this.entropy = this.keys.as_EntropySource();
     this.nodeSigner = this.keys.as_NodeSigner();
     this.signerProvider = this.keys.as_SignerProvider();
+    this.bumper = makeBumper(this);
     this.graph = ldk.NetworkGraph.constructor_new(ldk.Network.LDKNetwork_Regtest, this.logger);
     this.scorer = ldk.ProbabilisticScorer.constructor_new(
       ldk.ProbabilisticScoringDecayParameters.constructor_default(), this.graph, this.logger,
@@ -282,6 +289,7 @@ const describe = (each) => ({
   peer: hex(each.get_counterparty().get_node_id()),
   capacity_sat: each.get_channel_value_satoshis(),
   outbound_msat: each.get_outbound_capacity_msat(),
+  feerate_per_kw: optional(each.get_feerate_sat_per_1000_weight()),
   inbound_msat: each.get_inbound_capacity_msat(),
   ready: Boolean(each.get_is_channel_ready()),
   usable: Boolean(each.get_is_usable()),
@@ -308,6 +316,11 @@ const COMMANDS = {
     height: node.manager.current_best_block().get_height(),
     peers: node.peers.list_peers().map((peer) => hex(peer.get_counterparty_node_id())),
   }),
+  features: (node) =>
+    Object.fromEntries(node.peers.list_peers().map((peer) => [
+      hex(peer.get_counterparty_node_id()),
+      hex(peer.get_init_features().write().slice(2)),
+    ])),
   channels: (node) => node.manager.list_channels().map(describe),
   connect: async (node, { host, port, node_id }) => {
     await node.net.connect_peer(host, port, unhex(node_id));
@@ -368,6 +381,14 @@ const COMMANDS = {
   },
   claim: (node, { preimage }) => node.manager.claim_funds(unhex(preimage)),
   fail: (node, { payment_hash }) => node.manager.fail_htlc_backwards(unhex(payment_hash)),
+  // Every version of the channel's monitor that was saved (with keep_versions), oldest first.
+  versions: (node, { funding_txid }) => {
+    const name = new RegExp(`^monitor-${funding_txid}-\\d+\\.v(\\d+)$`);
+    const found = fs.readdirSync(node.config.datadir).map((file) => name.exec(file)).filter(Boolean);
+    return found.map((match) => Number(match[1])).sort((a, b) => a - b);
+  },
+  old_commitment: (node, { funding_txid, vout, version }) =>
+    oldCommitment(node, fs.readFileSync(`${node.config.datadir}/monitor-${funding_txid}-${vout}.v${version}`)),
   sync: (node) => node.sync(),
   graph: (node) => {
     const graph = node.graph.read_only(); // holds a lock until it is freed
