@@ -97,8 +97,20 @@ class Payments:
             record = decode(row.record)
             if record.is_probe:  # nobody waits for its answer any more
                 record = replace(record, canceled=True)
-            live = progress.Live(record, stored=True, resumed=True)
-            self._enter(live)
+            self._enter(progress.Live(record, stored=True, resumed=True))
+        succeeded = table.c.state == "succeeded", table.c.payment_id.in_(self._ids_in_channels())
+        for row in connection.execute(select(table.c.record).where(*succeeded)):
+            record = decode(row.record)
+            if not record.is_over:  # the other parts' outcomes are still to be noted
+                live = progress.Live(record, stored=True, resumed=True)
+                live.finish(record)
+                self._enter(live)
+
+    def _ids_in_channels(self) -> set[int]:
+        """The payments of which channels have HTLCs."""
+        states = [driver.state for driver in self._channels.all()]
+        origins = [o for state in states if isinstance(state, Funded) for o in state.commitments.origins.values()]
+        return {part_of(origin)[0] for origin in origins if origin[:1] == PAYMENT_ORIGIN}
 
     def resume(self) -> None:
         """Go on with what was loaded; once, after the channels were loaded."""
