@@ -11,7 +11,7 @@ import uvloop
 from coincurve import PrivateKey
 
 from channeld.bolt.noise import InitiatorHandshake
-from channeld.node import transport
+from channeld.node import transport, turns
 from channeld.node.transport import Connection, ConnectionClosed, Listener, TransportError, connect, listen
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.:DeprecationWarning")
@@ -414,6 +414,55 @@ async def test_idle_strangers_cannot_keep_others_out(server: Server, monkeypatch
     await server.check_alive()
     for sock in idle[1:]:
         sock.close()
+
+
+async def test_those_who_do_not_let_go_after_the_end_hold_few_sockets(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_LINGERING", 3)
+    pairs = [await server.dial() for _ in range(4)]
+    for _, theirs in pairs:
+        theirs.close("enough of you")
+    await asyncio.wait_for(pairs[0][1].wait_closed(), transport.LINGER_SECONDS / 2)
+    assert list(pairs[1][1].lingering) == [theirs for _, theirs in pairs[1:]]
+    for ours, _ in pairs:
+        ours.close()
+    await asyncio.gather(*(theirs.wait_closed() for _, theirs in pairs))
+    assert not pairs[1][1].lingering
+
+
+@pytest.mark.parametrize("is_preferred", [False, True])
+async def test_more_than_a_turns_messages_right_before_the_end(server: Server, is_preferred: bool) -> None:
+    ours, theirs = await server.dial()
+    theirs.is_preferred = is_preferred
+    count = 3 * turns.PREFERRED_MESSAGES
+    for number in range(count):
+        ours.send(number.to_bytes(2, "big"))
+    ours.close()
+    bob = Peer(theirs)
+    assert [await bob.receive() for _ in range(count)] == [number.to_bytes(2, "big") for number in range(count)]
+    assert await bob.reason() == "closed by the peer"
+    await asyncio.wait_for(theirs.wait_closed(), 10)
+
+
+async def test_who_has_more_to_say_does_not_keep_others_waiting(server: Server) -> None:
+    loud, quiet = await server.dial(), await server.dial()
+    heard = 0
+    begun, done = asyncio.Event(), asyncio.Event()
+
+    def hear(_: bytes) -> None:
+        nonlocal heard
+        heard += not done.is_set()
+        begun.set()
+
+    loud[1].set_receiver(hear)
+    quiet[1].set_receiver(lambda _: done.set())
+    for _ in range(20_000):
+        loud[0].send(b"la")
+    await asyncio.wait_for(begun.wait(), 10)
+    quiet[0].send(b"may I?")
+    await asyncio.wait_for(done.wait(), 10)
+    assert heard < 10_000
 
 
 # --- dialling -----------------------------------------------------------------------------------------------------
