@@ -279,13 +279,23 @@ def abandon(state: Opening, reason: str, *, tell: bool) -> Transition:
 
 def on_error(state: Open, reason: str, env: Env) -> Transition:
     """The peer failed the channel (BOLT 1, "MUST fail the channel referred to by the error message")."""
-    if isinstance(state, NegotiatingLegacy | NegotiatingSimple):
-        # BOLT 5, "if it has received a valid `closing_signed` message that includes a sufficient fee: SHOULD use this
-        # fee to perform a *mutual close*."
-        closing_tx = _usable_close(state, env)
-        if closing_tx is not None:
-            return Transition(state, (Broadcast(closing_tx, "mutual close"),))
-    return fail_when_safe(state, reason, env)
+    return _closed_together_anyway(state, env) or fail_when_safe(state, reason, env)
+
+
+def on_forgotten(state: Open, reason: str, env: Env) -> Transition:
+    """The peer knows nothing of the channel any more (BOLT 2, "MUST immediately fail the channel and broadcast any
+    relevant latest commitment transaction"), and cannot punish us either. LDK says so as soon as it has the closing
+    transaction."""
+    return _closed_together_anyway(state, env) or fail(state, reason, env)
+
+
+def _closed_together_anyway(state: Open, env: Env) -> Transition | None:
+    # BOLT 5, "if it has received a valid `closing_signed` message that includes a sufficient fee: SHOULD use this
+    # fee to perform a *mutual close*."
+    if not isinstance(state, NegotiatingLegacy | NegotiatingSimple):
+        return None
+    closing_tx = _usable_close(state, env)
+    return None if closing_tx is None else Transition(state, (Broadcast(closing_tx, "mutual close"),))
 
 
 # --- the funding output was spent ---------------------------------------------------------------------------------

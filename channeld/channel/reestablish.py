@@ -125,7 +125,7 @@ def on_channel_reestablish(state: Open, message: ChannelReestablish, env: Env) -
     if message.next_commitment_number == 0 and not isinstance(answer, LocalBehind):
         # BOLT 2, "if `next_commitment_number` is zero: MUST immediately fail the channel and broadcast any relevant
         # latest commitment transaction." A peer that knows nothing any more cannot punish us either.
-        return chain.fail(state, "channel_reestablish: next_commitment_number is zero", env)
+        return chain.on_forgotten(state, "channel_reestablish: next_commitment_number is zero", env)
     failure = state.unconfirmed.failure if state.unconfirmed else ""
     if isinstance(answer, InStep | RemoteBehind):
         state = replace(state, unconfirmed=None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from channeld.bolt.features import Feature
 from channeld.bolt.messages import (
     ChannelReestablish,
     CommitmentSigned,
@@ -21,8 +22,8 @@ from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import machine, reestablish
 from channeld.channel.reestablish import Impossible, InStep, LocalBehind, RemoteBehind
-from channeld.channel.state import Closing, Live, Syncing, WaitingForRemoteClose
-from tests.machine.harness import Pair, Peer, add, open_pair
+from channeld.channel.state import Closing, Live, NegotiatingLegacy, NegotiatingSimple, Syncing, WaitingForRemoteClose
+from tests.machine.harness import FEATURES, Pair, Peer, add, open_pair, script_of
 
 
 def used(payments: int = 3) -> Pair:
@@ -213,6 +214,23 @@ def test_zero_fails_the_channel() -> None:
     assert isinstance(pair.bob.state, Closing)
     assert pair.bob.state.local_tx
     assert isinstance(pair.bob.sent()[-1], ErrorMessage)
+
+
+@pytest.mark.parametrize("features", [FEATURES, FEATURES - {Feature.option_simple_close | 1}])
+def test_zero_after_a_close_that_was_agreed_on_leaves_it_at_that(features: frozenset[int]) -> None:
+    """LDK forgets a channel as soon as it has the closing transaction, and says so with zeros."""
+    pair = open_pair(features=features, push_msat=300_000_000)
+    hello = dataclasses.replace(greeting(pair.alice), next_commitment_number=0)
+    for peer in (pair.alice, pair.bob):
+        peer.step(ev.CloseChannel(script_of(peer.name), 1000))
+        pair.deliver(peer)
+    pair.settle()
+    before = pair.bob.logged(fx.Broadcast)[-1]
+    assert before.label == "mutual close"
+    synced(pair)
+    pair.bob.step(ev.PeerMessage(hello))
+    assert isinstance(pair.bob.state, NegotiatingLegacy | NegotiatingSimple)
+    assert pair.bob.logged(fx.Broadcast)[-1] == before
 
 
 @pytest.mark.bolt5("fail.outdated")
