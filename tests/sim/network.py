@@ -199,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replay", help="play this story, as printed with a failure")
     parser.add_argument("--trace", action="store_true", help="with --seed and --replay: print all that happens")
     options = parser.parse_args(arguments)
+    sys.unraisablehook = lambda _: None  # coroutines of dead processes complain when they are thrown away
     if options.seed is None and options.replay is None:
         return _play_many(options.first, options.seeds, options.jobs, not options.no_shrink)
     story = from_text(options.replay) if options.replay is not None else draw(options.seed)
