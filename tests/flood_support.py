@@ -32,6 +32,8 @@ class Effect(NamedTuple):
     sent: dict[str, int]
     ended: dict[str, int]
     node_cpu: float
+    """Of one core."""
+    seconds: float
 
     @property
     def grown_mb(self) -> float:
@@ -76,8 +78,8 @@ async def pay(net: Net) -> float:
     return spent * 1000
 
 
-async def under(net: Net, log: Path, *kinds: str, rounds: int = 5, seconds: float = 0.0) -> Effect:
-    """Pays before, and while the floods go on against Bob: `rounds` times, and for so many `seconds` at least."""
+async def under(net: Net, log: Path, *kinds: str, rounds: int = 5, at_least_seconds: float = 0.0) -> Effect:
+    """Pays before, and while the floods go on against Bob: `rounds` times, and for `at_least_seconds`."""
     before = [await pay(net) for _ in range(rounds)]
     memory_before = net.bob.memory_bytes() / MEGABYTE
     memory = [memory_before]
@@ -86,12 +88,13 @@ async def under(net: Net, log: Path, *kinds: str, rounds: int = 5, seconds: floa
     openings = [0]
     async with flooder(net.bob, log, *kinds) as process:
         began, cpu = time.monotonic(), net.bob.cpu_seconds()
-        while len(during) < rounds or time.monotonic() - began < seconds:
+        while len(during) < rounds or time.monotonic() - began < at_least_seconds:
             during.append(await pay(net))
             memory.append(net.bob.memory_bytes() / MEGABYTE)
             sockets.append(sockets_of(net.bob))
             openings.append(len(await net.bob.channels()) - 1)
-        node_cpu = (net.bob.cpu_seconds() - cpu) / (time.monotonic() - began)
+        seconds = time.monotonic() - began
+        node_cpu = (net.bob.cpu_seconds() - cpu) / seconds
     tallies = json.loads(process.output.splitlines()[-1])
     return Effect(
         statistics.median(before),
@@ -104,4 +107,5 @@ async def under(net: Net, log: Path, *kinds: str, rounds: int = 5, seconds: floa
         {kind: tally["sent"] for kind, tally in tallies.items()},
         {kind: tally["ended"] for kind, tally in tallies.items()},
         node_cpu,
+        seconds,
     )
