@@ -5,6 +5,7 @@ Decisions are made in the transaction that made the HTLC irrevocable, so that no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,10 @@ from channeld.storage import Write, rows
 if TYPE_CHECKING:
     from channeld.node.channels import Driver
 
+MAX_ONIONS_PER_CHANNEL = 200_000
+"""Remembered until their HTLCs have expired, two weeks at most: about 50 MB. Without a limit a peer could fill memory with
+HTLCs that fail at once; two a second that expire in a day are fewer."""
+
 
 class Switch:
     """Takes the HTLC effects of all channels to those who care: receiver, payments and forwarder."""
@@ -46,11 +51,13 @@ class Switch:
         self._forwarder = forwarder
         self._height = height
         self._onions: dict[bytes, tuple[int, int, int]] = {}
+        self._remembered: Counter[int] = Counter()
 
     def load(self, connection: Connection) -> None:
         """Remember the onions that were seen."""
         for replay_key, channel_key, htlc_id, cltv_expiry in rows.load_onions(connection):
             self._onions[replay_key] = (channel_key, htlc_id, cltv_expiry)
+            self._remembered[channel_key] += 1
 
     # --- incoming
 
@@ -76,6 +83,11 @@ class Switch:
         if htlc.cltv_expiry > self._height() + MAX_CLTV_BLOCKS and not again and not bound:
             # Refused whenever it comes, so it need not be remembered, which might be for ever.
             return refuse(driver, htlc.id, onion.context.refusal(ExpiryTooFar()))
+        if not again:
+            if self._remembered[driver.channel_key] >= MAX_ONIONS_PER_CHANNEL:
+                refusal = onion.context.refusal(TemporaryNodeFailure(), "too many onions of this channel to remember")
+                return refuse(driver, htlc.id, refusal)
+            self._remembered[driver.channel_key] += 1
         seen = self._onions.setdefault(replay_key, (driver.channel_key, htlc.id, htlc.cltv_expiry))
         if seen[:2] != (driver.channel_key, htlc.id):
             return refuse(driver, htlc.id, onion.context.refusal(TemporaryNodeFailure(), "the onion was seen before"))
@@ -132,5 +144,6 @@ class Switch:
         self._receiver.expire(height)
         expired = [key for key, (_, _, cltv_expiry) in self._onions.items() if cltv_expiry < height]
         for key in expired:
-            del self._onions[key]
+            self._remembered[self._onions.pop(key)[0]] -= 1
+        self._remembered = +self._remembered
         return [rows.FORGET_ONIONS_BELOW(height)] if expired else []

@@ -16,7 +16,7 @@ from channeld.bolt.invoice import decode_invoice
 from channeld.bolt.onion.payment import final_payload
 from channeld.bolt.onion.sphinx import build_onion
 from channeld.channel import events as ev
-from channeld.node import views
+from channeld.node import switch, views
 from channeld.node.channels import Driver
 from tests.integration.world import TestNode, World, world_in
 
@@ -80,10 +80,14 @@ def offer(trio: Trio, onion: bytes, payment_hash: bytes, expiry: int) -> None:
     trio.evil_driver.post(ev.AddHtlc(HTLC_MSAT, payment_hash, expiry, onion, b"?flood"))
 
 
-def bob_key(trio: Trio) -> int:
-    driver = trio.bob.runtime.channels.by_id(trio.evil)
+def remembered_of_mallory(trio: Trio) -> int:
+    """How many onions of hers Bob remembers."""
+    channels = trio.bob.runtime.channels
+    driver = channels.by_id(trio.evil)
     assert driver is not None
-    return driver.channel_key
+    known = sum(channel_key == driver.channel_key for channel_key, _, _ in channels.switch._onions.values())
+    assert channels.switch._remembered[driver.channel_key] == known
+    return known
 
 
 async def test_onion_replays(trio: Trio) -> None:
@@ -99,9 +103,31 @@ async def test_onion_replays(trio: Trio) -> None:
     await trio.bob.wait_no_htlcs(trio.evil)
     assert await trio.owned() == [before[0] + HTLC_MSAT, before[1] - HTLC_MSAT]
     assert (await trio.bob.api.get_invoice(invoice.payment_hash)).received_msat == HTLC_MSAT
-    remembered = trio.bob.runtime.channels.switch._onions.values()
-    assert sum(channel_key == bob_key(trio) for channel_key, _, _ in remembered) == 1
+    assert remembered_of_mallory(trio) == 1
     await trio.honest_payments()
+
+
+async def test_more_onions_than_are_remembered(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTLCs that fail at once leave an onion each, until they expire: so many of a channel, and no more; that channel
+    pays again then, and others never stopped."""
+    monkeypatch.setattr(switch, "MAX_ONIONS_PER_CHANNEL", 10)
+    height = (await trio.bob.api.info()).block_height
+    expiry = height + 30
+    for _ in range(50):
+        payment_hash = os.urandom(32)
+        offer(trio, trio.onion_to_bob(payment_hash, os.urandom(32), expiry, bytes(32)), payment_hash, expiry)
+    await trio.honest_payments()
+    await trio.mallory.wait_no_htlcs(trio.evil)
+    await trio.bob.wait_no_htlcs(trio.evil)
+    assert remembered_of_mallory(trio) == 10
+    invoice = await trio.bob.api.create_invoice(HTLC_MSAT, "mallory's own")
+    assert "temporary_node_failure" in (await trio.mallory.api.pay(invoice.bolt11, timeout_seconds=5)).failure
+    await trio.bob.restart()
+    assert remembered_of_mallory(trio) == 10
+    await trio.world.mine(expiry + 1 - height)
+    assert remembered_of_mallory(trio) == 0
+    await trio.mallory.wait_active(trio.evil)
+    assert (await trio.mallory.api.pay((await trio.bob.api.create_invoice(HTLC_MSAT, "")).bolt11)).state == "succeeded"
 
 
 async def test_a_jammed_channel(trio: Trio) -> None:
