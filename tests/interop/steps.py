@@ -48,9 +48,9 @@ async def connect(alice: DaemonProcess, ldk: LdkPeer) -> None:
     await alice.client.peers.Connect(request)
 
 
-async def hold_invoice(alice: DaemonProcess, amount_msat: int, preimage: bytes) -> invoices_pb2.Invoice:
+async def hold_invoice(alice: DaemonProcess, amount_msat: int, preimage: bytes, **fields: Any) -> invoices_pb2.Invoice:
     """An invoice of ours whose payment waits for a word."""
-    return await alice.invoice(amount_msat, "held", payment_hash=sha256(preimage).digest())
+    return await alice.invoice(amount_msat, "held", payment_hash=sha256(preimage).digest(), **fields)
 
 
 async def wait_accepted(alice: DaemonProcess, payment_hash: bytes) -> None:

@@ -339,12 +339,13 @@ const COMMANDS = {
     );
     return must(made, "invoice").to_str();
   },
-  pay: (node, { bolt11, amount_msat = null }) => {
+  pay: (node, { bolt11, amount_msat = null, most_blocks = null }) => {
     const invoice = must(ldk.Bolt11Invoice.constructor_from_str(bolt11), "read invoice");
     const made = amount_msat === null
       ? ldk.UtilMethods.constructor_payment_parameters_from_invoice(invoice)
       : ldk.UtilMethods.constructor_payment_parameters_from_variable_amount_invoice(invoice, BigInt(amount_msat));
     const parameters = must(made, "payment parameters");
+    if (most_blocks !== null) parameters.get_c().get_payment_params().set_max_total_cltv_expiry_delta(most_blocks);
     payment(node, parameters.get_a(), parameters.get_b(), parameters.get_a(), parameters.get_c());
     return hex(parameters.get_a());
   },
