@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from channeld.node.channels import Driver
 
 MAX_ONIONS_PER_CHANNEL = 200_000
-"""Remembered until their HTLCs have expired, two weeks at most: about 50 MB. Without a limit a peer could fill memory with
-HTLCs that fail at once; two a second that expire in a day are fewer."""
+"""Remembered until their HTLCs have expired, two weeks at most: about 50 MB. Without a limit a peer could fill memory
+with HTLCs that fail at once; two a second that expire in a day are fewer."""
 
 
 class Switch:
