@@ -3,7 +3,9 @@
 Fees compound, so what an edge carries is known only from the destination backwards. The search goes that way with
 exact amounts (A*): a label is a way from some node to the destination, with its cost, amount, lock time and hops; one
 label is dropped for another at the same node only if it is no better in any of them, so the result is optimal, loops
-and zero-fee cycles die at once, and the fee, lock time and hop limits cannot hide a way that keeps them.
+and zero-fee cycles die at once, and the fee, lock time and hop limits cannot hide a way that keeps them. Only a channel
+whose `htlc_minimum_msat` is above the payment can: a dearer way to the payee, whose fees lift the amount above it, is
+not kept beside a cheaper one.
 
 What makes it fast is the guide: one Dijkstra in C forward from the payer, with every edge priced at the amount that
 arrives. Amounts only grow towards the payer, and so do prices: the guide never overestimates, and is off by the
