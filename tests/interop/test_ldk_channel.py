@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
-from channeld.v1 import payments_pb2
+from channeld.v1 import invoices_pb2, payments_pb2
 from tests.interop.conftest import MixedLab
-from tests.interop.steps import CAPACITY_SAT, balances_agree, closed_on_chain, ldk_opens, ldk_pays, pay_ldk, we_open
+from tests.interop.steps import (
+    CAPACITY_SAT,
+    balances_agree,
+    closed_on_chain,
+    hold_invoice,
+    ldk_holds,
+    ldk_opens,
+    ldk_pays,
+    pay_ldk,
+    wait_accepted,
+    we_open,
+)
 
 pytestmark = pytest.mark.interop
 ANCHORS, STATIC_REMOTEKEY = "401000", "1000"
@@ -50,25 +62,37 @@ async def test_ldk_opens_to_us(lab: MixedLab, anchors: bool, channel_type: str) 
 
 
 async def test_both_come_back(lab: MixedLab) -> None:
-    """kill -9 of our daemon, then of LDK: the channel goes on each time."""
+    """kill -9 of our daemon, then of LDK, with an HTLC pending each way: the channel goes on, both arrive once."""
     (alice,) = await lab.daemons("alice")
-    ldk = await lab.ldk("ldk")
+    ldk = await lab.ldk("ldk", auto={"claim": False})
     channel = await we_open(lab, alice, ldk, push_msat=200_000_000)
-    await pay_ldk(alice, ldk, 10_000_000)
-
-    await alice.kill()
-    await alice.start()
-    await alice.wait_channel(channel.channel_id)
-    await pay_ldk(alice, ldk, 20_000_000)
-    await ldk_pays(ldk, alice, 5_000_000)
-    await balances_agree(alice, ldk, channel.channel_id)
-
-    await ldk.crash()
-    await ldk.start()
-    await alice.wait_channel(channel.channel_id)
+    expected_msat = 800_000_000
+    for victim in ("we", "ldk"):
+        paying, payment_hash, preimage = await ldk_holds(alice, ldk, 20_000_000)
+        held = os.urandom(32)
+        invoice = await hold_invoice(alice, 5_000_000, held)
+        await ldk.call("pay", bolt11=invoice.bolt11)
+        await wait_accepted(alice, invoice.payment_hash)
+        if victim == "we":
+            await alice.kill()
+            await asyncio.gather(paying, return_exceptions=True)
+            await alice.start()
+        else:
+            await ldk.crash()
+            await ldk.start()
+        await alice.wait_channel(channel.channel_id)
+        mark = ldk.mark()
+        await ldk.call("claim", preimage=preimage.hex())
+        assert (await alice.wait_payment(payment_hash)).payment_preimage == preimage
+        await alice.client.invoices.Settle(invoices_pb2.SettleInvoiceRequest(payment_preimage=held))
+        assert (await ldk.wait("PaymentSent", mark))["preimage"] == held.hex()
+        expected_msat += 5_000_000 - 20_000_000
+        assert await balances_agree(alice, ldk, channel.channel_id) == expected_msat
+    await asyncio.gather(paying, return_exceptions=True)
+    await ldk.call("set", auto={"claim": True})
     await ldk_pays(ldk, alice, 5_000_000)
     await pay_ldk(alice, ldk, 1_000_000)
-    assert await balances_agree(alice, ldk, channel.channel_id) == 800_000_000 - 31_000_000 + 10_000_000
+    assert await balances_agree(alice, ldk, channel.channel_id) == expected_msat + 4_000_000
 
 
 async def test_many_at_once_and_dust(lab: MixedLab) -> None:

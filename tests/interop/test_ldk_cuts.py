@@ -55,18 +55,22 @@ class Knife:
         draft.write_text(json.dumps({"way": way, "type": kind, "nth": nth}))
         draft.rename(self._file)
 
-    async def fell(self) -> None:
-        """Until the cut was made (an event of our daemon's follows); connects again."""
+    async def made(self) -> None:
+        """Until the cut was made; an event of our daemon's follows."""
 
         async def cut() -> bool:
             return not self._file.exists()
 
         await self.daemon.wait_until(cut)
-        await self.mend()
 
     async def mend(self) -> None:
         """Connects again."""
         await connect(self.daemon, self.ldk)
+
+    async def fell(self) -> None:
+        """Until the cut was made; connects again."""
+        await self.made()
+        await self.mend()
 
 
 async def test_cut_at_every_message(lab: MixedLab) -> None:
@@ -151,12 +155,12 @@ async def _closing_is_cut(lab: MixedLab, knife: Knife, channel_id: bytes) -> Non
     """The cooperative close begins again as often as it is cut (BOLT 2, "Closing Negotiation")."""
     mark = knife.ldk.mark()
     knife.at("out", SHUTDOWN)
-    await asyncio.gather(knife.daemon.close_channel(channel_id), knife.fell())
+    await asyncio.gather(knife.daemon.close_channel(channel_id), knife.made())
     for way, kind in (("in", SHUTDOWN), ("out", CLOSING_SIGNED), ("in", CLOSING_SIGNED)):
-        knife.at(way, kind)
-        await knife.ldk.call("disconnect", node_id=knife.daemon.node_id.hex())
+        knife.at(way, kind)  # before the connection is back: the whole close takes no time
         await knife.mend()
-        await knife.fell()
+        await knife.made()
+    await knife.mend()
     await closed_on_chain(lab, knife.daemon, knife.ldk, channel_id, mark)
 
 
