@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import assert_never
 
+from channeld.bolt.keys import per_commitment_point
 from channeld.bolt.transactions import commitment_number_of
+from channeld.bolt.transactions.onchain import identify_outputs, to_remote_script_pubkey
 from channeld.channel.state import CloseKind
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known
@@ -31,6 +34,40 @@ def classify(known: Known, tx: Tx) -> tuple[CloseKind, int | None]:
     if number < known.secrets.count and (known.revocable is None or known.revocable.txid == txid):
         return "revoked", number
     return "unknown", number
+
+
+def is_safe_to_publish(known: Known, tx: Tx) -> bool:
+    """Whether a transaction that closed the channel, left the chain, and is not one that we published ourselves may be
+    published (again) by us: never a commitment of ours that may be revoked (BOLT 5, "MUST NOT broadcast a commitment
+    transaction for which *it* has exposed the `per_commitment_secret`").
+
+    Who published our commitment in our place has a copy of us, an older or a newer one: even if ours is the latest that
+    we know of, the copy may have revoked it. A revoked commitment of the peer's is all ours, and one from a future that
+    we lost pays our balance.
+    """
+    kind, number = classify(known, tx)
+    match kind:
+        case "mutual" | "remote_current" | "remote_next":
+            return True
+        case "local":
+            return False
+        case "revoked" | "unknown":
+            return number is not None and _is_surely_of_peer(known, tx, number)
+        case _:
+            assert_never(kind)
+
+
+def _is_surely_of_peer(known: Known, tx: Tx, number: int) -> bool:
+    """Whether an output of a commitment that is neither side's latest tells that it is the peer's. The number does not
+    tell: both sides' commitments are counted alike."""
+    params = known.params
+    ours = to_remote_script_pubkey(params, "remote")
+    if ours != to_remote_script_pubkey(params, "local") and any(output.script_pubkey == ours for output in tx.outputs):
+        return True
+    if number >= known.secrets.count:
+        return False
+    point = per_commitment_point(known.secrets.secret(number))
+    return identify_outputs(params, tx, "remote", point, ()).to_local is not None
 
 
 def revoked_number(known: Known, facts: Iterable[Fact]) -> int | None:

@@ -30,7 +30,8 @@ class Known(Struct, frozen=True):
     revocable: SaveRevocable | None = None
     shutdown_scripts: tuple[bytes, ...] = ()
     seen_tx: bytes = b""
-    """What the peer had in the chain to close the channel: after a reorganisation it may have to be published again."""
+    """What was in the chain to close the channel and is not `local_tx`: the peer's as a rule. After a reorganisation it
+    may have to be published again, if that is safe."""
     rival_tx: bytes = b""
     """The peer's commitment, if layer 1 keeps that one waiting and therefore refuses ours: it is as good."""
 

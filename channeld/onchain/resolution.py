@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from channeld.channel.state import CloseKind
 from channeld.onchain.anchor import anchor_plan
+from channeld.onchain.classify import is_safe_to_publish
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known
 from channeld.onchain.outcomes import REASONABLE_DEPTH_BLOCKS, Outcome, is_over, outcomes
@@ -88,7 +89,7 @@ class PublishCommitment(Struct, frozen=True):
 
 
 class PublishSeen(Struct, frozen=True):
-    """Offer again, in wire form, what the peer had in the chain before a reorganisation."""
+    """Offer again, in wire form, what closed the channel before a reorganisation: the peer's, or agreed on."""
 
     raw: bytes
 
@@ -166,7 +167,8 @@ def _push_commitment(state: Resolution, env: Env) -> list[Action]:
     """Our commitment is in no block: publish it again, and lift it if it pays too little. Where the peer's was and left
     the chain, that one: we have none of ours out."""
     if not env.known.local_tx:
-        return [PublishSeen(env.known.seen_tx)] if env.known.seen_tx else []
+        seen = env.known.seen_tx
+        return [PublishSeen(seen)] if seen and is_safe_to_publish(env.known, Tx.parse(seen)) else []
     plan = anchor_plan(env.known, state.attempts, env.rates, env.height)
     actions: list[Action] = [PublishCommitment(child_of(env.known.local_tx, state))]
     rival = child_of(env.known.rival_tx, state)
