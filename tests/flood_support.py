@@ -28,6 +28,7 @@ class Effect(NamedTuple):
     memory_before_mb: float
     memory_peak_mb: float
     sockets_peak: int
+    peers_peak: int
     openings_peak: int
     sent: dict[str, int]
     ended: dict[str, int]
@@ -85,13 +86,14 @@ async def under(net: Net, log: Path, *kinds: str, rounds: int = 5, at_least_seco
     memory = [memory_before]
     sockets = [sockets_of(net.bob)]
     during: list[float] = []
-    openings = [0]
+    peers, openings = [0], [0]
     async with flooder(net.bob, log, *kinds) as process:
         began, cpu = time.monotonic(), net.bob.cpu_seconds()
         while len(during) < rounds or time.monotonic() - began < at_least_seconds:
             during.append(await pay(net))
             memory.append(net.bob.memory_bytes() / MEGABYTE)
             sockets.append(sockets_of(net.bob))
+            peers.append((await net.bob.info()).num_peers)
             openings.append(len(await net.bob.channels()) - 1)
         seconds = time.monotonic() - began
         node_cpu = (net.bob.cpu_seconds() - cpu) / seconds
@@ -103,6 +105,7 @@ async def under(net: Net, log: Path, *kinds: str, rounds: int = 5, at_least_seco
         memory_before,
         max(memory),
         max(sockets),
+        max(peers),
         max(openings),
         {kind: tally["sent"] for kind, tally in tallies.items()},
         {kind: tally["ended"] for kind, tally in tallies.items()},

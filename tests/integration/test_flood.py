@@ -48,14 +48,11 @@ async def test_a_thousand_half_open_connections(net: Net, tmp_path: Path) -> Non
     assert effect.sockets_peak <= transport.MAX_HANDSHAKES + OWN_SOCKETS
 
 
-async def test_newcomers_who_break_rules(net: Net, tmp_path: Path) -> None:
-    effect = await flooded(net, tmp_path, "newcomers=40")
+async def test_junk_at_full_speed(net: Net, tmp_path: Path) -> None:
+    """With newcomers in between, whose first words cannot be read: some of their sockets stay for a while."""
+    effect = await flooded(net, tmp_path, "newcomers=40", "unknown", "pings", "about_channels", "errors")
     assert effect.ended["newcomers"]
     assert effect.sockets_peak <= transport.MAX_HANDSHAKES + transport.MAX_LINGERING + OWN_SOCKETS
-
-
-async def test_junk_at_full_speed(net: Net, tmp_path: Path) -> None:
-    await flooded(net, tmp_path, "unknown", "pings", "about_channels", "errors")
 
 
 async def test_peers_that_do_not_read(net: Net, tmp_path: Path) -> None:
@@ -64,18 +61,14 @@ async def test_peers_that_do_not_read(net: Net, tmp_path: Path) -> None:
     assert effect.grown_mb < 40 * transport.MAX_UNSENT_BYTES / (1 << 20) + 20, effect
 
 
-async def test_a_gossip_storm(net: Net, tmp_path: Path) -> None:
-    await flooded(net, tmp_path, "updates", "announcements", "nodes", "queries")
-
-
-async def test_an_onion_message_storm(net: Net, tmp_path: Path) -> None:
-    await flooded(net, tmp_path, "onion_messages=8")
+async def test_a_storm_of_gossip_and_onion_messages(net: Net, tmp_path: Path) -> None:
+    await flooded(net, tmp_path, "updates", "announcements", "nodes", "queries", "onion_messages=8")
 
 
 async def test_proposals_without_end(net: Net, tmp_path: Path) -> None:
     """More nodes than are borne propose channels and stay; that they did so does not make peers of them."""
-    effect = await flooded(net, tmp_path, f"openings={MAX_PEERS_WITHOUT_CHANNELS + 50}")
+    effect = await flooded(net, tmp_path, f"openings={MAX_PEERS_WITHOUT_CHANNELS + 100}")
     assert effect.ended["openings"], "too many peers"
-    assert effect.sockets_peak <= MAX_PEERS_WITHOUT_CHANNELS + OWN_SOCKETS
+    assert effect.peers_peak <= MAX_PEERS_WITHOUT_CHANNELS + 1
     assert effect.openings_peak <= MAX_UNPROVEN
     assert effect.openings_peak > MAX_UNPROVEN // 2, "it was a flood"
