@@ -17,6 +17,7 @@ pytestmark = pytest.mark.interop
 FAILED = payments_pb2.PAYMENT_STATE_FAILED
 AMOUNT_MSAT = 20_000_000
 LDK_FEE_MSAT = 1000
+LDK_DELTA_BLOCKS = 72
 INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS = 0x400F
 TEMPORARY_CHANNEL_FAILURE = 0x1007
 UNKNOWN_NEXT_PEER = 0x400A
@@ -27,12 +28,25 @@ async def test_ldk_between_us(lab: MixedLab) -> None:
     ldk = await lab.ldk("ldk")
     await we_open(lab, alice, ldk, push_msat=200_000_000)
     await ldk_opens(lab, ldk, bob, push_msat=500_000_000)
+    for daemon in (alice, bob):
+        await _knows_terms(daemon)
     await _forwarded(alice, bob, ldk)
     await _forwarded(bob, alice, ldk)
     await _refused_at_the_end(alice, bob)
     await _refused_in_the_middle(alice, bob)
     await _held_over_a_kill(lab, alice, bob, ldk)
     await _nobody_there(alice, bob)
+
+
+async def _knows_terms(daemon: DaemonProcess) -> None:
+    """Until LDK's `channel_update` is here, so that our invoices say what LDK asks for."""
+    async with asyncio.timeout(30):
+        while True:  # no event tells; each round asks the daemon
+            invoice = await daemon.invoice(AMOUNT_MSAT, "what does the hint say?")
+            decoded = await daemon.client.payments.Decode(payments_pb2.DecodeRequest(invoice=invoice.bolt11))
+            (hint,) = decoded.route_hints
+            if hint.hops[0].fee_base_msat == LDK_FEE_MSAT and hint.hops[0].cltv_expiry_delta_blocks == LDK_DELTA_BLOCKS:
+                return
 
 
 async def _forwarded(payer: DaemonProcess, payee: DaemonProcess, ldk: LdkPeer) -> None:
