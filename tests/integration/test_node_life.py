@@ -114,10 +114,14 @@ async def test_a_reorganisation_takes_the_funding_back_and_the_channel_lives(wor
     await world.rpc.call("invalidateblock", best)
     await world.mine_empty(2)
     assert await event(alice, "chain.reorg")
-    assert (await alice.api.pay((await bob.api.create_invoice(1_000, "still")).bolt11)).state == "succeeded"
+    invoice = await bob.api.create_invoice(1_000, "still")
+    refused = await alice.api.pay(invoice.bolt11, timeout_seconds=1)
+    assert refused.state == "failed", "nothing is risked over a funding output that is not there"
     await world.mine(1)
     assert before is not None
     await alice.wait_scid(opened.channel_id, lambda scid: scid >> 40 == (before >> 40) + 2)
+    await bob.wait_scid(opened.channel_id, lambda scid: scid >> 40 == (before >> 40) + 2)
+    assert (await alice.api.pay(invoice.bolt11)).state == "succeeded"
     closed = await alice.api.close_channel(opened.channel_id)
     await world.mine(6)
     await alice.wait_gone(opened.channel_id)

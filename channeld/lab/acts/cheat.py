@@ -8,6 +8,8 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import grpc
+
 from channeld.lab.daemon import LOOK_SECONDS, DaemonProcess
 from channeld.lab.ledger import ANCHORS, CLOSING_FEES, JUSTICE_FEES, PENALTY, Ledger, fee_sat, fetch_tx
 from channeld.lab.stage import BURIAL_BLOCKS, DemoFailed, Stage
@@ -138,7 +140,12 @@ async def _tell(
     request = channels_pb2.GetClosingRequest(channel_id=channel.channel_id)
 
     async def explained() -> channels_pb2.GetClosingResponse | None:
-        answer = await alice.client.channels.GetClosing(request)
+        try:
+            answer = await alice.client.channels.GetClosing(request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                return None  # her node has only just come back: it has not looked at the close yet
+            raise
         left = [output for output in answer.outputs if output.kind != "anchor" and not output.spent_height]
         return None if left else answer
 
