@@ -130,25 +130,27 @@ class Connection(asyncio.Protocol):
 
     def take(self, most: int) -> int:
         """Handle up to `most` messages (see `Turns`). Long answers count as several."""
-        receiving = self._receiving
+        receiving, sending = self._receiving, self._sending
+        inbox, raw, receiver = receiving.inbox, receiving.raw, receiving.receiver
         taken = 0
-        while taken < most and self.has_more and receiving.receiver is not None:
+        while taken < most and (inbox or raw) and not receiving.paused and self.close_reason is None:
             taken += 1
-            if not receiving.inbox:
-                piece = bytes(receiving.raw[:PIECE_BYTES])
-                del receiving.raw[:PIECE_BYTES]
+            if not inbox:
+                piece = bytes(raw[:PIECE_BYTES])
+                del raw[:PIECE_BYTES]
                 try:
-                    receiving.inbox += self._session.decrypter.receive(piece)
+                    inbox += self._session.decrypter.receive(piece)
                 except NoiseError as error:
                     self.abort(str(error))
                 continue
-            said_bytes = self._sending.total_bytes
+            assert receiver is not None, "nothing is read before"
+            said_bytes = sending.total_bytes
             try:
-                receiving.receiver(receiving.inbox.popleft())
+                receiver(inbox.popleft())
             except BaseException as error:
                 self.abort(f"handling a message failed: {error!r}")
                 raise
-            taken += (self._sending.total_bytes - said_bytes) // ANSWER_BYTES
+            taken += (sending.total_bytes - said_bytes) // ANSWER_BYTES
         return taken
 
     def took_all(self) -> None:
