@@ -37,6 +37,8 @@ from channeld.storage import Store, StoreFailed, Write, rows, tables
 from wallet.bitcoin import OutPoint, Tx
 
 log = structlog.get_logger(__name__)
+UNTOLD_TERMS = (1000, 200, 144)
+"""What the common nodes ask for at most unless they are told otherwise: base fee (msat), millionths, blocks."""
 MAX_ROUTE_HINTS = 5
 CHANNEL_TYPES = range(32, 256)
 """BOLT 1, "SHOULD send `error` with the unknown `channel_id` in reply to messages of type `32`-`255` related to unknown
@@ -600,7 +602,7 @@ class Channels:
 
     def hop_to_us(self, driver: Driver) -> RoutingHop | None:
         """A channel as a hop from its peer to us, by the terms of the peer's last `channel_update`; before one came,
-        what most would ask. None while neither side has named it."""
+        what is enough for most: too little fails, too much is spent once. None while neither side has named it."""
         state = driver.state
         assert isinstance(state, Funded)
         scid = state.remote_alias if state.remote_alias is not None else state.scid
@@ -608,7 +610,7 @@ class Channels:
             return None
         update = self.update_of_peer(driver.channel_id)
         if update is None:
-            return RoutingHop(driver.peer_id, scid, 0, 0, self.policy.cltv_expiry_delta_blocks)
+            return RoutingHop(driver.peer_id, scid, *UNTOLD_TERMS)
         fees = (update.fee_base_msat, update.fee_proportional_millionths)
         return RoutingHop(driver.peer_id, scid, *fees, update.cltv_expiry_delta)
 
