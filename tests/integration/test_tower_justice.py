@@ -159,6 +159,39 @@ async def test_the_cheater_is_faster_with_its_htlc_transaction(layer1: Layer1, t
         await step(layer1, tower)
 
 
+@pytest.mark.parametrize("mode", ["blind", "own"])
+@pytest.mark.parametrize("rival_fee_sat", [20_000, 59_000], ids=["outbid", "too dear"])
+async def test_a_rival_in_the_mempool_is_outbid_within_the_block(
+    layer1: Layer1, tmp_path: Path, mode: Mode, rival_fee_sat: int
+) -> None:
+    """Up to the budget, and what has no rival is not held up. Whatever the tower makes of it is done before the next
+    block, which the rival would be in."""
+    cheat = await breach(layer1)
+    config = tower_config(tmp_path / "tower")
+    async with running_tower(config, layer1.source()) as tower:
+        await back_up(tmp_path / "client", tower, [cheat.kit], mode)
+    rival = cheat.second_stage(2, rival_fee_sat)
+    await layer1.mine_only(cheat.tx)
+    await layer1.send(rival)
+    async with running_tower(config, layer1.source()) as tower:
+        await until_searched(tower, await layer1.height())
+        (known,) = tower.watcher.breaches.values()
+        bids = [attempt for attempt in known.attempts if attempt.outpoints == (cheat.outpoint(2),)]
+        assert known.height == await layer1.height()
+        is_outbid = rival_fee_sat < 54_000
+        assert (rival.txid()[::-1].hex() not in await layer1.mempool()) == is_outbid
+        assert bool(bids[-1].problem) != is_outbid
+        assert all(
+            not attempt.problem for attempt in known.attempts if len(attempt.outpoints) == 1 and attempt not in bids
+        )
+        if not is_outbid and mode == "own":
+            assert 53_500 < bids[-1].fee_sat <= 54_000, "nine tenths of the output"
+        if not is_outbid and mode == "blind":
+            assert bids[-1].feerate_per_kw == 40_000, "the highest that was signed for"
+        await step(layer1, tower)
+        assert states(tower)[:4] == ["saved", "saved", "saved" if is_outbid else "second stage", "saved"]
+
+
 async def test_fees_rise_twentyfold_in_between(layer1: Layer1, tmp_path: Path) -> None:
     cheat = await breach(layer1)
     source = layer1.source()

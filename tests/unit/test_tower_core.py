@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -224,7 +225,7 @@ def breach_of(revoked_: Revoked, terms: Terms, height: int = 100) -> br.Breach:
     return br.Breach(1, 1, revoked_.kit.txid, revoked_.tx.serialize(), justice, height, 0.0)
 
 
-def attempt(planned: br.Planned, height: int = 100, problem: str = "") -> br.Attempt:
+def attempt(planned: br.Planned, height: int = 100, problem: str = "", underpaid: bool = False) -> br.Attempt:
     return br.Attempt(
         planned.tx.txid(),
         planned.tx.serialize(),
@@ -233,6 +234,7 @@ def attempt(planned: br.Planned, height: int = 100, problem: str = "") -> br.Att
         planned.fee_sat,
         height,
         problem,
+        underpaid,
     )
 
 
@@ -264,6 +266,42 @@ def test_an_attempt_is_left_alone_until_it_must_pay_a_quarter_more() -> None:
         before = next(each for each in breach.attempts if each.outpoints == made.outpoints)
         assert made.fee_sat >= before.fee_sat + made.tx.vsize()
         assert made.feerate_per_kw >= (20_000 if len(made.outpoints) > 1 else 16_000)
+
+
+def bids_of(breach: br.Breach, place: int) -> list[br.Planned]:
+    """For an output alone, when every attempt is refused for what it pays."""
+    outpoint = OutPoint(breach.txid, breach.justice.outputs[place].vout)
+    bids: list[br.Planned] = []
+    while True:
+        for made in br.plan(breach, 100, 1_000):
+            if made.outpoints == (outpoint,):
+                if bids and made.fee_sat <= bids[-1].fee_sat:
+                    return bids
+                bids.append(made)
+            breach = with_attempts(breach, attempt(made, problem="insufficient fee", underpaid=True))
+
+
+def test_what_was_refused_for_its_fee_pays_twice_as_much_up_to_the_budget() -> None:
+    bids = bids_of(breach_of(cheat(), OWN), 2)
+    rates = [bid.feerate_per_kw for bid in bids]
+    assert all(1.9 < after / before < 2.1 for before, after in pairwise(rates[:-1]))
+    assert 53_500 < bids[-1].fee_sat <= 54_000
+    assert len(bids) < 10
+
+
+def test_what_was_refused_for_its_fee_climbs_the_ladder_rung_by_rung() -> None:
+    assert [bid.feerate_per_kw for bid in bids_of(breach_of(cheat(), BLIND), 2)] == [1_000, 6_250, 40_000]
+
+
+def test_what_has_no_parts_is_tried_again_as_a_whole() -> None:
+    """Without HTLCs a blind tower has one transaction alone."""
+    breach = breach_of(cheat(()), BLIND)
+    rates = []
+    for _ in range(6):
+        (made,) = br.plan(breach, 100, 1_000)
+        rates.append(made.feerate_per_kw)
+        breach = with_attempts(breach, attempt(made, problem="mempool min fee not met", underpaid=True))
+    assert rates == [1_000, 2_500, 6_250, 16_000, 40_000, 40_000]
 
 
 def test_the_fee_rises_to_the_budget_as_the_deadline_nears() -> None:

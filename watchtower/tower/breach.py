@@ -37,7 +37,7 @@ class Spend(Struct, frozen=True):
 
 
 class Attempt(Struct, frozen=True):
-    """A justice transaction that was published, or refused (`problem`)."""
+    """A justice transaction that was published, or refused (`problem`); `underpaid`: for what it pays."""
 
     txid: bytes
     raw: bytes
@@ -46,6 +46,7 @@ class Attempt(Struct, frozen=True):
     fee_sat: int
     height: int
     problem: str = ""
+    underpaid: bool = False
 
 
 class Breach(Struct, frozen=True):
@@ -249,8 +250,13 @@ def _packs(breach: Breach, free: Sequence[Target], feerate_per_kw: int) -> Itera
     for bundle in sorted(breach.justice.bundles, key=lambda bundle: -len(bundle.places)):
         if all(place in by_place for place in bundle.places):
             pack = _Pack(tuple(by_place[place] for place in bundle.places), bundle)
-            if len(pack.targets) == 1 or pack.outpoints not in refused:
+            if pack.outpoints not in refused or not _has_parts(breach.justice, bundle):
                 yield pack
+
+
+def _has_parts(justice: Justice, bundle: Bundle) -> bool:
+    """Whether other transactions that were signed beforehand take less of the same."""
+    return any(other.rungs and set(other.places) < set(bundle.places) for other in justice.bundles)
 
 
 def _pays(target: Target, feerate_per_kw: int) -> bool:
@@ -277,9 +283,9 @@ def _make(
     weight = weight_of(penalties, [breach.justice.sweep_script, *_reward(breach.justice)])
     highest = budget_sat * PERMILLE // (4 * weight_to_vsize(weight))  # fees are for whole virtual bytes
     wanted = wanted_feerate(pack.targets, height, race_feerate_per_kw, highest)
-    refused = [a.feerate_per_kw for a in breach.attempts if a.problem and a.outpoints == pack.outpoints]
+    refused = [attempt for attempt in breach.attempts if attempt.problem and attempt.outpoints == pack.outpoints]
     if refused:
-        wanted = max(wanted, min(highest, max(refused) * 5 // 4))
+        wanted = max(wanted, _after_refusal(max(refused, key=lambda a: a.feerate_per_kw), pack, highest))
     least_sat = 0
     if before is not None:
         if wanted * 4 < before.feerate_per_kw * 5:
@@ -293,6 +299,16 @@ def _make(
         return None
     tx, split = made
     return Planned(tx, pack.outpoints, split.fee_sat * PERMILLE // split.weight, split.fee_sat)
+
+
+def _after_refusal(refused: Attempt, pack: _Pack, highest_per_kw: int) -> int:
+    """A fee rate (per 1,000 weight units) with a better chance. Where the reason was what it pays, twice as much, so
+    that a few tries find out what a rival in the mempool takes to be outbid, or the next rung of the ladder."""
+    if not refused.underpaid:
+        return min(highest_per_kw, refused.feerate_per_kw * 5 // 4)
+    if pack.bundle is not None:
+        return refused.feerate_per_kw + 1
+    return min(highest_per_kw, 2 * refused.feerate_per_kw)
 
 
 def _reward(justice: Justice) -> list[bytes]:

@@ -1,8 +1,12 @@
-"""Publishing justice: what `breach.plan` says, stored before it is sent, sent after every block until it is mined."""
+"""Publishing justice: what `breach.plan` says, stored before it is sent, sent after every block until it is mined.
+
+What is refused because a rival in the mempool pays more is not left for the next block, which the rival may be in: it
+is split and raised until it is taken, or all that it is worth has been offered.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 from msgspec import structs
@@ -15,7 +19,8 @@ from watchtower.tower.alerts import Alert, Alerts
 from watchtower.tower.breach import Attempt, Breach, Planned, live_attempts, plan, targets
 
 RACE_TARGET_BLOCKS = 2
-MAX_ROUNDS = 6
+MAX_ROUNDS = 64
+"""More than it takes to split, and to double the lowest fee rate until it is past all money that there is."""
 RETRY_SECONDS = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -41,13 +46,13 @@ class Publisher:
         try:
             rate = await self._source.fee_rate_sat_per_kw(RACE_TARGET_BLOCKS)
             breach = await self._resend(breach)
-            tried: set[tuple[OutPoint, ...]] = set()
+            tried: dict[tuple[OutPoint, ...], int] = {}
             for _ in range(MAX_ROUNDS):
-                planned = [made for made in plan(breach, height, rate) if made.outpoints not in tried]
+                planned = [made for made in plan(breach, height, rate) if _is_due(breach, made, tried)]
                 if not planned:
                     return
                 for made in planned:
-                    tried.add(made.outpoints)
+                    tried[made.outpoints] = made.fee_sat
                     breach = await self._send(breach, made, height)
         except (ChainError, RpcError) as error:
             _log.warning("justice waits for layer 1", reason=str(error), txid=breach.txid[::-1].hex())
@@ -84,7 +89,8 @@ class Publisher:
     async def _refused(self, breach: Breach, attempt: Attempt, result: BroadcastResult) -> Breach:
         self.refused += 1
         known = next((known for known in breach.attempts if known.txid == attempt.txid), attempt)
-        noted = structs.replace(attempt, problem=result.reason or "refused")
+        noted = structs.replace(attempt, problem=result.reason or "refused", underpaid=result.underpaid)
+        bids = [other for other in breach.attempts if other.outpoints == attempt.outpoints and other.underpaid]
         others = tuple(
             other
             for other in breach.attempts
@@ -92,7 +98,7 @@ class Publisher:
         )
         breach = structs.replace(breach, attempts=(*others, noted))
         alerts = []
-        if known.problem != noted.problem:
+        if known.problem != noted.problem and not (noted.underpaid and bids):  # a race is told of once
             txid = attempt.txid[::-1].hex()
             sentence = f"Layer 1 refuses justice transaction {txid}: {noted.problem}."
             alerts.append(
@@ -100,6 +106,14 @@ class Publisher:
             )
         await self._save(breach, alerts)
         return breach
+
+
+def _is_due(breach: Breach, made: Planned, tried: Mapping[tuple[OutPoint, ...], int]) -> bool:
+    """Each set of outputs once for each block, and again if it offers more than what was refused for its fee (sat)."""
+    if made.outpoints not in tried:
+        return True
+    underpaid = any(attempt.underpaid and attempt.outpoints == made.outpoints for attempt in breach.attempts)
+    return underpaid and made.fee_sat > tried[made.outpoints]
 
 
 def _is_lesser(other: Attempt, attempt: Attempt) -> bool:
