@@ -212,8 +212,11 @@ class Monitor:
         await self._act(case, step, env)
         over = ended or on.Over() in step.actions
         if step.close is not None:
-            told = self._tell(case, step.close, known, over)
-            await self._keep(case, StoredClose(case.stored.resolution, told, over))
+            before, resolution = case.stored.report, case.stored.resolution
+            rates, funding_sat = self._rates, known.params.funding_sat
+            told = report(step.close, funding_sat, resolution.attempts, resolution.fees, rates, over=over)
+            await self._keep(case, StoredClose(resolution, told, over))
+            self._tell(driver, before, told)
         if ended:
             await self._forget(driver.channel_key)
         elif over:
@@ -238,23 +241,20 @@ class Monitor:
             case.stored = self._stored[case.driver.channel_key] = now
         await self._store.commit([*writes, *changed])
 
-    def _tell(self, case: _Case, close: Close, known: Known, over: bool) -> CloseReport:
-        """The report, and events for what changed in it."""
-        resolution = case.stored.resolution
-        told = report(close, known.params.funding_sat, resolution.attempts, resolution.fees, self._rates, over=over)
-        before = {} if case.stored.report is None else {o.outpoint: o.status for o in case.stored.report.outputs}
-        for output in told.outputs:
-            if output.outpoint is not None and before.get(output.outpoint) != output.status:
+    def _tell(self, driver: Driver, before: CloseReport | None, now: CloseReport) -> None:
+        """Events for what changed in a report, once it can be read."""
+        statuses = {} if before is None else {output.outpoint: output.status for output in before.outputs}
+        for output in now.outputs:
+            if output.outpoint is not None and statuses.get(output.outpoint) != output.status:
                 self._bus.publish(
                     "onchain.output",
-                    f"{output.kind} of channel {case.driver.channel_id.hex()}, {output.amount_sat} sat: "
+                    f"{output.kind} of channel {driver.channel_id.hex()}, {output.amount_sat} sat: "
                     f"{output.status_text}",
-                    channel_id=case.driver.channel_id.hex(),
+                    channel_id=driver.channel_id.hex(),
                     outpoint=str(output.outpoint),
                     status=output.status,
                     amount_sat=output.amount_sat,
                 )
-        return told
 
     async def _act(self, case: _Case, step: on.Step, env: on.Env) -> None:
         """Carries out what a look led to, in order."""
