@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,10 +14,23 @@ from channeld.node import receive
 from channeld.node.channels import Driver
 from channeld.node.interface import NodeError
 from channeld.node.payment_record import PaymentRecord
-from tests.integration.world import TestNode, World, world_in
+from channeld.node.payment_views import InvoiceOrder
+from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
 
 CHANNEL_SAT = 1_000_000
 TOO_MUCH_MSAT = 2 * CHANNEL_SAT * 1000
+
+
+class Filled(dict[bytes, object]):
+    """What waits for more parts; `event`: something does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = asyncio.Event()
+
+    def __setitem__(self, key: bytes, value: object) -> None:
+        super().__setitem__(key, value)
+        self.event.set()
 
 
 class Twice:
@@ -38,6 +52,19 @@ class Twice:
             return parts
 
         monkeypatch.setattr(self.alice.runtime.payments._planner, "_plan", plan)
+
+    async def begin(self, bolt11: str) -> bytes:
+        """Returns the payment hash as soon as the payment exists."""
+        started = await self.alice.api.start_payment(InvoiceOrder(bolt11))
+        assert started.state == "in_flight"
+        return started.payment_hash
+
+    async def wait_part_failed(self, payment_hash: bytes) -> None:
+        async with asyncio.timeout(STEP_SECONDS):
+            async for update in self.alice.api.track_payment(payment_hash):
+                if update.attempt is not None and update.attempt.state == "failed":
+                    return
+        raise AssertionError("the payment is over")
 
     async def wait_failed(self, payment_hash: bytes) -> str:
         async def failed() -> str:
@@ -75,14 +102,14 @@ async def test_a_payment_that_no_channel_took_can_be_made_again(twice: Twice, mo
 async def test_a_refused_part_stays_refused_after_a_restart(twice: Twice, monkeypatch: pytest.MonkeyPatch) -> None:
     invoice = await twice.bob.api.create_invoice(1_000_000, "half of it comes")
     twice.plan(monkeypatch, TOO_MUCH_MSAT, 500_000)
-    payment = await twice.alice.api.pay(invoice.bolt11, timeout_seconds=0.05)
-    assert payment.state == "in_flight"
     receiver = twice.bob.runtime.receiver
-
-    async def arrived() -> bool:
-        return bool(receiver._sets)
-
-    await twice.bob.until(arrived)
+    filled = Filled()
+    monkeypatch.setattr(receiver, "_sets", filled)
+    payment_hash = await twice.begin(invoice.bolt11)
+    async with asyncio.timeout(STEP_SECONDS):
+        await filled.event.wait()
+    await twice.wait_part_failed(payment_hash)
+    assert (await twice.alice.api.cancel_payment(payment_hash)).state == "in_flight"
     await twice.alice.restart()
     receiver._fail_set(invoice.payment_hash, MppTimeout())
     assert await twice.wait_failed(invoice.payment_hash)
@@ -102,8 +129,9 @@ async def test_a_part_that_never_reached_its_channel_is_failed_at_the_next_start
             post(event, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(second, "post", lost)
-    payment = await twice.alice.api.pay(invoice.bolt11, timeout_seconds=0.5)
-    assert payment.state == "in_flight"
+    payment_hash = await twice.begin(invoice.bolt11)
+    await twice.wait_part_failed(payment_hash)  # the one that did reach its channel
+    assert (await twice.alice.api.cancel_payment(payment_hash)).state == "in_flight"
     await twice.alice.restart()
     assert await twice.wait_failed(invoice.payment_hash)
     for driver in twice.drivers():
