@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from channeld.channel.state import AwaitingFunding, Normal
+from channeld.bolt.messages import ErrorMessage
+from channeld.channel import events as ev
+from channeld.channel.chain import FORGET_UNFUNDED_AFTER_BLOCKS
+from channeld.channel.state import AwaitingFunding, Closed, Closing, Normal
 from channeld.node.openings import MAX_OPENINGS_PER_PEER, MAX_UNPROVEN, is_unproven, refusal
-from tests.machine.harness import Peer, confirm, fund, open_pair, seed_secrets, start_open
+from tests.machine.harness import Pair, Peer, confirm, fund, open_pair, seed_secrets, start_open
 
 
 def test_a_channel_is_proven_by_its_funding_transaction() -> None:
@@ -36,6 +39,29 @@ def test_a_proposal_alone_proves_nothing() -> None:
     assert is_unproven(pair.bob.state), "whatever funding_created names may never come"
     confirm(pair)
     assert not is_unproven(pair.bob.state)
+
+
+def phantom() -> Pair:
+    """The opener promised the fundee money, forgot the channel, and never published its funding transaction."""
+    alice, bob = (Peer(name, seed_secrets(name, 7)) for name in ("alice", "bob"))
+    pair = start_open(alice, bob, push_msat=300_000_000)
+    fund(pair)
+    pair.bob.step(ev.PeerMessage(ErrorMessage(pair.bob.funded.params.channel_id, b"unknown channel")))
+    return pair
+
+
+def test_phantoms_that_are_closing_count_until_they_are_forgotten() -> None:
+    """What we were promised is at stake, so our commitment is published as soon as it can be. The funding transaction
+    that never comes cost the opener nothing."""
+    bob = phantom().bob
+    assert isinstance(bob.state, Closing)
+    assert is_unproven(bob.state)
+    assert "unfinished" in refusal([bob.state] * MAX_OPENINGS_PER_PEER, [], has_stake=True)
+    assert "try again later" in refusal([], [bob.state] * MAX_UNPROVEN, has_stake=False)
+    bob.height += FORGET_UNFUNDED_AFTER_BLOCKS
+    bob.step(ev.NewBlock())
+    assert isinstance(bob.state, Closed)
+    assert not is_unproven(bob.state)
 
 
 def test_limits() -> None:
