@@ -12,8 +12,8 @@ from channeld.cli.channel_commands import CHANNEL_HELP, resolve
 from channeld.cli.command import duration_parser, node_parser, parser
 from channeld.cli.ids import NodeAddress
 from channeld.cli.session import Session
+from channeld.defaults import default_fee_limit_msat
 
-LEAST_FEE_LIMIT_MSAT = 10_000
 FEE_LIMIT_HELP = "The most that the payment may cost besides."
 FEE_LIMIT_DEFAULT = "1 % of the amount, at least 10 sat"
 TIMEOUT_SECONDS = 60
@@ -96,4 +96,4 @@ class Limits(NamedTuple):
 
     def fee_limit_msat(self, amount_msat: int) -> int:
         """As the daemon would choose it, so that it can be told beforehand."""
-        return max(LEAST_FEE_LIMIT_MSAT, amount_msat // 100) if self.max_fee_msat is None else self.max_fee_msat
+        return default_fee_limit_msat(amount_msat) if self.max_fee_msat is None else self.max_fee_msat

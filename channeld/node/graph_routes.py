@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from channeld.bolt.invoice import Invoice, InvoiceError, decode_invoice
 from channeld.bolt.primitives import format_short_channel_id
+from channeld.defaults import default_fee_limit_msat
 from channeld.node.graph_views import CandidateView, RouteHopView, RouteQuery, RoutesView, RouteView
 from channeld.node.interface import NodeError
 from channeld.routing.hints import hint_edges
@@ -24,7 +25,6 @@ from channeld.routing.values import (
     NoRoute,
     Route,
     RouteRequest,
-    default_fee_limit_msat,
 )
 from wallet.bitcoin.address import Network
 

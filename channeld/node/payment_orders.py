@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from channeld.bolt.features import unknown_required
 from channeld.bolt.invoice import SUPPORTED_FEATURES, Invoice, InvoiceError, decode_invoice
 from channeld.channel.state import Normal
+from channeld.defaults import default_fee_limit_msat
 from channeld.node import views
 from channeld.node.interface import NodeError
 from channeld.node.payment_record import MAX_CLTV_BLOCKS, MAX_PARTS, PaymentRecord
@@ -26,7 +27,7 @@ from channeld.node.payment_views import (
     ProbeOrder,
     RebalanceOrder,
 )
-from channeld.routing.values import MAX_AMOUNT_MSAT, default_fee_limit_msat
+from channeld.routing.values import MAX_AMOUNT_MSAT
 from wallet.bitcoin.address import Network
 
 if TYPE_CHECKING:

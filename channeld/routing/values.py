@@ -28,14 +28,6 @@ FREE_FEE_MSAT = 1_000_000
 """The default fee limit of small payments; that of large ones is the amount itself."""
 
 
-LEAST_FEE_LIMIT_MSAT = 10_000
-
-
-def default_fee_limit_msat(amount_msat: int) -> int:
-    """What a payment may cost where nobody said: 1 % of it, but at least `LEAST_FEE_LIMIT_MSAT`."""
-    return max(LEAST_FEE_LIMIT_MSAT, amount_msat // 100)
-
-
 class EdgeKey(NamedTuple):
     """One direction of a channel; 0 is from the lexicographically lesser node id. BOLT 7, `channel_update`."""
 
