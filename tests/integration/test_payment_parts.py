@@ -109,8 +109,9 @@ async def test_a_refused_part_stays_refused_after_a_restart(twice: Twice, monkey
     async with asyncio.timeout(STEP_SECONDS):
         await filled.event.wait()
     await twice.wait_part_failed(payment_hash)
-    assert (await twice.alice.api.cancel_payment(payment_hash)).state == "in_flight"
     await twice.alice.restart()
+    # Only now: it would store the refusal, too.
+    assert (await twice.alice.api.cancel_payment(payment_hash)).state == "in_flight"
     receiver._fail_set(invoice.payment_hash, MppTimeout())
     assert await twice.wait_failed(invoice.payment_hash)
 
