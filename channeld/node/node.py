@@ -177,6 +177,11 @@ class Node:
         """How a channel ended, or is ending on chain."""
         channel = await self.runtime.verbs.get(channel_id)
         told = await self.runtime.monitor.explain(channel_id)
+        if told is None and channel.phase == "closing" and channel.closing_txid is not None:
+            raise NodeError(
+                "failed_precondition",
+                f"the close of channel {channel_id.hex()} was not looked at yet: {channel.status}",
+            )
         if told is None:
             raise NodeError(
                 "failed_precondition", f"channel {channel_id.hex()} is not closed on chain: {channel.status}"
