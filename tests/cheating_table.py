@@ -21,8 +21,8 @@ def check(scenario: str, victim: Victim, ending: Ending) -> None:
     told = _told(scenario, victim.watcher)
     owned_sat, claimed_sat, victim_sat, taken_sat, commitment_sat, justice_sat, _ = told
     assert measured[:2] == [owned_sat, claimed_sat]
-    # Fees are what varies: by the order in which transactions meet in the mempool.
-    fees_sat = TOLERANCE_SAT + justice_sat * 6 // 10
+    # Fees are what varies: a bid is raised as often as a rival or the mempool's minimum is met before the next block.
+    fees_sat = TOLERANCE_SAT + 4 * justice_sat
     assert abs(measured[2] - victim_sat) <= fees_sat, (measured, told)
     assert abs(measured[3] - taken_sat) <= TOLERANCE_SAT, (measured, told)
     assert abs(measured[4] - commitment_sat) <= TOLERANCE_SAT // 4, (measured, told)

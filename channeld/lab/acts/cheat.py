@@ -149,7 +149,15 @@ async def _tell(
         left = [output for output in answer.outputs if output.kind != "anchor" and not output.spent_height]
         return None if left else answer
 
-    answer = await alice.wait_until(explained)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                answer = await explained()
+                if answer is not None:
+                    break
+                await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError:
+        raise DemoFailed("Alice never finds out what became of her channel") from None
     if answer.kind != "revoked":
         raise DemoFailed(f"Alice takes the cheat for something else: {answer.kind}")
     taken = [output for output in answer.outputs if output.spent_height and output.taken_by == "local"]
