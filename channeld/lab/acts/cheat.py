@@ -23,6 +23,8 @@ CAPACITY_SAT = 1_000_000
 LENT_SAT = 700_000
 GIVEN_BACK_SAT = 650_000
 PATIENCE_SECONDS = 30.0
+PATIENT_BLOCKS = 10
+BLOCK_SECONDS = 3.0
 
 
 async def play(stage: Stage) -> Ledger:
@@ -139,25 +141,31 @@ async def _tell(
     """What Alice finds, booked."""
     request = channels_pb2.GetClosingRequest(channel_id=channel.channel_id)
 
+    seen: list[str] = []
+
     async def explained() -> channels_pb2.GetClosingResponse | None:
         try:
             answer = await alice.client.channels.GetClosing(request)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                seen[:] = [str(error.details())]
                 return None  # her node has only just come back: it has not looked at the close yet
             raise
         left = [output for output in answer.outputs if output.kind != "anchor" and not output.spent_height]
+        seen[:] = [f"{output.kind} is {output.status_text}" for output in left]
         return None if left else answer
 
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while True:
-                answer = await explained()
-                if answer is not None:
-                    break
-                await asyncio.sleep(LOOK_SECONDS)
-    except TimeoutError:
-        raise DemoFailed("Alice never finds out what became of her channel") from None
+    answer = None
+    for _ in range(PATIENT_BLOCKS):
+        try:
+            async with asyncio.timeout(BLOCK_SECONDS):
+                while answer is None:
+                    answer = await explained()
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            await stage.lab.mine(1)  # she looks at what is left to do at every block
+    if answer is None:
+        raise DemoFailed(f"Alice never finds out what became of her channel: {seen}")
     if answer.kind != "revoked":
         raise DemoFailed(f"Alice takes the cheat for something else: {answer.kind}")
     taken = [output for output in answer.outputs if output.spent_height and output.taken_by == "local"]
