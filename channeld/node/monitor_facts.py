@@ -41,11 +41,12 @@ class Facts:
         writes: list[Write] = []
         outputs, funding = self._outputs, self._watches.channel_of
         for txin in tx.inputs:
-            outpoint = txin.outpoint
-            known = outputs.get(outpoint)
-            channel_key = funding(outpoint) if known is None else known[0]
-            if channel_key is not None:
-                writes += self._keep(channel_key, Fact(height, txid, tx), position)
+            # An output of one channel's close may fund another channel: its spend concerns both.
+            known, funded = outputs.get(txin.outpoint), funding(txin.outpoint)
+            if known is not None:
+                writes += self._keep(known[0], Fact(height, txid, tx), position)
+            if funded is not None:
+                writes += self._keep(funded, Fact(height, txid, tx), position)
         return writes
 
     def _keep(self, channel_key: int, fact: Fact, position: int) -> list[Write]:

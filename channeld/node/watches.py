@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 from sqlalchemy import Connection, select
@@ -11,6 +11,8 @@ from sqlalchemy import Connection, select
 from channeld.channel import events as ev
 from channeld.storage import Write, rows, tables
 from wallet.bitcoin import OutPoint, Tx
+
+_Key = TypeVar("_Key", bytes, OutPoint)
 
 
 class Watch(Struct):
@@ -68,7 +70,7 @@ class Watches:
     def __init__(self) -> None:
         self._by_key: dict[int, Watch] = {}
         self._by_outpoint: dict[OutPoint, Watch] = {}
-        self._by_txid: dict[bytes, Watch] = {}
+        self._by_txid: dict[bytes, list[Watch]] = {}
         self._by_input: dict[OutPoint, list[Watch]] = {}
 
     def load(self, connection: Connection) -> None:
@@ -113,7 +115,7 @@ class Watches:
     def _insert(self, watch: Watch) -> None:
         self._by_key[watch.channel_key] = watch
         self._by_outpoint[watch.outpoint] = watch
-        self._by_txid[watch.outpoint.txid] = watch
+        self._by_txid.setdefault(watch.outpoint.txid, []).append(watch)
         self._know_inputs(watch, watch.inputs)
 
     def remove(self, channel_key: int) -> list[Write]:
@@ -122,11 +124,9 @@ class Watches:
         if watch is None:
             return []
         del self._by_outpoint[watch.outpoint]
-        self._by_txid.pop(watch.outpoint.txid, None)
+        _take_out(self._by_txid, watch.outpoint.txid, watch)
         for spent in watch.inputs:
-            self._by_input[spent].remove(watch)
-            if not self._by_input[spent]:
-                del self._by_input[spent]
+            _take_out(self._by_input, spent, watch)
         return [rows.FORGET_WATCH(channel_key)]
 
     def get(self, channel_key: int) -> Watch | None:
@@ -143,13 +143,13 @@ class Watches:
     def scan(self, tx: Tx, txid: bytes, height: int, tx_index: int) -> list[Write]:
         """A transaction is in the block at `height`: is it a funding, does it spend one, or what one should spend?"""
         writes = []
-        watch = self._by_txid.get(txid)
-        if watch is not None and _pays(tx, watch):
-            watch.confirmed_height, watch.tx_index, watch.news = height, tx_index, True
-            watch.amount_sat = tx.outputs[watch.outpoint.vout].value_sat
-            if not watch.inputs:
-                self._know_inputs(watch, tx.spends())
-            writes.append(watch.row())
+        for watch in self._by_txid.get(txid, ()):
+            if _pays(tx, watch):
+                watch.confirmed_height, watch.tx_index, watch.news = height, tx_index, True
+                watch.amount_sat = tx.outputs[watch.outpoint.vout].value_sat
+                if not watch.inputs:
+                    self._know_inputs(watch, tx.spends())
+                writes.append(watch.row())
         for txin in tx.inputs:
             for robbed in self._by_input.get(txin.outpoint, ()):
                 if robbed.outpoint.txid != txid:
@@ -200,6 +200,13 @@ class Watches:
                 spent_depth = 0 if watch.spent_height is None else height - watch.spent_height + 1
                 spent = ev.FundingSpent(watch.spending_tx, watch.spent_height, spent_depth)
                 yield ChannelFact(watch.channel_key, spent)
+
+
+def _take_out(watches: dict[_Key, list[Watch]], key: _Key, watch: Watch) -> None:
+    """One of those under a key; a key without any goes."""
+    watches[key].remove(watch)
+    if not watches[key]:
+        del watches[key]
 
 
 def _outpoints(data: bytes) -> tuple[OutPoint, ...]:
