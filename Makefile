@@ -9,7 +9,7 @@ TARGET ?= all
 .PHONY: demo test bench fuzz lint proto clean help
 
 help:
-	@echo "make demo   daemons on a private chain: a channel's life, a network that loses a node, every satoshi explained"
+	@echo "make demo   daemons on a private chain: a channel's life, a network that loses a node, a cheat punished"
 	@echo "make test   the whole test suite"
 	@echo "make bench  speed and memory, beside the crypto floor of this machine"
 	@echo "make fuzz   look for inputs that break a decoder: MINUTES=1 for each, TARGET=all"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from channeld.lab.acts import channel, network
+from channeld.lab.acts import channel, cheat, network
 from channeld.lab.ledger import Ledger
 from channeld.lab.stage import Stage
 
@@ -13,4 +13,5 @@ Act = Callable[[Stage], Awaitable[Ledger]]
 ACTS: tuple[tuple[str, Act], ...] = (
     ("a channel", channel.play),
     ("a network", network.play),
+    ("a cheat", cheat.play),
 )

@@ -23,8 +23,6 @@ CAPACITY_SAT = 1_000_000
 LENT_SAT = 700_000
 GIVEN_BACK_SAT = 650_000
 PATIENCE_SECONDS = 30.0
-PATIENT_BLOCKS = 10
-BLOCK_SECONDS = 3.0
 
 
 async def play(stage: Stage) -> Ledger:
@@ -130,6 +128,29 @@ def _contested(commitment: Tx) -> list[int]:
     return [vout for vout, output in enumerate(commitment.outputs) if output.value_sat > 330]
 
 
+async def _explained(alice: DaemonProcess, channel: channels_pb2.Channel) -> channels_pb2.GetClosingResponse:
+    """What she says of the close, once she has looked at all of it."""
+    request = channels_pb2.GetClosingRequest(channel_id=channel.channel_id)
+    said = "nothing"
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                try:
+                    answer = await alice.client.channels.GetClosing(request)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                        raise
+                    said = str(error.details())  # she has only just come back
+                else:
+                    left = [output for output in answer.outputs if output.kind != "anchor" and not output.spent_height]
+                    if not left:
+                        return answer
+                    said = "; ".join(f"{output.kind} is {output.status_text}" for output in left)
+                await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError:
+        raise DemoFailed(f"Alice never finds out what became of her channel: {said}") from None
+
+
 async def _tell(
     stage: Stage,
     alice: DaemonProcess,
@@ -139,33 +160,7 @@ async def _tell(
     ledger: Ledger,
 ) -> None:
     """What Alice finds, booked."""
-    request = channels_pb2.GetClosingRequest(channel_id=channel.channel_id)
-
-    seen: list[str] = []
-
-    async def explained() -> channels_pb2.GetClosingResponse | None:
-        try:
-            answer = await alice.client.channels.GetClosing(request)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                seen[:] = [str(error.details())]
-                return None  # her node has only just come back: it has not looked at the close yet
-            raise
-        left = [output for output in answer.outputs if output.kind != "anchor" and not output.spent_height]
-        seen[:] = [f"{output.kind} is {output.status_text}" for output in left]
-        return None if left else answer
-
-    answer = None
-    for _ in range(PATIENT_BLOCKS):
-        try:
-            async with asyncio.timeout(BLOCK_SECONDS):
-                while answer is None:
-                    answer = await explained()
-                    await asyncio.sleep(LOOK_SECONDS)
-        except TimeoutError:
-            await stage.lab.mine(1)  # she looks at what is left to do at every block
-    if answer is None:
-        raise DemoFailed(f"Alice never finds out what became of her channel: {seen}")
+    answer = await _explained(alice, channel)
     if answer.kind != "revoked":
         raise DemoFailed(f"Alice takes the cheat for something else: {answer.kind}")
     taken = [output for output in answer.outputs if output.spent_height and output.taken_by == "local"]
