@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from channeld.cli.amounts import FormatError, parse_duration, parse_feerate, parse_positive_msat, parse_sat
+from channeld.cli.amounts import FormatError, parse_duration, parse_feerate, parse_msat, parse_positive_msat, parse_sat
 from channeld.cli.failures import FAILED, CliError
-from channeld.cli.ids import parse_hash, parse_node_address
+from channeld.cli.ids import parse_hash, parse_hash_prefix, parse_node_address
 from channeld.cli.session import Session, Settings
 
 T = TypeVar("T")
@@ -35,9 +36,11 @@ def parser(function: Callable[[str], T]) -> Callable[[str | T], T]:
 
 sat_parser = parser(parse_sat)
 msat_parser = parser(parse_positive_msat)
+any_msat_parser = parser(parse_msat)
 feerate_parser = parser(parse_feerate)
 duration_parser = parser(parse_duration)
 node_parser = parser(parse_node_address)
+payment_hash_parser = parser(lambda text: parse_hash_prefix(text, "a payment hash"))
 AMOUNT_HELP = "1000sat, 0.01btc or 5000msat; no unit means sat."
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -69,17 +72,29 @@ def hash_parser(what: str) -> Callable[[str | bytes], bytes]:
     return parser(lambda text: parse_hash(text, what))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """Options that several commands have: a command with a parameter of such a type has an option for each field."""
+
+
 def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callable[[F], F]:
-    """Adds the function to `app`. Its first parameter is a `Session`, the others are typer's."""
+    """Adds the function to `app`. Its first parameter is a `Session`, the others are typer's or an `OptionGroup`."""
 
     def decorate(function: F) -> F:
         hints = get_type_hints(function, include_extras=True)
-        own = [
-            parameter.replace(annotation=hints[parameter.name])
-            for parameter in list(inspect.signature(function).parameters.values())[1:]
-        ]
+        own: list[inspect.Parameter] = []
+        groups: dict[str, type[OptionGroup]] = {}
+        for parameter in list(inspect.signature(function).parameters.values())[1:]:
+            hint = hints[parameter.name]
+            if isinstance(hint, type) and issubclass(hint, OptionGroup):
+                groups[parameter.name] = hint
+                own += _options_of(hint)
+            else:
+                own.append(parameter.replace(annotation=hint))
 
         def run(context: typer.Context, **values: Any) -> None:
+            for parameter_name, group in groups.items():
+                values[parameter_name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
             _run(context, function, values)
 
         _describe(run, own)
@@ -87,6 +102,15 @@ def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callabl
         return function
 
     return decorate
+
+
+def _options_of(group: type[OptionGroup]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [
+        inspect.Parameter(field.name, kind, default=field.default, annotation=hints[field.name])
+        for field in fields(group)
+    ]
 
 
 def default_command(app: typer.Typer, function: Callable[[Session], None]) -> None:

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from channeld.cli import amounts
-from channeld.cli.command import AMOUNT_HELP, KeyOption, command, duration_parser, hash_parser, msat_parser, parser
+from channeld.cli.command import (
+    AMOUNT_HELP,
+    KeyOption,
+    command,
+    duration_parser,
+    hash_parser,
+    msat_parser,
+    payment_hash_parser,
+)
 from channeld.cli.failures import NOT_FOUND, USAGE, CliError
-from channeld.cli.ids import HASH_HEX, parse_hash_prefix, pick
+from channeld.cli.ids import HASH_HEX, pick
 from channeld.cli.output import Column, Id
 from channeld.cli.session import Session
 
@@ -35,9 +43,49 @@ CltvOption = Annotated[
 HashArgument = Annotated[
     str,
     typer.Argument(
-        parser=parser(lambda text: parse_hash_prefix(text, "a payment hash")),
+        parser=payment_hash_parser,
         metavar="HASH",
         help="The payment hash, or the first few characters of it.",
+        show_default=False,
+    ),
+]
+ExpiryOption = Annotated[
+    int,
+    typer.Option(
+        "--expiry",
+        parser=duration_parser,
+        metavar="TIME",
+        show_default="1h",
+        help="How long it can be paid: 30m, 12h, 7d.",
+    ),
+]
+DescriptionHashOption = Annotated[
+    bytes | None,
+    typer.Option(
+        "--description-hash",
+        parser=hash_parser("a description hash"),
+        metavar="HEX",
+        help="SHA-256 of a longer description, which the payer has; instead of one.",
+        show_default=False,
+    ),
+]
+PreimageOption = Annotated[
+    bytes | None,
+    typer.Option(
+        "--preimage",
+        parser=hash_parser("a preimage"),
+        metavar="HEX",
+        help="Use this secret; without it the daemon draws one, as it should.",
+        show_default=False,
+    ),
+]
+PaymentHashOption = Annotated[
+    bytes | None,
+    typer.Option(
+        "--hash",
+        parser=hash_parser("a payment hash"),
+        metavar="HEX",
+        help="Of a preimage that somebody else has; it makes a hold invoice.",
         show_default=False,
     ),
 ]
@@ -58,49 +106,13 @@ def create(
     description: Annotated[
         str, typer.Option("--description", "-d", "--memo", metavar="TEXT", help="What it is for.", show_default=False)
     ] = "",
-    expiry: Annotated[
-        int,
-        typer.Option(
-            "--expiry",
-            parser=duration_parser,
-            metavar="TIME",
-            show_default="1h",
-            help="How long it can be paid: 30m, 12h, 7d.",
-        ),
-    ] = 3600,  # seconds
-    description_hash: Annotated[
-        bytes | None,
-        typer.Option(
-            "--description-hash",
-            parser=hash_parser("a description hash"),
-            metavar="HEX",
-            help="SHA-256 of a longer description, which the payer has; instead of one.",
-            show_default=False,
-        ),
-    ] = None,
-    preimage: Annotated[
-        bytes | None,
-        typer.Option(
-            "--preimage",
-            parser=hash_parser("a preimage"),
-            metavar="HEX",
-            help="Use this secret; without it the daemon draws one, as it should.",
-            show_default=False,
-        ),
-    ] = None,
+    expiry: ExpiryOption = 3600,  # seconds
+    description_hash: DescriptionHashOption = None,
+    preimage: PreimageOption = None,
     hold: Annotated[
         bool, typer.Option("--hold", help="Let the payment wait for `invoice settle` or `invoice cancel`.")
     ] = False,
-    payment_hash: Annotated[
-        bytes | None,
-        typer.Option(
-            "--hash",
-            parser=hash_parser("a payment hash"),
-            metavar="HEX",
-            help="Of a preimage that somebody else has; it makes a hold invoice.",
-            show_default=False,
-        ),
-    ] = None,
+    payment_hash: PaymentHashOption = None,
     cltv_delta: CltvOption = None,
     idempotency_key: KeyOption = "",
 ) -> None:
@@ -253,7 +265,7 @@ def settle(
         str | None,
         typer.Option(
             "--hash",
-            parser=parser(lambda text: parse_hash_prefix(text, "a payment hash")),
+            parser=payment_hash_parser,
             metavar="HASH",
             help="Instead, if the daemon made the preimage: the payment hash, or the first few characters of it.",
             show_default=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -14,20 +15,22 @@ from channeld.cli import (
     peer_commands,
     wallet_commands,
 )
-from channeld.cli.amounts import parse_msat
 from channeld.cli.command import (
     FeerateOption,
     KeyOption,
+    OptionGroup,
     YesFlag,
+    any_msat_parser,
     command,
     duration_parser,
     hash_parser,
+    msat_parser,
     node_parser,
-    parser,
+    payment_hash_parser,
     sat_parser,
 )
 from channeld.cli.failures import USAGE, CliError
-from channeld.cli.ids import NodeAddress, parse_hash_prefix, parse_host_port
+from channeld.cli.ids import NodeAddress, parse_host_port
 from channeld.cli.session import Session
 
 if TYPE_CHECKING:
@@ -36,17 +39,33 @@ if TYPE_CHECKING:
 PANEL = "As in lncli"
 T = TypeVar("T")
 
-_any_msat = parser(parse_msat)
-_payment_hash = parser(lambda text: parse_hash_prefix(text, "a payment hash"))
 
 NodeText = Annotated[NodeAddress | None, typer.Argument(parser=node_parser, metavar="[NODE_KEY]", show_default=False)]
 SatArgument = Annotated[int | None, typer.Argument(parser=sat_parser, metavar="[AMT]", show_default=False)]
 SatFlag = Annotated[int | None, typer.Option("--amt", parser=sat_parser, metavar="AMT", show_default=False)]
+DestinationText = Annotated[
+    NodeAddress | None, typer.Argument(parser=node_parser, metavar="[DEST]", show_default=False)
+]
+AmountText = Annotated[int | None, typer.Argument(parser=msat_parser, metavar="[AMT]", show_default=False)]
+AmountFlag = Annotated[int | None, typer.Option("--amt", parser=msat_parser, metavar="AMT", show_default=False)]
+LastHopFlag = Annotated[
+    NodeAddress | None,
+    typer.Option("--last_hop", "--last-hop", parser=node_parser, metavar="KEY", show_default=False),
+]
 InvoiceText = Annotated[str | None, typer.Argument(metavar="[PAY_REQ]", show_default=False)]
 InvoiceFlag = Annotated[str | None, typer.Option("--pay_req", metavar="PAY_REQ", show_default=False)]
-HashText = Annotated[str | None, typer.Argument(parser=_payment_hash, metavar="[RHASH]", show_default=False)]
+HashText = Annotated[str | None, typer.Argument(parser=payment_hash_parser, metavar="[RHASH]", show_default=False)]
 HashFlag = Annotated[
-    str | None, typer.Option("--rhash", "--paymenthash", parser=_payment_hash, metavar="RHASH", show_default=False)
+    str | None,
+    typer.Option("--rhash", "--paymenthash", parser=payment_hash_parser, metavar="RHASH", show_default=False),
+]
+PreimageText = Annotated[
+    bytes | None,
+    typer.Argument(parser=hash_parser("a preimage"), metavar="[PREIMAGE]", show_default=False),
+]
+PreimageFlag = Annotated[
+    bytes | None,
+    typer.Option("--preimage", parser=hash_parser("a preimage"), metavar="HEX", show_default=False),
 ]
 ForceFlag = Annotated[bool, typer.Option("--force", "-f", "--yes", help="Do not ask before money moves.")]
 BlockFlag = Annotated[bool, typer.Option("--block", help="Wait until it is done, and show what goes on.")]
@@ -85,7 +104,9 @@ def openchannel(
     session: Session,
     node_key_: NodeText = None,
     local_amt_: SatArgument = None,
-    push_amt_: Annotated[int | None, typer.Argument(parser=_any_msat, metavar="[PUSH_AMT]", show_default=False)] = None,
+    push_amt_: Annotated[
+        int | None, typer.Argument(parser=any_msat_parser, metavar="[PUSH_AMT]", show_default=False)
+    ] = None,
     node_key: Annotated[
         NodeAddress | None,
         typer.Option("--node_key", "--node-key", parser=node_parser, metavar="NODE_KEY", show_default=False),
@@ -96,7 +117,7 @@ def openchannel(
     ] = None,
     push_amt: Annotated[
         int | None,
-        typer.Option("--push_amt", "--push-amt", parser=_any_msat, metavar="AMT", show_default=False),
+        typer.Option("--push_amt", "--push-amt", parser=any_msat_parser, metavar="AMT", show_default=False),
     ] = None,
     connect: Annotated[
         str | None, typer.Option("--connect", metavar="HOST:PORT", help="Connect there first.", show_default=False)
@@ -199,21 +220,18 @@ def closechannel(
     )
 
 
-def addinvoice(
-    session: Session,
-    value: Annotated[int | None, typer.Argument(parser=_any_msat, metavar="[VALUE]", show_default=False)] = None,
-    preimage_: Annotated[
-        bytes | None,
-        typer.Argument(parser=hash_parser("a preimage"), metavar="[PREIMAGE]", show_default=False),
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class LndInvoice(OptionGroup):
+    """lncli's options for what an invoice says."""
+
     amt: Annotated[
-        int | None, typer.Option("--amt", parser=_any_msat, metavar="AMT", help="0: any.", show_default=False)
-    ] = None,
-    amt_msat: Annotated[int | None, typer.Option("--amt_msat", "--amt-msat", min=0, show_default=False)] = None,
-    memo: Annotated[str, typer.Option("--memo", metavar="TEXT", help="What it is for.", show_default=False)] = "",
-    expiry: Annotated[
-        int, typer.Option("--expiry", parser=duration_parser, metavar="TIME", show_default="1h")
-    ] = 3600,  # seconds
+        int | None, typer.Option("--amt", parser=any_msat_parser, metavar="AMT", help="0: any.", show_default=False)
+    ] = None
+    amt_msat: Annotated[int | None, typer.Option("--amt_msat", "--amt-msat", min=0, show_default=False)] = None
+    memo: Annotated[str, typer.Option("--memo", metavar="TEXT", help="What it is for.", show_default=False)] = ""
+    expiry: Annotated[int, typer.Option("--expiry", parser=duration_parser, metavar="TIME", show_default="1h")] = (
+        3600  # seconds
+    )
     description_hash: Annotated[
         bytes | None,
         typer.Option(
@@ -223,23 +241,31 @@ def addinvoice(
             metavar="HEX",
             show_default=False,
         ),
-    ] = None,
-    preimage: Annotated[
-        bytes | None,
-        typer.Option("--preimage", parser=hash_parser("a preimage"), metavar="HEX", show_default=False),
-    ] = None,
+    ] = None
+
+    def amount_msat(self, value: int | None) -> int | None:
+        """The amount, however it is given; `value` is the argument. None: any. Raises `CliError`."""
+        given = [amount for amount in (value, self.amt, self.amt_msat) if amount is not None]
+        if len(given) > 1:
+            raise CliError("The amount is given more than once.", "", USAGE)
+        return (given[0] if given else 0) or None
+
+
+def addinvoice(
+    session: Session,
+    value: Annotated[int | None, typer.Argument(parser=any_msat_parser, metavar="[VALUE]", show_default=False)] = None,
+    preimage_: PreimageText = None,
+    invoice: LndInvoice = LndInvoice(),
+    preimage: PreimageFlag = None,
     idempotency_key: KeyOption = "",
 ) -> None:
     """As `invoice create`."""
-    given = [amount for amount in (value, amt, amt_msat) if amount is not None]
-    if len(given) > 1:
-        raise CliError("The amount is given more than once.", "", USAGE)
     invoice_commands.create_invoice(
         session,
-        (given[0] if given else 0) or None,
-        memo,
-        expiry,
-        description_hash,
+        invoice.amount_msat(value),
+        invoice.memo,
+        invoice.expiry,
+        invoice.description_hash,
         either(preimage_, preimage, "The preimage") if preimage_ is not None else preimage,
         idempotency_key,
     )
@@ -250,38 +276,20 @@ def addholdinvoice(
     hash_: Annotated[
         bytes | None, typer.Argument(parser=hash_parser("a payment hash"), metavar="[HASH]", show_default=False)
     ] = None,
-    value: Annotated[int | None, typer.Argument(parser=_any_msat, metavar="[AMT]", show_default=False)] = None,
-    amt: Annotated[
-        int | None, typer.Option("--amt", parser=_any_msat, metavar="AMT", help="0: any.", show_default=False)
-    ] = None,
-    amt_msat: Annotated[int | None, typer.Option("--amt_msat", "--amt-msat", min=0, show_default=False)] = None,
-    memo: Annotated[str, typer.Option("--memo", metavar="TEXT", help="What it is for.", show_default=False)] = "",
-    expiry: Annotated[
-        int, typer.Option("--expiry", parser=duration_parser, metavar="TIME", show_default="1h")
-    ] = 3600,  # seconds
-    description_hash: Annotated[
-        bytes | None,
-        typer.Option(
-            "--description_hash",
-            "--description-hash",
-            parser=hash_parser("a description hash"),
-            metavar="HEX",
-            show_default=False,
-        ),
-    ] = None,
+    value: Annotated[int | None, typer.Argument(parser=any_msat_parser, metavar="[AMT]", show_default=False)] = None,
+    invoice: LndInvoice = LndInvoice(),
     cltv_delta: invoice_commands.CltvOption = None,
     idempotency_key: KeyOption = "",
 ) -> None:
     """As `invoice create --hold --hash`."""
-    given = [amount for amount in (value, amt, amt_msat) if amount is not None]
-    if hash_ is None or len(given) > 1:
-        raise CliError("Give a payment hash, and the amount at most once.", "", USAGE)
+    if hash_ is None:
+        raise CliError("The payment hash is missing.", "Add --help to see how to write it.", USAGE)
     invoice_commands.create_invoice(
         session,
-        (given[0] if given else 0) or None,
-        memo,
-        expiry,
-        description_hash,
+        invoice.amount_msat(value),
+        invoice.memo,
+        invoice.expiry,
+        invoice.description_hash,
         None,
         idempotency_key,
         hold=True,
@@ -292,14 +300,8 @@ def addholdinvoice(
 
 def settleinvoice(
     session: Session,
-    preimage_: Annotated[
-        bytes | None,
-        typer.Argument(parser=hash_parser("a preimage"), metavar="[PREIMAGE]", show_default=False),
-    ] = None,
-    preimage: Annotated[
-        bytes | None,
-        typer.Option("--preimage", parser=hash_parser("a preimage"), metavar="HEX", show_default=False),
-    ] = None,
+    preimage_: PreimageText = None,
+    preimage: PreimageFlag = None,
 ) -> None:
     """As `invoice settle`."""
     invoice_commands.settle_invoice(session, either(preimage_, preimage, "The preimage"), None)

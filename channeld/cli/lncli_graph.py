@@ -10,18 +10,16 @@ import typer
 
 from channeld.cli import amounts, forward_commands, graph_commands, route_commands
 from channeld.cli.amounts import FormatError
-from channeld.cli.command import command, msat_parser, node_parser, parser
+from channeld.cli.command import any_msat_parser, command, node_parser, parser
 from channeld.cli.failures import USAGE, CliError
 from channeld.cli.ids import NodeAddress
-from channeld.cli.lncli import PANEL, either
+from channeld.cli.lncli import PANEL, AmountFlag, AmountText, DestinationText, LastHopFlag, either
 from channeld.cli.route_commands import Limits, NodeOrChannel
 from channeld.cli.session import Session
 
 MILLION = 1_000_000
 DAY_SECONDS = 86_400
 MOST_FORWARDS = 10_000
-
-_any_msat = parser(amounts.parse_msat)
 
 NodeText = Annotated[NodeAddress | None, typer.Argument(parser=node_parser, metavar="[PUB_KEY]", show_default=False)]
 NodeFlag = Annotated[
@@ -57,17 +55,15 @@ def getchaninfo(
 
 def queryroutes(
     session: Session,
-    dest_: Annotated[
-        NodeAddress | None, typer.Argument(parser=node_parser, metavar="[DEST]", show_default=False)
-    ] = None,
-    amt_: Annotated[int | None, typer.Argument(parser=msat_parser, metavar="[AMT]", show_default=False)] = None,
+    dest_: DestinationText = None,
+    amt_: AmountText = None,
     dest: Annotated[
         NodeAddress | None, typer.Option("--dest", parser=node_parser, metavar="DEST", show_default=False)
     ] = None,
-    amt: Annotated[int | None, typer.Option("--amt", parser=msat_parser, metavar="AMT", show_default=False)] = None,
+    amt: AmountFlag = None,
     fee_limit: Annotated[
         int | None,
-        typer.Option("--fee_limit", "--fee-limit", parser=_any_msat, metavar="AMT", show_default=False),
+        typer.Option("--fee_limit", "--fee-limit", parser=any_msat_parser, metavar="AMT", show_default=False),
     ] = None,
     cltv_limit: Annotated[
         int | None, typer.Option("--cltv_limit", "--cltv-limit", min=1, metavar="BLOCKS", show_default=False)
@@ -86,10 +82,7 @@ def queryroutes(
             show_default=False,
         ),
     ] = None,
-    last_hop: Annotated[
-        NodeAddress | None,
-        typer.Option("--last_hop", "--last-hop", parser=node_parser, metavar="KEY", show_default=False),
-    ] = None,
+    last_hop: LastHopFlag = None,
     ignore_node: Annotated[
         list[NodeAddress] | None,
         typer.Option("--ignore_node", "--ignore-node", parser=node_parser, metavar="KEY", show_default=False),
@@ -101,9 +94,9 @@ def queryroutes(
 ) -> None:
     """As `route find`."""
     limits = Limits(
-        fee_limit,
-        cltv_limit,
-        final_cltv_delta,
+        max_fee_msat=fee_limit,
+        max_cltv_blocks=cltv_limit,
+        final_delta_blocks=final_cltv_delta,
         via=[NodeOrChannel(None, scid) for scid in outgoing_chan_id or ()],
         avoid=[NodeOrChannel(node.node_id, None) for node in ignore_node or ()],
         last_hop=[last_hop] if last_hop is not None else [],

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
-from channeld.cli import amounts, payment_commands, send_commands
-from channeld.cli.command import KeyOption, command, duration_parser, msat_parser, node_parser, parser
+from channeld.cli import payment_commands, send_commands
+from channeld.cli.command import KeyOption, OptionGroup, any_msat_parser, command, duration_parser, node_parser
 from channeld.cli.failures import USAGE, CliError
 from channeld.cli.ids import NodeAddress
-from channeld.cli.lncli import PANEL, ForceFlag, HashFlag, HashText, InvoiceFlag, InvoiceText, either
+from channeld.cli.lncli import (
+    PANEL,
+    AmountFlag,
+    AmountText,
+    DestinationText,
+    ForceFlag,
+    HashFlag,
+    HashText,
+    InvoiceFlag,
+    InvoiceText,
+    LastHopFlag,
+    either,
+)
 from channeld.cli.payment_options import FEE_LIMIT_DEFAULT, FEE_LIMIT_HELP, TIMEOUT_SECONDS, Limits
 from channeld.cli.session import Session
 
-_any_msat = parser(amounts.parse_msat)
-
-AmtFlag = Annotated[int | None, typer.Option("--amt", parser=msat_parser, metavar="AMT", show_default=False)]
 FeeLimit = Annotated[
     int | None,
     typer.Option(
         "--fee_limit",
         "--fee-limit",
-        parser=_any_msat,
+        parser=any_msat_parser,
         metavar="AMT",
         help=FEE_LIMIT_HELP,
         show_default=FEE_LIMIT_DEFAULT,
@@ -46,22 +56,32 @@ OutgoingChannel = Annotated[
         show_default=False,
     ),
 ]
-LastHop = Annotated[
-    NodeAddress | None,
-    typer.Option("--last_hop", "--last-hop", parser=node_parser, metavar="KEY", show_default=False),
-]
 
 
-def _limits(
-    fee_limit: int | None,
-    timeout: int,
-    cltv_limit: int | None,
-    max_parts: int | None,
-    outgoing: list[str] | None,
-    last_hop: NodeAddress | None,
-) -> Limits:
-    channels = [_channel(text) for text in outgoing or ()]
-    return Limits(fee_limit, timeout, cltv_limit, max_parts, channels, (last_hop,) if last_hop else ())
+@dataclass(frozen=True, kw_only=True)
+class LndLimits(OptionGroup):
+    """lncli's options for what a payment may cost and which way it may go."""
+
+    fee_limit: FeeLimit = None
+    fee_limit_percent: FeeLimitPercent = None
+    timeout: Timeout = TIMEOUT_SECONDS
+    cltv_limit: CltvLimit = None
+    max_parts: MaxParts = None
+    outgoing_chan_id: OutgoingChannel = None
+    last_hop: LastHopFlag = None
+
+    def limits(self) -> Limits:
+        """As ours, without `fee_limit_percent`. Raises `CliError`."""
+        if self.fee_limit is not None and self.fee_limit_percent is not None:
+            raise CliError("Give --fee_limit or --fee_limit_percent, not both.", "", USAGE)
+        return Limits(
+            max_fee_msat=self.fee_limit,
+            timeout_seconds=self.timeout,
+            max_cltv_blocks=self.cltv_limit,
+            max_parts=self.max_parts,
+            out=[_channel(text) for text in self.outgoing_chan_id or ()],
+            last_hops=[self.last_hop] if self.last_hop is not None else [],
+        )
 
 
 def _channel(text: str) -> str:
@@ -72,79 +92,54 @@ def _channel(text: str) -> str:
     return f"{number >> 40}x{number >> 16 & 0xFFFFFF}x{number & 0xFFFF}"
 
 
-def _one_fee_limit(fee_limit: int | None, fee_limit_percent: float | None) -> None:
-    if fee_limit is not None and fee_limit_percent is not None:
-        raise CliError("Give --fee_limit or --fee_limit_percent, not both.", "", USAGE)
-
-
 def payinvoice(
     session: Session,
     pay_req_: InvoiceText = None,
     pay_req: InvoiceFlag = None,
-    amt: AmtFlag = None,
-    fee_limit: FeeLimit = None,
-    fee_limit_percent: FeeLimitPercent = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    cltv_limit: CltvLimit = None,
-    max_parts: MaxParts = None,
-    outgoing_chan_id: OutgoingChannel = None,
-    last_hop: LastHop = None,
+    amt: AmountFlag = None,
+    options: LndLimits = LndLimits(),
     force: ForceFlag = False,
     idempotency_key: KeyOption = "",
 ) -> None:
     """As `pay`."""
-    _one_fee_limit(fee_limit, fee_limit_percent)
+    limits = options.limits()
+    invoice = either(pay_req_, pay_req, "The invoice")
     payment_commands.pay_invoice(
-        session,
-        either(pay_req_, pay_req, "The invoice"),
-        amt,
-        _limits(fee_limit, timeout, cltv_limit, max_parts, outgoing_chan_id, last_hop),
-        force,
-        idempotency_key,
-        fee_limit_percent=fee_limit_percent,
+        session, invoice, amt, limits, force, idempotency_key, fee_limit_percent=options.fee_limit_percent
     )
 
 
 def sendpayment(
     session: Session,
-    dest_: Annotated[
-        NodeAddress | None, typer.Argument(parser=node_parser, metavar="[DEST]", show_default=False)
-    ] = None,
-    amt_: Annotated[int | None, typer.Argument(parser=msat_parser, metavar="[AMT]", show_default=False)] = None,
+    dest_: DestinationText = None,
+    amt_: AmountText = None,
     dest: Annotated[
         NodeAddress | None, typer.Option("--dest", "-d", parser=node_parser, metavar="KEY", show_default=False)
     ] = None,
-    amt: AmtFlag = None,
+    amt: AmountFlag = None,
     pay_req: InvoiceFlag = None,
     keysend: Annotated[bool, typer.Option("--keysend", help="Without an invoice.")] = False,
     data: Annotated[
         str, typer.Option("--data", metavar="TYPE=HEX,...", help="What to tell the payee.", show_default=False)
     ] = "",
-    fee_limit: FeeLimit = None,
-    fee_limit_percent: FeeLimitPercent = None,
-    timeout: Timeout = TIMEOUT_SECONDS,
-    cltv_limit: CltvLimit = None,
-    max_parts: MaxParts = None,
-    outgoing_chan_id: OutgoingChannel = None,
-    last_hop: LastHop = None,
+    options: LndLimits = LndLimits(),
     force: ForceFlag = False,
     idempotency_key: KeyOption = "",
 ) -> None:
     """As `pay` with --pay_req, as `keysend` with --keysend."""
-    _one_fee_limit(fee_limit, fee_limit_percent)
-    limits = _limits(fee_limit, timeout, cltv_limit, max_parts, outgoing_chan_id, last_hop)
+    limits = options.limits()
     if pay_req is not None:
         if keysend or dest_ is not None or dest is not None:
             raise CliError("Give --pay_req or a node and --keysend, not both.", "", USAGE)
         payment_commands.pay_invoice(
-            session, pay_req, amt, limits, force, idempotency_key, fee_limit_percent=fee_limit_percent
+            session, pay_req, amt, limits, force, idempotency_key, fee_limit_percent=options.fee_limit_percent
         )
         return
     if not keysend:
         raise CliError("A payment to a node needs --keysend.", "With an invoice, write --pay_req.", USAGE)
     amount_msat = either(amt_, amt, "The amount")
-    if fee_limit_percent is not None:
-        limits = limits._replace(max_fee_msat=int(amount_msat * fee_limit_percent / 100))
+    if options.fee_limit_percent is not None:
+        limits = replace(limits, max_fee_msat=int(amount_msat * options.fee_limit_percent / 100))
     records: list[object] = [send_commands.parse_record(text) for text in data.split(",") if text]
     node = either(dest_, dest, "The destination")
     send_commands.send_keysend(
@@ -157,13 +152,13 @@ def estimateroutefee(
     dest: Annotated[
         NodeAddress | None, typer.Option("--dest", parser=node_parser, metavar="KEY", show_default=False)
     ] = None,
-    amt: AmtFlag = None,
+    amt: AmountFlag = None,
     pay_req: InvoiceFlag = None,
     timeout: Timeout = TIMEOUT_SECONDS,
 ) -> None:
     """As `probe`."""
     where = either(dest.node_id.hex() if dest is not None else None, pay_req, "The destination")
-    send_commands.run_probe(session, where, amt, Limits(None, timeout), stream=False)
+    send_commands.run_probe(session, where, amt, Limits(timeout_seconds=timeout), stream=False)
 
 
 def decodepayreq(session: Session, pay_req_: InvoiceText = None, pay_req: InvoiceFlag = None) -> None:

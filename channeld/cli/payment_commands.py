@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,17 +22,7 @@ from channeld.cli.failures import NOT_FOUND, USAGE, CliError
 from channeld.cli.ids import HASH_HEX, pick, scid
 from channeld.cli.invoice_commands import MOST, HashArgument, LimitOption, OffsetOption
 from channeld.cli.output import Column, Id
-from channeld.cli.payment_options import (
-    TIMEOUT_SECONDS,
-    CltvOption,
-    FeeLimitOption,
-    LastHopOption,
-    Limits,
-    OutOption,
-    PartsOption,
-    StreamFlag,
-    TimeoutOption,
-)
+from channeld.cli.payment_options import CostLimits, Limits, StreamFlag
 from channeld.cli.session import Session
 
 if TYPE_CHECKING:
@@ -92,18 +83,12 @@ def pay(
             show_default=False,
         ),
     ] = None,
-    max_fee: FeeLimitOption = None,
-    timeout: TimeoutOption = TIMEOUT_SECONDS,
-    max_cltv: CltvOption = None,
-    max_parts: PartsOption = None,
-    out: OutOption = None,
-    last_hop: LastHopOption = None,
+    limits: Limits = Limits(),
     stream: StreamFlag = False,
     yes: YesFlag = False,
     idempotency_key: KeyOption = "",
 ) -> None:
     """Pays an invoice, and shows its parts until the outcome is known."""
-    limits = Limits(max_fee, timeout, max_cltv, max_parts, out or (), last_hop or ())
     pay_invoice(session, invoice, amount, limits, yes, idempotency_key, stream=stream)
 
 
@@ -125,7 +110,7 @@ def pay_invoice(
     if paid_msat is None:
         raise CliError("The invoice leaves the amount open.", "Say how much with --amount.", USAGE)
     if fee_limit_percent is not None:
-        limits = limits._replace(max_fee_msat=int(paid_msat * fee_limit_percent / 100))
+        limits = replace(limits, max_fee_msat=int(paid_msat * fee_limit_percent / 100))
     session.out.note(f"Pay {amounts.msat(paid_msat)} to {invoice.payee.hex()}.", "")
     if invoice.description:
         session.out.note(f"For: {invoice.description}", "")
@@ -136,7 +121,7 @@ def pay_invoice(
 def send_payment(
     session: Session,
     request: SendPaymentRequest,
-    limits: Limits,
+    limits: CostLimits,
     amount_msat: int,
     yes: bool,
     stream: bool,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
-from channeld.cli import amounts
 from channeld.cli.channel_commands import CHANNEL_HELP, resolve
-from channeld.cli.command import duration_parser, node_parser, parser
+from channeld.cli.command import OptionGroup, any_msat_parser, duration_parser, node_parser
 from channeld.cli.ids import NodeAddress
 from channeld.cli.session import Session
 from channeld.defaults import default_fee_limit_msat
@@ -22,7 +21,7 @@ FeeLimitOption = Annotated[
     int | None,
     typer.Option(
         "--max-fee",
-        parser=parser(amounts.parse_msat),
+        parser=any_msat_parser,
         metavar="AMOUNT",
         help=FEE_LIMIT_HELP,
         show_default=FEE_LIMIT_DEFAULT,
@@ -71,15 +70,13 @@ StreamFlag = Annotated[
 ]
 
 
-class Limits(NamedTuple):
-    """What the options say; None and empty where they say nothing."""
+@dataclass(frozen=True, kw_only=True)
+class CostLimits(OptionGroup):
+    """What a payment may cost: in money, in time, and in how long money is locked. None: the daemon's own limit."""
 
-    max_fee_msat: int | None = None
-    timeout_seconds: int = TIMEOUT_SECONDS
-    max_cltv_blocks: int | None = None
-    max_parts: int | None = None
-    out: Sequence[str] = ()
-    last_hops: Sequence[NodeAddress] = ()
+    max_fee_msat: FeeLimitOption = None
+    timeout_seconds: TimeoutOption = TIMEOUT_SECONDS
+    max_cltv_blocks: CltvOption = None
 
     def put(self, session: Session, request: Any, fee_limit_msat: int | None) -> None:
         """Into a request that has fields for them."""
@@ -87,13 +84,32 @@ class Limits(NamedTuple):
             request.max_fee_msat = fee_limit_msat
         if self.max_cltv_blocks is not None:
             request.max_cltv_blocks = self.max_cltv_blocks
-        if self.max_parts is not None:
-            request.max_parts = self.max_parts
-        if self.out:
-            request.outgoing_channel_ids.extend(resolve(session, channel) for channel in self.out)
-        if self.last_hops:
-            request.last_hops.extend(node.node_id for node in self.last_hops)
 
     def fee_limit_msat(self, amount_msat: int) -> int:
         """As the daemon would choose it, so that it can be told beforehand."""
         return default_fee_limit_msat(amount_msat) if self.max_fee_msat is None else self.max_fee_msat
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayLimits(CostLimits):
+    """And by which channels and nodes it may go. None: by any."""
+
+    out: OutOption = None
+    last_hops: LastHopOption = None
+
+    def put(self, session: Session, request: Any, fee_limit_msat: int | None) -> None:
+        super().put(session, request, fee_limit_msat)
+        request.outgoing_channel_ids.extend(resolve(session, channel) for channel in self.out or ())
+        request.last_hops.extend(node.node_id for node in self.last_hops or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(WayLimits):
+    """And into how many parts it may be split."""
+
+    max_parts: PartsOption = None
+
+    def put(self, session: Session, request: Any, fee_limit_msat: int | None) -> None:
+        super().put(session, request, fee_limit_msat)
+        if self.max_parts is not None:
+            request.max_parts = self.max_parts

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from channeld.cli import amounts
-from channeld.cli.command import AMOUNT_HELP, command, msat_parser, node_parser, parser
+from channeld.cli.command import (
+    AMOUNT_HELP,
+    OptionGroup,
+    any_msat_parser,
+    command,
+    msat_parser,
+    node_parser,
+    parser,
+)
 from channeld.cli.failures import NOT_FOUND, USAGE, CliError
 from channeld.cli.graph_commands import SHORT_ALIAS, scid_argument
 from channeld.cli.ids import NodeAddress, parse_node_id, scid
 from channeld.cli.output import Column
+from channeld.cli.payment_options import LastHopOption
 from channeld.cli.session import SLOW_TIMEOUT_SECONDS, Session
 
 if TYPE_CHECKING:
     from channeld.v1.graph_pb2 import FindRouteResponse, Route, RouteCandidate, RouteHop
-
-_any_msat = parser(amounts.parse_msat)
 
 
 class NodeOrChannel(NamedTuple):
@@ -39,16 +47,59 @@ def node_or_channel(text: str) -> NodeOrChannel:
 either_parser = parser(node_or_channel)
 
 
-class Limits(NamedTuple):
+MaxFeeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-fee",
+        parser=any_msat_parser,
+        metavar="AMOUNT",
+        help="For all parts together.",
+        show_default="as for pay",
+    ),
+]
+MaxCltvOption = Annotated[
+    int | None,
+    typer.Option("--max-cltv", min=1, metavar="BLOCKS", help="How long it may hang.", show_default="2000"),
+]
+FinalDeltaOption = Annotated[
+    int | None,
+    typer.Option(
+        "--final-delta", min=0, metavar="BLOCKS", help="Left at the payee.", show_default="the invoice's, or 18"
+    ),
+]
+ViaOption = Annotated[
+    list[NodeOrChannel] | None,
+    typer.Option(
+        "--via",
+        parser=either_parser,
+        metavar="NODE|SCID",
+        help="The first hop goes to this peer, or over this channel. Again for more to choose from.",
+        show_default=False,
+    ),
+]
+AvoidOption = Annotated[
+    list[NodeOrChannel] | None,
+    typer.Option(
+        "--avoid",
+        parser=either_parser,
+        metavar="NODE|SCID",
+        help="Not through this node or channel. Again for more.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(OptionGroup):
     """What a way has to keep to."""
 
-    max_fee_msat: int | None = None
-    max_cltv_blocks: int | None = None
-    final_delta_blocks: int | None = None
-    parts: int = 1
-    via: Sequence[NodeOrChannel] = ()
-    avoid: Sequence[NodeOrChannel] = ()
-    last_hop: Sequence[NodeAddress] = ()
+    max_fee_msat: MaxFeeOption = None
+    max_cltv_blocks: MaxCltvOption = None
+    final_delta_blocks: FinalDeltaOption = None
+    parts: Annotated[int, typer.Option("--parts", min=1, max=16, help="How many the amount may be split into.")] = 1
+    via: ViaOption = None
+    last_hop: LastHopOption = None
+    avoid: AvoidOption = None
 
 
 def find(
@@ -73,59 +124,12 @@ def find(
             show_default="this node, with its real balances",
         ),
     ] = None,
-    max_fee: Annotated[
-        int | None,
-        typer.Option(
-            "--max-fee", parser=_any_msat, metavar="AMOUNT", help="For all parts together.", show_default="as for pay"
-        ),
-    ] = None,
-    max_cltv: Annotated[
-        int | None,
-        typer.Option("--max-cltv", min=1, metavar="BLOCKS", help="How long it may hang.", show_default="2000"),
-    ] = None,
-    final_delta: Annotated[
-        int | None,
-        typer.Option(
-            "--final-delta", min=0, metavar="BLOCKS", help="Left at the payee.", show_default="the invoice's, or 18"
-        ),
-    ] = None,
-    parts: Annotated[int, typer.Option("--parts", min=1, max=16, help="How many the amount may be split into.")] = 1,
-    via: Annotated[
-        list[NodeOrChannel] | None,
-        typer.Option(
-            "--via",
-            parser=either_parser,
-            metavar="NODE|SCID",
-            help="The first hop goes to this peer, or over this channel. Again for more to choose from.",
-            show_default=False,
-        ),
-    ] = None,
-    last_hop: Annotated[
-        list[NodeAddress] | None,
-        typer.Option(
-            "--last-hop",
-            parser=node_parser,
-            metavar="NODE_ID",
-            help="The last hop comes from this node. Again for more to choose from.",
-            show_default=False,
-        ),
-    ] = None,
-    avoid: Annotated[
-        list[NodeOrChannel] | None,
-        typer.Option(
-            "--avoid",
-            parser=either_parser,
-            metavar="NODE|SCID",
-            help="Not through this node or channel. Again for more.",
-            show_default=False,
-        ),
-    ] = None,
+    limits: Limits = Limits(),
 ) -> None:
     """The way a payment would take now, what each hop costs in fee, lock time and probability, and why others lost.
 
     Nothing is paid. How fee, lock time and risk are weighed against each other stands in docs/routing.md.
     """
-    limits = Limits(max_fee, max_cltv, final_delta, parts, via or (), avoid or (), last_hop or ())
     show_routes(session, destination, amount, invoice, source, limits)
 
 
@@ -146,6 +150,7 @@ def show_routes(
         )
     if destination is not None and amount_msat is None:
         raise CliError("The amount is missing.", "Write `channelctl route find DEST AMOUNT`.", USAGE)
+    via, avoid = limits.via or (), limits.avoid or ()
     request = graph_pb2.FindRouteRequest(
         destination=destination.node_id if destination is not None else b"",
         amount_msat=amount_msat or 0,
@@ -155,11 +160,11 @@ def show_routes(
         max_cltv_blocks=limits.max_cltv_blocks,
         max_parts=limits.parts,
         final_cltv_expiry_delta_blocks=limits.final_delta_blocks,
-        via_short_channel_ids=[one.short_channel_id for one in limits.via if one.short_channel_id is not None],
-        via_node_ids=[one.node_id for one in limits.via if one.node_id is not None],
-        last_hop_node_ids=[one.node_id for one in limits.last_hop],
-        avoid_node_ids=[one.node_id for one in limits.avoid if one.node_id is not None],
-        avoid_short_channel_ids=[one.short_channel_id for one in limits.avoid if one.short_channel_id is not None],
+        via_short_channel_ids=[one.short_channel_id for one in via if one.short_channel_id is not None],
+        via_node_ids=[one.node_id for one in via if one.node_id is not None],
+        last_hop_node_ids=[one.node_id for one in limits.last_hop or ()],
+        avoid_node_ids=[one.node_id for one in avoid if one.node_id is not None],
+        avoid_short_channel_ids=[one.short_channel_id for one in avoid if one.short_channel_id is not None],
     )
     answer = session.call(session.graph.FindRoute, request, SLOW_TIMEOUT_SECONDS)
     session.out.show(answer, lambda: Printed(session, answer).all())

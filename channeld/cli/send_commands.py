@@ -12,17 +12,7 @@ from channeld.cli.command import AMOUNT_HELP, KeyOption, YesFlag, command, msat_
 from channeld.cli.failures import FAILED, NOT_KNOWN_YET, USAGE, CliError, as_sentence
 from channeld.cli.ids import NodeAddress, parse_node_id
 from channeld.cli.payment_commands import send_payment
-from channeld.cli.payment_options import (
-    TIMEOUT_SECONDS,
-    CltvOption,
-    FeeLimitOption,
-    LastHopOption,
-    Limits,
-    OutOption,
-    PartsOption,
-    StreamFlag,
-    TimeoutOption,
-)
+from channeld.cli.payment_options import CostLimits, Limits, StreamFlag, WayLimits
 from channeld.cli.session import Session
 
 if TYPE_CHECKING:
@@ -65,17 +55,12 @@ def keysend(
     ],
     amount: AmountArgument,
     record: RecordOption = None,
-    max_fee: FeeLimitOption = None,
-    timeout: TimeoutOption = TIMEOUT_SECONDS,
-    max_cltv: CltvOption = None,
-    out: OutOption = None,
-    last_hop: LastHopOption = None,
+    limits: WayLimits = WayLimits(),
     stream: StreamFlag = False,
     yes: YesFlag = False,
     idempotency_key: KeyOption = "",
 ) -> None:
     """Pays a node that did not ask for it."""
-    limits = Limits(max_fee, timeout, max_cltv, None, out or (), last_hop or ())
     send_keysend(session, node.node_id, amount, record or [], limits, yes, idempotency_key, stream)
 
 
@@ -84,7 +69,7 @@ def send_keysend(
     node_id: bytes,
     amount_msat: int,
     records: list[object],
-    limits: Limits,
+    limits: WayLimits,
     yes: bool,
     key: str,
     stream: bool,
@@ -114,9 +99,7 @@ def rebalance(
     incoming: Annotated[
         str, typer.Option("--in", metavar="CHANNEL", help="It comes back over this one.", show_default=False)
     ],
-    max_fee: FeeLimitOption = None,
-    timeout: TimeoutOption = TIMEOUT_SECONDS,
-    max_cltv: CltvOption = None,
+    limits: CostLimits = CostLimits(),
     stream: StreamFlag = False,
     yes: YesFlag = False,
     idempotency_key: KeyOption = "",
@@ -132,7 +115,7 @@ def rebalance(
     )
     session.out.note(f"Move {amounts.msat(amount)} from {outgoing} to {incoming}.", "")
     order = payments_pb2.SendPaymentRequest(rebalance=request)
-    send_payment(session, order, Limits(max_fee, timeout, max_cltv), amount, yes, stream)
+    send_payment(session, order, limits, amount, yes, stream)
 
 
 def probe(
@@ -147,16 +130,10 @@ def probe(
             show_default=False,
         ),
     ] = None,
-    max_fee: FeeLimitOption = None,
-    timeout: TimeoutOption = TIMEOUT_SECONDS,
-    max_cltv: CltvOption = None,
-    max_parts: PartsOption = None,
-    out: OutOption = None,
-    last_hop: LastHopOption = None,
+    limits: Limits = Limits(),
     stream: StreamFlag = False,
 ) -> None:
     """Would a payment arrive, and what would it cost? Nothing is paid: what is sent nobody can settle."""
-    limits = Limits(max_fee, timeout, max_cltv, max_parts, out or (), last_hop or ())
     run_probe(session, destination, amount, limits, stream)
 
 
