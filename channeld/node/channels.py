@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import Connection, select
 
 from channeld.bolt.invoice import RoutingHop
-from channeld.bolt.messages import ChannelUpdate, ErrorMessage, FundingCreated, Message, OpenChannel
+from channeld.bolt.messages import ChannelUpdate, ErrorMessage, FundingCreated, Message, OpenChannel, encode
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
@@ -295,7 +295,7 @@ class Channels:
                 and isinstance(driver.state, OpenReceived)
                 and not self._reserve_id(driver, message)
             ):
-                driver.post(ev.ForgetChannel("the funding output's channel_id is in use"))
+                driver.post_caused(ev.ForgetChannel("the funding output's channel_id is in use"), len(raw), link)
                 return
             driver.post_message(message, raw, link)
             return
@@ -322,8 +322,9 @@ class Channels:
         else:
             driver = self._by_id.get((link.node_id, message.channel_id))
             drivers = [driver] if driver is not None else []
+        raw = encode(message) if drivers else b""
         for driver in drivers:
-            driver.post_message(message, b"", link)
+            driver.post_message(message, raw, link)
 
     def _on_open_channel(self, link: PeerLink, message: OpenChannel) -> None:
         temporary_id = message.temporary_channel_id

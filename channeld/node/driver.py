@@ -27,6 +27,11 @@ S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 CommandDone = Callable[[Exception | None], None]
 MAX_REASON_BYTES = 400
+MAX_WAITING_BYTES = 4 * 1024 * 1024
+"""Of a peer's messages that wait for a channel's last commit. Who keeps to the rules never has as much under way: 483
+HTLCs, and the answers to 483 of ours, are less."""
+MESSAGE_BYTES = 2048
+"""What a message that waits takes beside its own length."""
 WHILE_FROZEN = (
     ev.NewBlock,
     ev.FundingDepth,
@@ -44,6 +49,13 @@ class Link(Protocol):
 
     def send(self, data: bytes) -> None: ...
     def close(self, reason: str) -> None: ...
+    def hold(self, holder: object) -> None:
+        """Read nothing more from the peer until `let_go`: TCP slows it down. Each holder counts once."""
+        ...
+
+    def let_go(self, holder: object) -> None:
+        """Read on, once nobody holds any more."""
+        ...
 
 
 class Transition(Protocol[S_co]):
@@ -157,6 +169,9 @@ class ChannelDriver(Generic[S]):
         self._machine = machine
         self._host = host
         self._inbox: deque[_Item] = deque()
+        self._waiting_bytes = 0
+        self._held: set[Link] = set()
+        """Connections that are not read, because too much of what came over them waits."""
         self._busy = False
         self._deaf_to: Link | None = None
         self._unstorable = False
@@ -173,22 +188,39 @@ class ChannelDriver(Generic[S]):
         self._put(_Item(event, None, writes, done))
 
     def post_message(self, message: Message, raw: bytes, link: Link) -> None:
-        """Queue a message of the peer's. It is dropped if `link` is not the channel's connection by then."""
-        self._put(_Item(ev.PeerMessage(message, raw), link, (), None))
+        """Queue a message of the peer's. It is dropped if `link` is not the channel's connection by then. With
+        MAX_WAITING_BYTES in the inbox the peer is not read any more, until the channel takes them."""
+        self.post_caused(ev.PeerMessage(message, raw), len(raw), link)
+
+    def post_caused(self, event: ev.Event, size_bytes: int, link: Link) -> None:
+        """Queue an event that a message of the peer's is, or led to, which came over `link`."""
+        if self._put(_Item(event, link, (), None)):
+            self._waiting_bytes += size_bytes + MESSAGE_BYTES
+            if self._waiting_bytes > MAX_WAITING_BYTES and link not in self._held:
+                self._held.add(link)
+                link.hold(self)
 
     def post_connected(self, link: Link, remote_features: frozenset[int]) -> None:
         """From this event on, messages go out over `link`."""
         self._put(_Item(ev.Connected(remote_features), link, (), None))
 
-    def _put(self, item: _Item) -> None:
+    def _put(self, item: _Item) -> bool:
+        """Whether the item is in the inbox now."""
         if not self._takes(item):
             if item.done is not None:
                 item.done(ChannelFrozen(str(self.failure)))
-            return
+            return False
         self._inbox.append(item)
         if not self._busy:
             self._busy = True
             self._loop.call_soon(self._run)
+        return True
+
+    def _read_on(self) -> None:
+        """The inbox is about to be empty."""
+        self._waiting_bytes = 0
+        while self._held:
+            self._held.pop().let_go(self)
 
     def _takes(self, item: _Item) -> bool:
         return self.failure is None or (isinstance(item.event, WHILE_FROZEN) and not self._unstorable)
@@ -210,6 +242,7 @@ class ChannelDriver(Generic[S]):
     def _run(self) -> None:
         batch = _Batch()
         before = self.state
+        self._read_on()
         try:
             env = self._host.env(self)
             while self._inbox:
@@ -326,6 +359,7 @@ class ChannelDriver(Generic[S]):
         self.failure = f"{type(error).__name__}: {error}"
         self._host.frozen(self, cause, error)
         waiting, self._inbox = self._inbox, deque()
+        self._read_on()
         for item in waiting:  # nobody comes back to the others: whoever asked must hear it now
             self._put(item)
 

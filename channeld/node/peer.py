@@ -73,6 +73,7 @@ class PeerLink:
         self._local_features = local_features
         self._chain_hash = chain_hash
         self._keep_alive = _KeepAlive(self)
+        self._holders: set[object] = set()
 
     def start(self) -> None:
         """Send `init` and begin to read."""
@@ -99,6 +100,24 @@ class PeerLink:
     def close(self, reason: str) -> None:
         """Send what is queued, then close."""
         self._connection.close(reason)
+
+    def hold(self, holder: object) -> None:
+        """Read nothing more from the peer, not even its pings, until all holders have let go: it is slowed down by TCP,
+        and its silence is not held against it."""
+        self._holders.add(holder)
+        self._connection.pause_receiving()
+
+    def let_go(self, holder: object) -> None:
+        """The opposite of `hold`."""
+        self._holders.discard(holder)
+        if not self._holders:
+            self._keep_alive.heard()
+            self._connection.resume_receiving()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether we do not read what the peer says."""
+        return bool(self._holders)
 
     @property
     def is_preferred(self) -> bool:
@@ -244,7 +263,7 @@ class _KeepAlive:
         self._set(PONG_TIMEOUT_SECONDS, self._check_pong)
 
     def _check_pong(self) -> None:
-        if self._pinged is not None and self._heard < self._pinged:
+        if self._pinged is not None and self._heard < self._pinged and not self._link.is_held:
             self._link.close("the peer does not answer pings")
             return
         self._set(PING_INTERVAL_SECONDS, self._ping)

@@ -14,7 +14,7 @@ from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import writes as wr
 from channeld.channel.env import Env
-from channeld.node.driver import NO_REACTION, ChannelDriver, ChannelFrozen, Reaction
+from channeld.node.driver import MAX_WAITING_BYTES, MESSAGE_BYTES, NO_REACTION, ChannelDriver, ChannelFrozen, Reaction
 from channeld.storage import Statement, StoreFailed, Write, rows
 from wallet.bitcoin import Tx
 
@@ -70,12 +70,20 @@ class FakeLink:
     def __init__(self) -> None:
         self.sent: list[Message] = []
         self.closed = ""
+        self.holders: set[object] = set()
 
     def send(self, data: bytes) -> None:
         self.sent.append(decode(data))
 
     def close(self, reason: str) -> None:
         self.closed = reason
+
+    def hold(self, holder: object) -> None:
+        assert holder not in self.holders
+        self.holders.add(holder)
+
+    def let_go(self, holder: object) -> None:
+        self.holders.remove(holder)
 
     def words(self) -> list[bytes]:
         return [message.ignored for message in self.sent if isinstance(message, Ping)]
@@ -364,3 +372,75 @@ async def test_a_refused_event_that_nobody_asked_for_is_logged(
         await host.commit()
     assert [entry["event"] for entry in logs] == ["command rejected", "answer rejected"]
     assert driver.failure is None
+
+
+ENOUGH = MAX_WAITING_BYTES // MESSAGE_BYTES
+"""Short messages that may wait."""
+
+
+def say_until_held(driver: ChannelDriver[State], link: FakeLink, word: str, raw: bytes = b"") -> int:
+    """How many messages the channel takes before it has had enough."""
+    for count in range(1, 2 * ENOUGH):
+        driver.post_message(Ping(0, word.encode()), raw, link)
+        if link.holders:
+            return count
+    raise AssertionError("there is no end to it")
+
+
+@pytest.mark.parametrize("size_bytes", [0, 60_000])
+async def test_a_peer_is_not_read_while_too_much_waits_for_a_commit(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink, size_bytes: int
+) -> None:
+    say(driver, link, "slow")
+    await asyncio.sleep(0)
+    count = say_until_held(driver, link, "more", bytes(size_bytes))
+    assert count == MAX_WAITING_BYTES // (MESSAGE_BYTES + size_bytes) + 1
+    for again in (1, 2):
+        await host.commit()
+        assert link.holders == set(), "the next batch has taken all of it"
+        assert driver.state.count("more") == again * count
+        assert say_until_held(driver, link, "more", bytes(size_bytes)) == count
+
+
+async def test_what_an_idle_channel_takes_at_once_holds_nobody_for_long(
+    driver: ChannelDriver[State], link: FakeLink
+) -> None:
+    say_until_held(driver, link, "at once")
+    await asyncio.sleep(0)
+    assert link.holders == set()
+
+
+async def test_commands_of_ours_hold_no_peer(driver: ChannelDriver[State], host: FakeHost, link: FakeLink) -> None:
+    for _ in range(2 * ENOUGH):
+        driver.post(ev.NewBlock())
+    assert link.holders == set()
+
+
+async def test_a_channel_that_stops_holds_nobody(driver: ChannelDriver[State], host: FakeHost, link: FakeLink) -> None:
+    """A bug after a commit: what waited is dropped, and so is what comes now."""
+    host.broken_later.add(fx.HtlcRemoved)
+    say(driver, link, "lock")
+    await asyncio.sleep(0)
+    say_until_held(driver, link, "more")
+    await host.commit()
+    assert driver.failure is not None
+    assert link.holders == set()
+    for _ in range(2 * ENOUGH):
+        say(driver, link, "even more")
+    assert link.holders == set()
+
+
+async def test_who_comes_again_finds_the_same_inbox(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    """A new connection is no way to have more wait; what waits for the old one still counts."""
+    say(driver, link, "slow")
+    await asyncio.sleep(0)
+    say_until_held(driver, link, "more")
+    newer = FakeLink()
+    driver.post(ev.Disconnected())
+    driver.post_connected(newer, frozenset())
+    assert say_until_held(driver, newer, "again") == 1
+    await host.commit()
+    assert link.holders == newer.holders == set()
+    assert driver.state.count("again") == 1
