@@ -343,6 +343,8 @@ def test_lists_of_addresses() -> None:
     assert decode_addresses(encoded + b"\x06whatever") == [ipv4, ipv6, dns], "an unknown type ends the list"
     tor_v2, port_zero = b"\x03" + bytes(10) + b"\x00\x01", b"\x01\x01\x02\x03\x04\x00\x00"
     assert decode_addresses(tor_v2 + port_zero + ipv6.to_bytes()) == [ipv6]
+    onion_of_version_5 = b"\x04" + bytes(34) + b"\x05" + b"\x00\x01"
+    assert decode_addresses(onion_of_version_5 + dns.to_bytes()) == [dns]
     for cut in (1, 5, 6, 8):
         with pytest.raises(DecodeError, match="cut off"):
             decode_addresses(encoded[:cut])

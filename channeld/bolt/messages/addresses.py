@@ -85,7 +85,8 @@ def encode_addresses(addresses: list[Address]) -> bytes:
 def decode_addresses(data: bytes) -> list[Address]:
     """The usable ones. Raises DecodeError when one is cut off.
 
-    An unknown type ends the list without an error; Tor v2, port 0 and what is no name are left out.
+    An unknown type ends the list without an error; Tor v2, port 0, what is no name, and what is no version 3 onion
+    service are left out.
     """
     addresses = []
     pos = 0
@@ -116,6 +117,8 @@ def _address(type_: int, host: bytes, port: int) -> Address | None:
         case AddressType.IPV4 | AddressType.IPV6:
             return Address(kind, str(ipaddress.ip_address(host)), port)
         case AddressType.TOR_V3:
+            if host[-1] != 3:  # the version is the last byte
+                return None
             return Address(kind, base64.b32encode(host).decode().lower() + ".onion", port)
         case AddressType.DNS:
             return Address(kind, host.decode("ascii"), port) if host.isascii() and host else None
