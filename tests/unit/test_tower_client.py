@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tower_support import key, revoked, until
+from tests.tower_support import key, revoked, running_client, until
 from tests.unit.test_tower_intake import FakeSource, tower_of
 from wallet.bitcoin import OutPoint
-from wallet.db import Store, make_engine
 from watchtower.appointment import JusticeKit
-from watchtower.client import tables
 from watchtower.client.connection import TowerUri
 from watchtower.client.pace import Pace
 from watchtower.client.towers import Towers, TowersError
@@ -49,23 +47,14 @@ class Node:
         return lambda: [self.kit(channel, number) for number in numbers]
 
 
-@asynccontextmanager
-async def client(path: Path, node: Node) -> AsyncIterator[Towers]:
-    engine = make_engine(f"sqlite:///{path / 'client.sqlite'}")
-    tables.metadata.create_all(engine)
-    failures: list[BaseException] = []
-    store = Store(engine, failures.append)
-    towers = await Towers.open(store, node, b"\x05" * 32)
+def client(path: Path, node: Node) -> AbstractAsyncContextManager[Towers]:
+    return running_client(path / "client.sqlite", node, in_a_hurry)
+
+
+def in_a_hurry(towers: Towers) -> None:
     towers.pace = Pace(busy_share=1.0, quiet_share=1.0)
     for uploader in uploaders(towers):
         quick(uploader)
-    towers.start()
-    try:
-        yield towers
-    finally:
-        await towers.close()
-        await store.close()
-        assert not failures
 
 
 def uploaders(towers: Towers) -> list[Uploader]:
@@ -281,6 +270,17 @@ async def test_pause_resume_move_and_remove(tmp_path: Path) -> None:
         assert (towers.all, len(tower.sessions)) == ([], 0)
         with pytest.raises(TowersError, match="no tower"):
             await towers.remove(uri.tower_id)
+
+
+async def test_a_tower_that_is_added_twice_at_once_is_one_tower(tmp_path: Path) -> None:
+    """A row that is there already would end the daemon: after a failed transaction nothing is written any more."""
+    uri = TowerUri(key("tower"), "127.0.0.1:1")
+    async with client(tmp_path, Node()) as towers:
+        one, other = await asyncio.gather(towers.add(uri, "own"), towers.add(uri, "own"))
+        assert one.key == other.key
+        assert [known.uri for known in towers.all] == [uri]
+        gone = await asyncio.gather(*(towers.remove(uri.tower_id) for _ in range(2)), return_exceptions=True)
+        assert [type(each) for each in gone] == [type(None), TowersError]
 
 
 async def test_a_token_that_is_missing_is_said(tmp_path: Path) -> None:

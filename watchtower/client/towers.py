@@ -43,6 +43,8 @@ class Towers:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._next_key = 1
         self._started = False
+        self._changing = asyncio.Lock()
+        """Of which towers there are: one after the other, or two calls would add the same one."""
         self.pace = Pace()
         self.on_news: Callable[[str, str], None] = _log_news
 
@@ -124,9 +126,13 @@ class Towers:
     ) -> KnownTower:
         """It gets everything that is revoked, from the beginning. Adding a tower again changes its address and token.
         Raises TowersError."""
-        for uploader in list(self._uploaders.values()):
-            if uploader.tower.uri.tower_id == uri.tower_id:
-                return await self._move(uploader, uri, mode, token)
+        async with self._changing:
+            for uploader in self._uploaders.values():
+                if uploader.tower.uri.tower_id == uri.tower_id:
+                    return await self._move(uploader, uri, mode, token)
+            return await self._add(uri, mode, max_reward_permille, token)
+
+    async def _add(self, uri: TowerUri, mode: Mode, max_reward_permille: int, token: str) -> KnownTower:
         tower = KnownTower(self._next_key, uri, mode, max_reward_permille, token, "active", int(self._clock()))
         self._next_key += 1
         row = tables.INSERT_TOWER(
@@ -153,17 +159,19 @@ class Towers:
 
     async def set_state(self, tower_id: bytes, state: TowerState) -> KnownTower:
         """Pause a tower, or use it again. Raises TowersError."""
-        uploader = self._find(tower_id)
-        await self._storage.commit([tables.UPDATE_STATE(state, uploader.tower.key)])
-        return await self._replace(uploader, state=state)
+        async with self._changing:
+            uploader = self._find(tower_id)
+            await self._storage.commit([tables.UPDATE_STATE(state, uploader.tower.key)])
+            return await self._replace(uploader, state=state)
 
     async def remove(self, tower_id: bytes, end_sessions: bool = True) -> None:
         """Forget a tower and its receipts; it is asked to forget too, if it is there. Raises TowersError."""
-        uploader = self._find(tower_id)
-        await self._halt(uploader)
-        del self._uploaders[uploader.tower.key]
-        key = uploader.tower.key
-        await self._storage.commit([*(each(key) for each in tables.DELETE_OF_TOWER), tables.DELETE_TOWER(key)])
+        async with self._changing:
+            uploader = self._find(tower_id)
+            await self._halt(uploader)
+            del self._uploaders[uploader.tower.key]
+            key = uploader.tower.key
+            await self._storage.commit([*(each(key) for each in tables.DELETE_OF_TOWER), tables.DELETE_TOWER(key)])
         if end_sessions and not uploader.status().problem:
             for channel, numbers in uploader.sessions.items():
                 for number in numbers:
