@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -27,7 +28,7 @@ from watchtower.tower.operator import OperatorServicer
 from watchtower.tower.paths import TowerPaths
 from watchtower.tower.server import Closer, SessionLimit, TowerServer, certificate_hash, close_all
 from watchtower.tower.service import TowerServicer
-from watchtower.tower.sessions import Sessions, read_sessions
+from watchtower.tower.sessions import Policy, Sessions, read_sessions
 from watchtower.tower.status import StatusBoard, make_registry
 from watchtower.tower.watcher import Watcher, load
 
@@ -89,6 +90,14 @@ class Tower:
         self._closers.append(store.close)
         source = self._given_source or config.chain_source(self._waiting)
         self._closers.append(source.close)
+        alerts = await self._build(store, source, identity, policy)
+        await self._listen(store, alerts, identity)
+        self._spawn(self.sessions.run())
+        self._spawn(self._follow(source))
+
+    async def _build(self, store: Store, source: ChainSource, identity: tuple[bytes, bytes], policy: Policy) -> Alerts:
+        """The parts, with what the database knows."""
+        database = None if self.config.database else self.config.paths.database
         loaded = await store.read(load)
         alerts = Alerts(await store.read(read_alerts))
         self.watcher = Watcher(store, source, loaded, alerts, self._block_searched)
@@ -103,10 +112,8 @@ class Tower:
             self.watcher.on_stored,
             time.monotonic,
         )
-        self.board = StatusBoard(self.sessions, self.intake, self.watcher, None if config.database else paths.database)
-        await self._listen(store, alerts, identity)
-        self._spawn(self.sessions.run())
-        self._spawn(self._follow(source))
+        self.board = StatusBoard(self.sessions, self.intake, self.watcher, database)
+        return alerts
 
     async def _listen(self, store: Store, alerts: Alerts, identity: tuple[bytes, bytes]) -> None:
         config, paths = self.config, self.config.paths
@@ -116,17 +123,7 @@ class Tower:
             self.metrics = MetricsServer(config.metrics_address, make_registry(self.board), healthy)
             await self.metrics.start()
             self._closers.append(self.metrics.stop)
-        limit = SessionLimit(self.sessions.policy, time.monotonic)
-        tower = TowerServicer(
-            identity,
-            config.network,
-            release,
-            self.sessions,
-            self.intake,
-            self.watcher,
-            lambda: certificate_hash(paths),
-            limit.check,
-        )
+        tower = self._servicer(identity, release, lambda: certificate_hash(paths))
 
         def facts() -> dict[str, Any]:
             return {
@@ -141,6 +138,22 @@ class Tower:
         self.server = TowerServer(paths, config.listen_address, config.hosts, config.access == "token")
         await self.server.start(tower, operator)
         self._closers.append(self.server.stop)
+
+    def _servicer(
+        self, identity: tuple[bytes, bytes], release: str, served_certificate_hash: Callable[[], bytes]
+    ) -> TowerServicer:
+        """What clients talk to."""
+        limit = SessionLimit(self.sessions.policy, time.monotonic)
+        return TowerServicer(
+            identity,
+            self.config.network,
+            release,
+            self.sessions,
+            self.intake,
+            self.watcher,
+            served_certificate_hash,
+            limit.check,
+        )
 
     def _waiting(self, reason: str) -> None:
         self.watcher.status = reason
