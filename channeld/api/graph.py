@@ -202,7 +202,8 @@ def _candidate(view: CandidateView) -> graph_pb2.RouteCandidate:
 
 
 def _hop(view: RouteHopView) -> graph_pb2.RouteHop:
-    return graph_pb2.RouteHop(**{name: getattr(view, name) for name in view.__struct_fields__})
+    same = {name: getattr(view, name) for name in view.__struct_fields__ if name != "key"}
+    return graph_pb2.RouteHop(short_channel_id=view.short_channel_id, **same)
 
 
 # What payments have taught

@@ -6,7 +6,6 @@ such a peer is its own introduction node. Source: BOLT 4, "Route Blinding"; BOLT
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -66,11 +65,7 @@ class BlindedPaths:
         """A blinded invoice, durable when this returns, and the paths to it. What the caller makes of them (an offer's
         invoice, say) is its own business. Raises NodeError."""
         request.check()
-        preimage = request.payment_preimage
-        if preimage is None and request.payment_hash is None:
-            preimage = os.urandom(32)
-        payment_hash = request.payment_hash if preimage is None else hashlib.sha256(preimage).digest()
-        assert payment_hash is not None
+        preimage, payment_hash = request.secret()
         path_id = os.urandom(32)
         paths = self.paths_to_us(path_id, request.amount_msat, request.delta_blocks, request.expiry_seconds)
         record = InvoiceRecord(

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec.structs import asdict
+
 from channeld.bolt.invoice import Invoice, InvoiceError, decode_invoice
 from channeld.bolt.primitives import format_short_channel_id
 from channeld.defaults import default_fee_limit_msat
@@ -21,6 +23,7 @@ from channeld.routing.values import (
     MAX_CLTV_BLOCKS,
     MAX_PARTS,
     EdgeKey,
+    HopCost,
     LocalChannel,
     NoRoute,
     Route,
@@ -29,7 +32,7 @@ from channeld.routing.values import (
 from wallet.bitcoin.address import Network
 
 if TYPE_CHECKING:
-    from channeld.routing.explanation import Candidate, HopCost
+    from channeld.routing.explanation import Candidate
     from channeld.routing.graph import Graph
     from channeld.routing.scoring import Scorer
 
@@ -156,7 +159,8 @@ def search(graph: Graph, scorer: Scorer, asked: Asked, private_scids: frozenset[
         found = (whole.route,) if isinstance(whole.route, Route) else whole.route
 
     def hops(costs: Iterable[HopCost]) -> tuple[RouteHopView, ...]:
-        return tuple(_hop(cost, private_scids if asked.is_own else frozenset()) for cost in costs)
+        private = private_scids if asked.is_own else frozenset()
+        return tuple(RouteHopView(**asdict(cost), is_private=cost.short_channel_id in private) for cost in costs)
 
     def candidate(one: Candidate) -> CandidateView:
         return CandidateView(hops(one.hops), one.fee_msat, one.lock_blocks, one.probability, one.cost_msat, one.reason)
@@ -174,21 +178,6 @@ def search(graph: Graph, scorer: Scorer, asked: Asked, private_scids: frozenset[
         why_split=_why_split(whole.route, routes) if len(routes) > 1 else "",
         aliases={},
         search_seconds=time.perf_counter() - started,
-    )
-
-
-def _hop(cost: HopCost, private_scids: frozenset[int]) -> RouteHopView:
-    return RouteHopView(
-        short_channel_id=cost.key.short_channel_id,
-        source=cost.source,
-        target=cost.target,
-        amount_msat=cost.amount_msat,
-        fee_msat=cost.fee_msat,
-        lock_blocks=cost.lock_blocks,
-        lock_cost_msat=cost.lock_cost_msat,
-        probability=cost.probability,
-        improbability_cost_msat=cost.improbability_cost_msat,
-        is_private=cost.key.short_channel_id in private_scids,
     )
 
 

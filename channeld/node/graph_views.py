@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from channeld.gossip.view import Policy
 from channeld.routing.knowledge import ChannelKnowledge, NodeKnowledge
-from channeld.routing.values import Route
+from channeld.routing.values import HopCost, Route
 
 
 class GraphNodeView(Struct, frozen=True):
@@ -97,18 +97,9 @@ class RouteQuery(Struct, frozen=True, kw_only=True):
     avoid_scids: frozenset[int] = frozenset()
 
 
-class RouteHopView(Struct, frozen=True):
+class RouteHopView(HopCost, frozen=True):
     """A channel of a way, and what it adds to the cost. `is_private`: ours, and not announced."""
 
-    short_channel_id: int
-    source: bytes
-    target: bytes
-    amount_msat: int
-    fee_msat: int
-    lock_blocks: int
-    lock_cost_msat: float
-    probability: float
-    improbability_cost_msat: float
     is_private: bool
 
 

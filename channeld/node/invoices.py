@@ -102,6 +102,13 @@ class InvoiceRequest:
         if not LEAST_DELTA_BLOCKS <= self.delta_blocks <= MOST_DELTA_BLOCKS:
             _refuse(f"a final expiry delta is between {LEAST_DELTA_BLOCKS} and {MOST_DELTA_BLOCKS} blocks")
 
+    def secret(self) -> tuple[bytes | None, bytes]:
+        """Preimage and payment hash; the preimage is drawn if neither was given, None if only the hash was."""
+        if self.payment_hash is not None:
+            return None, self.payment_hash
+        preimage = os.urandom(32) if self.payment_preimage is None else self.payment_preimage
+        return preimage, hashlib.sha256(preimage).digest()
+
 
 def _refuse(sentence: str) -> None:
     raise NodeError("invalid_argument", sentence)
@@ -165,11 +172,7 @@ class InvoiceBook:
 
     def _new_record(self, request: InvoiceRequest) -> InvoiceRecord:
         request.check()
-        preimage = request.payment_preimage
-        if preimage is None and request.payment_hash is None:
-            preimage = os.urandom(32)
-        payment_hash = request.payment_hash if preimage is None else hashlib.sha256(preimage).digest()
-        assert payment_hash is not None
+        preimage, payment_hash = request.secret()
         created = int(self._now())
         invoice = Invoice(
             network=self._network,

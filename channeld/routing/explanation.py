@@ -25,7 +25,7 @@ from channeld.routing.costs import Problem, Table, lay_out
 from channeld.routing.graph import Graph
 from channeld.routing.scoring import Scorer
 from channeld.routing.search import edges_of, price, solve
-from channeld.routing.values import FEES_ONLY, MAX_AMOUNT_MSAT, EdgeKey, NoRoute, Route, RouteRequest
+from channeld.routing.values import FEES_ONLY, MAX_AMOUNT_MSAT, EdgeKey, HopCost, NoRoute, Route, RouteRequest
 
 MOST_CANDIDATES = 3
 """Of each kind."""
@@ -80,25 +80,6 @@ class Obstacle(Struct, frozen=True):
                 return f"{where} locks funds for {self.wanted} blocks, the limit is {self.limit}"
             case Rule.COST:
                 return f"{where} costs {self.wanted} msat in all, the route taken {self.limit} msat"
-
-
-class HopCost(Struct, frozen=True):
-    """What one channel adds to the cost: its source's fee, the risk of locked funds, and of failure."""
-
-    key: EdgeKey
-    source: bytes
-    target: bytes
-    amount_msat: int
-    fee_msat: int
-    lock_blocks: int
-    lock_cost_msat: float
-    probability: float
-    improbability_cost_msat: float
-
-    @property
-    def cost_msat(self) -> float:
-        """All of it."""
-        return self.fee_msat + self.lock_cost_msat + self.improbability_cost_msat
 
 
 class Candidate(Struct, frozen=True):

@@ -194,3 +194,27 @@ class NoRoute(Struct, frozen=True):
     """No way: a sentence for the user."""
 
     reason: str
+
+
+class HopCost(Struct, frozen=True):
+    """What one channel adds to the cost: its source's fee, the risk of locked funds, and of failure."""
+
+    key: EdgeKey
+    source: bytes
+    target: bytes
+    amount_msat: int
+    fee_msat: int
+    lock_blocks: int
+    lock_cost_msat: float
+    probability: float
+    improbability_cost_msat: float
+
+    @property
+    def short_channel_id(self) -> int:
+        """The channel's."""
+        return self.key.short_channel_id
+
+    @property
+    def cost_msat(self) -> float:
+        """All of it."""
+        return self.fee_msat + self.lock_cost_msat + self.improbability_cost_msat
