@@ -17,8 +17,9 @@ class Facts:
     def __init__(self, watches: Watches) -> None:
         self._watches = watches
         self._by_channel: dict[int, list[Fact]] = {}
-        self._outputs: dict[OutPoint, tuple[int, bool]] = {}
-        """Outputs that came of a funding output: (channel, whether it is the commitment's own)."""
+        self._outputs: dict[OutPoint, dict[int, bool]] = {}
+        """Outputs that came of funding outputs, by channel: whether it is the commitment's own. One transaction may
+        spend outputs of several channels: what it pays then concerns all of them."""
 
     def load(self, connection: Connection) -> None:
         """As they were when the node stopped."""
@@ -43,8 +44,8 @@ class Facts:
         for txin in tx.inputs:
             # An output of one channel's close may fund another channel: its spend concerns both.
             known, funded = outputs.get(txin.outpoint), funding(txin.outpoint)
-            if known is not None:
-                writes += self._keep(known[0], Fact(height, txid, tx), position)
+            for channel_key in known or ():
+                writes += self._keep(channel_key, Fact(height, txid, tx), position)
             if funded is not None:
                 writes += self._keep(funded, Fact(height, txid, tx), position)
         return writes
@@ -58,14 +59,14 @@ class Facts:
         return [rows.save_fact(channel_key, fact, position)]
 
     def _watch_outputs(self, channel_key: int, fact: Fact) -> None:
-        spent_first = [t.outpoint for t in fact.tx.inputs if self._outputs.get(t.outpoint, (0, False))[1]]
+        spent_first = [t.outpoint for t in fact.tx.inputs if self._outputs.get(t.outpoint, {}).get(channel_key)]
         funding = any(self._watches.channel_of(txin.outpoint) == channel_key for txin in fact.tx.inputs)
         if funding:
-            for vout in range(len(fact.tx.outputs)):
-                self._outputs[OutPoint(fact.txid, vout)] = (channel_key, True)
+            watched = list(range(len(fact.tx.outputs)))
         else:
-            for vout in children_to_watch(fact.tx, spent_first):
-                self._outputs[OutPoint(fact.txid, vout)] = (channel_key, False)
+            watched = children_to_watch(fact.tx, spent_first)
+        for vout in watched:
+            self._outputs.setdefault(OutPoint(fact.txid, vout), {})[channel_key] = funding
 
     def _watch_again(self, channel_key: int) -> None:
         for fact in self._by_channel[channel_key]:
@@ -90,5 +91,7 @@ class Facts:
         return [rows.FORGET_FACTS_OF(channel_key)]
 
     def _unwatch(self, channel_key: int) -> None:
-        for outpoint in [outpoint for outpoint, (key, _) in self._outputs.items() if key == channel_key]:
-            del self._outputs[outpoint]
+        for outpoint in [outpoint for outpoint, channels in self._outputs.items() if channel_key in channels]:
+            del self._outputs[outpoint][channel_key]
+            if not self._outputs[outpoint]:
+                del self._outputs[outpoint]

@@ -116,3 +116,24 @@ def test_two_channels_of_one_funding_transaction_are_both_told_of_it() -> None:
     watch = chain.watches.get(NEW)
     assert watch is not None
     assert (watch.confirmed_height, watch.tx_index) == (102, 8)
+
+
+def test_htlcs_of_two_channels_in_one_transaction_are_followed_for_both() -> None:
+    """A cheater with two channels takes the HTLCs of both with one transaction: each penalty is its channel's fact."""
+    chain = Chain()
+    chain.watch(OLD, an_outpoint("one"))
+    chain.watch(NEW, an_outpoint("two"))
+    closes = a_tx([an_outpoint("one")], 2), a_tx([an_outpoint("two")], 2)
+    stolen = a_tx([first(closes[0]), first(closes[1])], 2)
+    penalties = a_tx([OutPoint(stolen.txid(), 0)]), a_tx([OutPoint(stolen.txid(), 1)])
+    for tx in (*closes, stolen, *penalties):
+        assert chain.mine(tx)
+    assert chain.txids(OLD)[:3] == [closes[0].txid(), stolen.txid(), penalties[0].txid()]
+    assert chain.txids(NEW)[:2] == [closes[1].txid(), stolen.txid()]
+    assert penalties[1].txid() in chain.txids(NEW)
+
+    chain.unmine()
+    chain.unmine()
+    chain.facts.forget(NEW)
+    chain.mine(penalties[0])
+    assert chain.txids(OLD) == [closes[0].txid(), stolen.txid(), penalties[0].txid()]
