@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from channeld.api.server import ApiServer
 from channeld.cli.main import run
-from channeld.paths import DataPaths
+from channeld.paths import DataPaths, data_paths
 from tests.fake_invoices import PEER_ID, make_bolt11
 from tests.fake_node import FakeNode
 
@@ -94,6 +96,17 @@ class Daemon:
             return channel.channel_id
 
         return self.wait_for(open_())
+
+
+@contextmanager
+def started_daemon(directory: Path) -> Iterator[Daemon]:
+    """A daemon with its data there, until the end of the block."""
+    daemon = Daemon(data_paths("regtest", directory))
+    daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.close()
 
 
 class Ran(NamedTuple):

@@ -20,9 +20,13 @@ from wallet.bitcoin.sighash import SIGHASH_ALL, segwit_v0_sighash
 from wallet.bitcoin.tx import SEQUENCE_RBF
 from wallet.bitcoind import BitcoindChainSource, BitcoindConfig
 from wallet.chain import ChainSource
+from wallet.db import Store, make_engine
 from wallet.regtest.server import RegtestServer, Settings
 from wallet.rpc import RpcClient, RpcConfig
 from watchtower.appointment import JusticeKit
+from watchtower.client import tables as client_tables
+from watchtower.client.towers import Towers
+from watchtower.client.values import Backups
 from watchtower.justice import Penalty
 from watchtower.tower import breach as breaches
 from watchtower.tower.config import Config
@@ -216,6 +220,26 @@ async def running_tower(config: Config, source: ChainSource) -> AsyncIterator[To
         yield tower
     finally:
         await tower.stop()
+
+
+@asynccontextmanager
+async def running_client(
+    database: Path, backups: Backups, prepare: Callable[[Towers], None] = lambda towers: None
+) -> AsyncIterator[Towers]:
+    """The client half over a database of its own; `prepare` is called before it starts."""
+    engine = make_engine(f"sqlite:///{database}")
+    client_tables.metadata.create_all(engine)
+    failures: list[BaseException] = []
+    store = Store(engine, failures.append)
+    towers = await Towers.open(store, backups, b"\x05" * 32)
+    prepare(towers)
+    towers.start()
+    try:
+        yield towers
+    finally:
+        await towers.close()
+        await store.close()
+        assert not failures
 
 
 async def until_searched(tower: Tower, height: int) -> None:

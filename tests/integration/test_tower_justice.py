@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tests.tower_support import (
     Revoked,
     key,
     revoked,
+    running_client,
     running_tower,
     states,
     tower_config,
@@ -23,11 +23,8 @@ from tests.tower_support import (
 from wallet.bitcoin import OutPoint, Tx
 from wallet.bitcoin.address import REGTEST, address_of
 from wallet.bitcoin.script import p2wpkh
-from wallet.db import Store, make_engine
 from watchtower.appointment import JusticeKit, Mode
-from watchtower.client import tables as client_tables
 from watchtower.client.connection import TowerUri
-from watchtower.client.towers import Towers
 from watchtower.client.values import KitMaker
 from watchtower.tower.daemon import Tower
 
@@ -49,22 +46,6 @@ class KitList:
         return None if kits is None else lambda: kits[first : first + count]
 
 
-@asynccontextmanager
-async def client(directory: Path, backups: KitList) -> AsyncIterator[Towers]:
-    engine = make_engine(f"sqlite:///{directory}.sqlite")
-    client_tables.metadata.create_all(engine)
-    failures: list[BaseException] = []
-    store = Store(engine, failures.append)
-    towers = await Towers.open(store, backups, b"\x05" * 32)
-    towers.start()
-    try:
-        yield towers
-    finally:
-        await towers.close()
-        await store.close()
-        assert not failures
-
-
 @pytest.fixture
 async def layer1(tmp_path: Path) -> AsyncIterator[Layer1]:
     async with Layer1(tmp_path / "layer1").running() as layer:
@@ -75,7 +56,7 @@ async def back_up(directory: Path, tower: Tower, kits: Sequence[JusticeKit], mod
     """A client gives the tower the kits, and goes away for good."""
     backups = KitList()
     backups.channels[CHANNEL] = list(kits)
-    async with client(directory, backups) as towers:
+    async with running_client(Path(f"{directory}.sqlite"), backups) as towers:
         uri = TowerUri(tower.tower_id, tower.server.address)
         await towers.add(uri, mode, **options)
         await towers.wait_idle()

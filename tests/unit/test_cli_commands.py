@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from channeld.cli import output
 from channeld.cli.main import run
-from channeld.paths import data_paths
 from tests.cli_support import Channelctl, Daemon
 from tests.fake_invoices import PEER_ID
 from tests.fake_node import NODE_ID
 
 PEER = PEER_ID.hex()
 OTHER = "02" + "33" * 32
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    daemon = Daemon(data_paths("regtest", tmp_path_factory.mktemp("daemon")))
-    daemon.start()
-    yield daemon
-    daemon.close()
-
-
-@pytest.fixture
-def daemon(shared: Daemon) -> Daemon:
-    """A daemon whose node knows nothing yet."""
-    shared.renew()
-    return shared
-
-
-@pytest.fixture
-def channelctl(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Channelctl:
-    return Channelctl(daemon.paths, capsys.readouterr)
 
 
 def test_info(channelctl: Channelctl) -> None:

@@ -15,7 +15,7 @@ import pytest
 from channeld.cli import failures, session
 from channeld.cli.main import run
 from channeld.paths import data_paths
-from tests.cli_support import Channelctl, Daemon
+from tests.cli_support import Channelctl, Daemon, started_daemon
 from tests.fake_invoices import PEER_ID
 from watchtower.rpc.tls import Certificate
 
@@ -25,10 +25,8 @@ OTHER = "02" + "33" * 32
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    daemon = Daemon(data_paths("regtest", tmp_path))
-    daemon.start()
-    yield daemon
-    daemon.close()
+    with started_daemon(tmp_path) as daemon:
+        yield daemon
 
 
 @pytest.fixture

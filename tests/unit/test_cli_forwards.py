@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from channeld.paths import data_paths
 from tests.cli_support import Channelctl, Daemon
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    daemon = Daemon(data_paths("regtest", tmp_path_factory.mktemp("daemon")))
-    daemon.start()
-    daemon.renew()
-    yield daemon
-    daemon.close()
-
-
-@pytest.fixture
-def channelctl(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Channelctl:
-    return Channelctl(daemon.paths, capsys.readouterr)
 
 
 def test_forwards_say_what_was_earned(channelctl: Channelctl) -> None:

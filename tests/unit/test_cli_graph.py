@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from channeld.cli import graph_plot, score_commands
-from channeld.paths import data_paths
 from channeld.routing.values import EdgeKey
-from tests.cli_support import Channelctl, Daemon
+from tests.cli_support import Channelctl, Daemon, started_daemon
 from tests.fake_graph import BOB, BOB_DAVE, CAROL, DAVE, ERIN, OWN_BOB, PRIVATE, FakeGraph
 from tests.gossip_support import NOW, node_id_of
 
@@ -22,11 +21,9 @@ PRIVATE_TEXT, OWN_BOB_TEXT, BOB_DAVE_TEXT = "16000000x1x0", "100x1x0", "101x1x0"
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    daemon = Daemon(data_paths("regtest", tmp_path_factory.mktemp("daemon")))
-    daemon.start()
-    yield daemon
-    daemon.do(lambda: daemon.node.graph).network.close()
-    daemon.close()
+    with started_daemon(tmp_path_factory.mktemp("daemon")) as daemon:
+        yield daemon
+        daemon.do(lambda: daemon.node.graph).network.close()
 
 
 @pytest.fixture
@@ -34,11 +31,6 @@ def graph(daemon: Daemon) -> FakeGraph:
     graph = daemon.do(lambda: daemon.node.graph)
     daemon.do(graph.ways.scorer.reset)
     return graph
-
-
-@pytest.fixture
-def channelctl(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Channelctl:
-    return Channelctl(daemon.paths, capsys.readouterr)
 
 
 def test_the_whole_graph_as_text_and_json(channelctl: Channelctl) -> None:

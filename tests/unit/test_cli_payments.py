@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-
-import pytest
 
 from channeld.cli.payment_options import Limits
 from channeld.node.payment_views import InvoiceOrder, KeysendOrder, ProbeOrder, RebalanceOrder
-from channeld.paths import DataPaths
 from tests.cli_support import Channelctl, Daemon
 from tests.fake_invoices import PEER_ID
 
 PEER = PEER_ID.hex()
 NOBODY = "02" + "99" * 32
 LAST_HOP = "03" + "44" * 32
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    daemon = Daemon(DataPaths(tmp_path_factory.mktemp("payments"), "regtest"))
-    daemon.start()
-    yield daemon
-    daemon.close()
-
-
-@pytest.fixture
-def daemon(shared: Daemon) -> Daemon:
-    shared.renew()
-    return shared
-
-
-@pytest.fixture
-def channelctl(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> Channelctl:
-    return Channelctl(daemon.paths, capsys.readouterr)
 
 
 def test_attempts_are_told_as_they_happen(channelctl: Channelctl, daemon: Daemon) -> None:

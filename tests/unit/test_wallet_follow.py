@@ -76,6 +76,23 @@ class Walk:
         await self.events.aclose()  # type: ignore[attr-defined]
 
 
+async def followed(fake: FakeBitcoind, source: BitcoindChainSource, blocks: int) -> Walk:
+    """Mines `blocks`, and walks from block 1 to the tip."""
+    fake.chain.mine(blocks)
+    walk = Walk(source.follow(None, birthday_height=1))
+    await walk.until(Synced)
+    return walk
+
+
+async def cut_back(fake: FakeBitcoind, walk: Walk, height: int) -> SourceLost:
+    """The chain ends at `height` now; what the walk hears of it."""
+    fake.chain.cut(height)
+    await fake.notify()
+    event = await walk.next()
+    assert isinstance(event, SourceLost)
+    return event
+
+
 def refs(chain: FakeChain, heights: range) -> list[BlockRef]:
     return [BlockRef(height, chain.active[height]) for height in heights]
 
@@ -138,9 +155,7 @@ async def test_from_a_birthday_and_only_missing_blocks(fake: FakeBitcoind, sourc
 
 
 async def test_reorg_while_following(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
-    fake.chain.mine(10)
-    walk = Walk(source.follow(None, birthday_height=1))
-    await walk.until(Synced)
+    walk = await followed(fake, source, 10)
     old = list(fake.chain.active)
     fake.chain.cut(7)
     await fake.mine(4)
@@ -174,9 +189,7 @@ async def test_reorg_while_away_on_a_branch_that_layer_1_never_saw(
 
 
 async def test_a_shorter_fork_is_followed(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
-    fake.chain.mine(10)
-    walk = Walk(source.follow(None, birthday_height=1))
-    await walk.until(Synced)
+    walk = await followed(fake, source, 10)
     fake.chain.cut(6)
     await fake.mine(1)
     seen = await walk.until(Synced)
@@ -185,14 +198,9 @@ async def test_a_shorter_fork_is_followed(fake: FakeBitcoind, source: BitcoindCh
 
 
 async def test_a_chain_that_went_backwards_is_waited_for(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
-    fake.chain.mine(10)
-    walk = Walk(source.follow(None, birthday_height=1))
-    await walk.until(Synced)
+    walk = await followed(fake, source, 10)
     full = list(fake.chain.active)
-    fake.chain.cut(8)
-    await fake.notify()
-    lost = await walk.next()
-    assert isinstance(lost, SourceLost)
+    lost = await cut_back(fake, walk, 8)
     assert "behind block 10" in lost.reason
     fake.chain.active = full
     await fake.mine(1)
@@ -204,14 +212,9 @@ async def test_a_chain_that_went_backwards_is_waited_for(fake: FakeBitcoind, sou
 
 
 async def test_layer_1_goes_away_while_it_is_behind(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
-    fake.chain.mine(10)
-    walk = Walk(source.follow(None, birthday_height=1))
-    await walk.until(Synced)
+    walk = await followed(fake, source, 10)
     full = list(fake.chain.active)
-    fake.chain.cut(8)
-    await fake.notify()
-    behind = await walk.next()
-    assert isinstance(behind, SourceLost)
+    behind = await cut_back(fake, walk, 8)
     await fake.stop()
     away = await walk.next()
     assert isinstance(away, SourceLost)
@@ -246,9 +249,7 @@ async def test_too_deep_a_fork_is_an_error(fake: FakeBitcoind, source: BitcoindC
 
 
 async def test_loss_of_layer_1_is_told_and_survived(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
-    fake.chain.mine(2)
-    walk = Walk(source.follow(None, birthday_height=1))
-    await walk.until(Synced)
+    walk = await followed(fake, source, 2)
     await fake.stop()
     assert isinstance(await walk.next(), SourceLost)
     fake.chain.mine(2)
