@@ -61,10 +61,7 @@ class Facts:
     def _watch_outputs(self, channel_key: int, fact: Fact) -> None:
         spent_first = [t.outpoint for t in fact.tx.inputs if self._outputs.get(t.outpoint, {}).get(channel_key)]
         funding = any(self._watches.channel_of(txin.outpoint) == channel_key for txin in fact.tx.inputs)
-        if funding:
-            watched = list(range(len(fact.tx.outputs)))
-        else:
-            watched = children_to_watch(fact.tx, spent_first)
+        watched = range(len(fact.tx.outputs)) if funding else children_to_watch(fact.tx, spent_first)
         for vout in watched:
             self._outputs.setdefault(OutPoint(fact.txid, vout), {})[channel_key] = funding
 

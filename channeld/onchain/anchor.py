@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from channeld.bolt.transactions import commitment_fee_sat, sweep
+from channeld.bolt.transactions import Htlc, commitment_fee_sat, is_trimmed, sweep
 from channeld.bolt.transactions.onchain import FoundOutput
 from channeld.bolt.transactions.scripts import anchor_script
 from channeld.onchain.known import Known
 from channeld.onchain.outputs import Output, Sweep
 from channeld.onchain.plans import OFFERED_DEADLINE_BLOCKS, Attempt, Plan
 from channeld.onchain.rates import (
+    CEILING_PER_KW,
+    CONTESTED_PERMILLE,
     FLOOR_PER_KW,
     UNCONTESTED_PERMILLE,
     Rates,
@@ -73,19 +75,31 @@ def anchor_of(known: Known, commitment: Commitment) -> Output | None:
 
 def deadlines_of(known: Known) -> set[int]:
     """Heights by which our commitment must be in the chain, for the sake of its HTLCs."""
-    deadlines = set()
-    for htlc in known.local.spec.htlcs.values():
-        if htlc.offered:
-            deadlines.add(htlc.cltv_expiry + OFFERED_DEADLINE_BLOCKS)
-        elif htlc.id in known.preimages:
-            deadlines.add(htlc.cltv_expiry)
-    return deadlines
+    return {
+        htlc.cltv_expiry + (OFFERED_DEADLINE_BLOCKS if htlc.offered else 0) for htlc in _htlcs_with_deadlines(known)
+    }
+
+
+def _htlcs_with_deadlines(known: Known) -> list[Htlc]:
+    """HTLCs with an output that we offered, and those that we can claim."""
+    spec = known.local.spec
+    return [
+        htlc
+        for htlc in spec.htlcs.values()
+        if (htlc.offered or htlc.id in known.preimages)
+        and not is_trimmed(known.params, htlc, spec.feerate_per_kw, "local")
+    ]
+
+
+def urgent_stake_sat(known: Known) -> int:
+    """What may be lost if our commitment comes late: its HTLCs, not our balance, which waits."""
+    return sum(htlc.amount_msat for htlc in _htlcs_with_deadlines(known)) // 1000
 
 
 def stake_sat(known: Known) -> int:
     """What we get by our commitment: our balance, HTLCs that we offered, and those that we can claim."""
     spec = known.local.spec
-    htlcs = sum(h.amount_msat for h in spec.htlcs.values() if h.offered or h.id in known.preimages)
+    htlcs = sum(htlc.amount_msat for htlc in _htlcs_with_deadlines(known))
     fee = 0
     if known.params.local_is_opener:
         fee = commitment_fee_sat(known.params, spec.commitment_spec(), "local")
@@ -98,12 +112,8 @@ def anchor_plan(known: Known, attempts: Sequence[Attempt], rates: Rates, height:
     anchor = None if commitment is None else anchor_of(known, commitment)
     if commitment is None or anchor is None or anchor.outpoint is None:
         return None
-    deadlines = deadlines_of(known)
     budget = stake_sat(known) * UNCONTESTED_PERMILLE // 1000
-    weight = commitment.weight + CHILD_WEIGHT
-    max_per_kw = max(FLOOR_PER_KW, (budget + commitment.fee_sat) * 1000 // weight)
-    lazy = lazy_feerate(rates, max_per_kw)
-    wanted = urgent_feerate(rates, height, deadlines, max_per_kw) if deadlines else lazy
+    wanted = _wanted_feerate(known, commitment, budget, rates, height)
     if wanted is None:
         return None
     before = next((a for a in attempts if a.group == "anchor" and a.outpoints == (anchor.outpoint,)), None)
@@ -116,6 +126,22 @@ def anchor_plan(known: Known, attempts: Sequence[Attempt], rates: Rates, height:
         return None
     least = before.fee_sat + fee_sat(before.weight, FLOOR_PER_KW)
     return Plan("anchor", (anchor,), wanted, budget, least, before.txid) if least <= budget else None
+
+
+def _wanted_feerate(known: Known, commitment: Commitment, budget_sat: int, rates: Rates, height: int) -> int | None:
+    """For commitment and child together. The hurry of a deadline is paid for with what that deadline is about, however
+    much else is in the channel."""
+
+    def most(fee_sat: int) -> int:
+        rate = (fee_sat + commitment.fee_sat) * 1000 // (commitment.weight + CHILD_WEIGHT)
+        return min(max(FLOOR_PER_KW, rate), CEILING_PER_KW)
+
+    lazy = lazy_feerate(rates, most(budget_sat))
+    deadlines = deadlines_of(known)
+    if not deadlines:
+        return lazy
+    hurry_sat = min(budget_sat, urgent_stake_sat(known) * CONTESTED_PERMILLE // 1000)
+    return max(lazy or 0, urgent_feerate(rates, height, deadlines, most(hurry_sat)))
 
 
 def missing_fee_sat(known: Known, feerate_per_kw: int) -> int:

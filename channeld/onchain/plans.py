@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from channeld.bolt.transactions import fees
 from channeld.bolt.transactions.sweep import sweep_weight
 from channeld.onchain.outputs import HtlcTx, Output, Sweep
 from channeld.onchain.rates import (
+    CEILING_PER_KW,
     CONTESTED_PERMILLE,
     FLOOR_PER_KW,
     RACE_TARGET_BLOCKS,
@@ -65,11 +67,21 @@ class Attempt(Struct, frozen=True):
     """Why layer 1 refused it, if it did."""
     underpaid: bool = False
     """It did because something in the mempool pays more."""
+    others: int = 0
+    """So many other channels have outputs in it: `outpoints` are only this channel's, `fee_sat` and `weight` are of
+    the whole."""
+    share_sat: int = 0
+    """What of the fee is this channel's, if there are others."""
 
     @property
     def feerate_per_kw(self) -> int:
         """What it pays."""
         return self.fee_sat * 1000 // self.weight
+
+    @property
+    def own_fee_sat(self) -> int:
+        """What it costs this channel."""
+        return self.share_sat if self.others else self.fee_sat
 
 
 class Plan(Struct, frozen=True):
@@ -84,6 +96,8 @@ class Plan(Struct, frozen=True):
     replaces: bytes = b""
     script_pubkey: bytes = b""
     """Where a replacement pays: where its predecessor did."""
+    alone: bool = False
+    """It must not be joined with other channels' plans: that failed."""
 
     @property
     def outpoints(self) -> tuple[OutPoint, ...]:
@@ -240,6 +254,8 @@ def make_plan(group: Group, outputs: Sequence[Output], rates: Rates, height: int
 def wanted_feerate(group: Group, outputs: Sequence[Output], rates: Rates, height: int) -> int | None:
     """For a transaction that takes all `outputs`, within the budget of all; None if it should wait for lower fees."""
     max_per_kw = max_fee_sat(group, outputs) * 1000 // plan_weight(group, outputs)
+    if group == "htlc":
+        max_per_kw = min(max_per_kw, CEILING_PER_KW)
     deadlines = {deadline for output in outputs if (deadline := deadline_of(output)) is not None}
     race = min(rates.within(RACE_TARGET_BLOCKS), max_per_kw) if group == "penalty" else 0
     if deadlines:
@@ -276,6 +292,9 @@ def _replacements(attempt: Attempt, outputs: Sequence[Output], rates: Rates, hei
         return
     by_outpoint = {output.outpoint: output for output in outputs}
     members = [by_outpoint[outpoint] for outpoint in attempt.outpoints]
+    if attempt.others:
+        yield from _shared_replacement(attempt, members, rates, height)
+        return
     outbid = attempt.underpaid and any(_is_lost_with_the_race(output) for output in members)
     if height <= attempt.height and not outbid:
         return
@@ -298,6 +317,23 @@ def _replacements(attempt: Attempt, outputs: Sequence[Output], rates: Rates, hei
     min_fee = attempt.fee_sat + _fee_of(attempt.group, members, FLOOR_PER_KW)
     if max(min_fee, _fee_of(attempt.group, members, rate)) <= most:
         yield Plan(attempt.group, tuple(members), rate, most, min_fee, attempt.txid, script)
+
+
+def _shared_replacement(attempt: Attempt, members: Sequence[Output], rates: Rates, height: int) -> Iterator[Plan]:
+    """What should take the place of a transaction that has other channels' outputs, too: a better one for those who
+    want it, or, as soon as layer 1 refuses it and more money does not help, one for this channel alone. Nobody waits
+    for what another channel's output has run into. Anchors stay behind then: they are what strangers may take."""
+    most = max_fee_sat(attempt.group, members)
+    rate = wanted_feerate(attempt.group, members, rates, height) or 0
+    better = rate >= least_bump(attempt.feerate_per_kw) and _fee_of(attempt.group, members, rate) <= most
+    waited = not attempt.problem and height >= attempt.height + PATIENCE_BLOCKS
+    if better and (waited or attempt.underpaid):
+        script = Tx.parse(attempt.raw).outputs[0].script_pubkey
+        yield Plan(attempt.group, tuple(members), rate, most, 0, attempt.txid, script)
+    elif attempt.problem:
+        plan = make_plan(attempt.group, [output for output in members if not output.is_anchor], rates, height)
+        if plan is not None:
+            yield replace(plan, replaces=attempt.txid, alone=True)
 
 
 def _outbidding_feerate(attempt: Attempt, max_per_kw: int) -> int:

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 FLOOR_PER_KW = 253
+CEILING_PER_KW = 1_000_000
+"""4,000 sat/vB: more than any block of Bitcoin's history asked for. An estimate above it is a mistake, and the wallet's
+coins are not spent at more: with much at stake the curve of a deadline would otherwise leave all measure."""
 RAMP_BLOCKS = 8
 """So many blocks before a deadline the fee rate begins to rise from the estimate towards the budget."""
 LAZY_TARGET_BLOCKS = 144
@@ -34,7 +37,7 @@ class Rates(Struct, frozen=True):
             if target > blocks:
                 break
             rate = estimate
-        return max(FLOOR_PER_KW, rate)
+        return max(FLOOR_PER_KW, min(rate, CEILING_PER_KW))
 
 
 def fee_sat(weight: int, feerate_per_kw: int) -> int:

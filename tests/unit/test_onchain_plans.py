@@ -10,9 +10,16 @@ from msgspec.structs import replace
 from channeld.channel import events as ev
 from channeld.onchain import build
 from channeld.onchain import resolution as on
-from channeld.onchain.anchor import anchor_plan, commitment_of, missing_fee_sat, stake_sat
+from channeld.onchain.anchor import (
+    CHILD_WEIGHT,
+    anchor_plan,
+    commitment_of,
+    missing_fee_sat,
+    stake_sat,
+    urgent_stake_sat,
+)
 from channeld.onchain.facts import Fact
-from channeld.onchain.outputs import Close, Output, Sweep
+from channeld.onchain.outputs import Close, HtlcTx, Output, Sweep
 from channeld.onchain.plans import (
     SECURITY_DELAY_BLOCKS,
     STUCK_BLOCKS,
@@ -24,7 +31,7 @@ from channeld.onchain.plans import (
     plan_weight,
     plans,
 )
-from channeld.onchain.rates import FLOOR_PER_KW, RAMP_BLOCKS, Rates, fee_sat, feerate, least_bump
+from channeld.onchain.rates import CEILING_PER_KW, FLOOR_PER_KW, RAMP_BLOCKS, Rates, fee_sat, feerate, least_bump
 from channeld.onchain.report import report
 from tests.machine.harness import HEIGHT, Peer, add, preimage_of
 from tests.unit.onchain_support import (
@@ -40,6 +47,7 @@ from tests.unit.onchain_support import (
     known,
 )
 from wallet.bitcoin import Tx, TxIn, TxOut
+from wallet.funding import FEERATE_CEILING_SAT_PER_KW
 
 H = HEIGHT + 1
 RATES = Rates(((1, 4000), (6, 2000), (36, 1000), (144, 500)))
@@ -277,7 +285,40 @@ def test_commitment_that_pays_too_little_gets_a_child() -> None:
     assert better.min_fee_sat > child.fee_sat
     last = anchor_plan(known(alice), (child,), rates, EXPIRY + 9)
     assert last is not None
-    assert last.feerate_per_kw > 50_000
+    assert last.feerate_per_kw > 25_000
+
+
+def test_the_hurry_of_an_htlc_costs_no_more_than_the_htlc() -> None:
+    """Not a share of the whole channel."""
+    alice = closing()
+    stake = known(alice)
+    rich = replace(stake.local.spec, to_local_msat=100_000_000_000)
+    stake = replace(stake, local=replace(stake.local, spec=rich))
+    assert urgent_stake_sat(stake) == 50_000 + 60_000  # not the 200 sat of dust
+    for height in range(EXPIRY - 9, EXPIRY + 20):
+        plan = anchor_plan(stake, (), Rates(((1, 5000),)), height)
+        assert plan is not None
+        assert missing_fee_sat(stake, plan.feerate_per_kw) + fee_sat(CHILD_WEIGHT, plan.feerate_per_kw) < 110_000
+        assert plan.feerate_per_kw >= 5000
+
+
+def test_however_much_is_at_stake_the_wallet_pays_no_absurd_rate() -> None:
+    """It would refuse to, and then nothing would go out at all."""
+    alice = closing()
+    stake = known(alice)
+    htlcs = {key: replace(htlc, amount_msat=10**12) for key, htlc in stake.local.spec.htlcs.items()}
+    rich = replace(stake.local.spec, htlcs=htlcs)
+    stake = replace(stake, local=replace(stake.local, spec=rich))
+    plan = anchor_plan(stake, (), RATES, EXPIRY + 10)
+    assert plan is not None
+    assert plan.feerate_per_kw == CEILING_PER_KW < FEERATE_CEILING_SAT_PER_KW
+
+    _, close, _ = local_close()
+    (htlc,) = [output for output in close.outputs if isinstance(output.claim, HtlcTx) and not output.claim.preimage]
+    huge = replace(htlc, amount_sat=10**9)
+    (made,) = plans((huge,), (), RATES, EXPIRY + 10)
+    assert made.feerate_per_kw == CEILING_PER_KW
+    assert Rates(((1, 10**9),)).within(1) == CEILING_PER_KW
 
 
 # --- the step -----------------------------------------------------------------------------------------------------
