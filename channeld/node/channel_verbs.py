@@ -13,7 +13,7 @@ from channeld.channel import machine, unconfirmed
 from channeld.channel.state import Closed, Closing, Funded, NegotiatingLegacy, NegotiatingSimple, Opening
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
-from channeld.node.channels import Channels, Driver, new_alias
+from channeld.node.channels import Channels, Driver
 from channeld.node.coins import Coins
 from channeld.node.feerates import FeeRates
 from channeld.node.idempotency import Idempotency, Mark
@@ -21,6 +21,7 @@ from channeld.node.interface import ChannelView, NodeError
 from channeld.node.monitor_warnings import htlc_warnings
 from channeld.node.peer import PeerLink
 from channeld.node.peers import Peers
+from channeld.node.route_hints import new_alias
 from channeld.storage import Store, tables
 
 OPEN_TIMEOUT_SECONDS = 60.0

@@ -6,7 +6,6 @@ This is the `Host` of the drivers. What the operator asks of channels is in `cha
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, assert_never
@@ -14,7 +13,6 @@ from typing import Any, Protocol, assert_never
 import structlog
 from sqlalchemy import Connection, select
 
-from channeld.bolt.invoice import RoutingHop
 from channeld.bolt.messages import ChannelUpdate, ErrorMessage, FundingCreated, Message, OpenChannel, encode
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.channel import effects as fx
@@ -22,7 +20,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import channel_id_of, commitment_feerate_per_kw
-from channeld.channel.state import Closed, Closing, Funded, FundingCreatedSent, Normal, OpenReceived, State, phase_name
+from channeld.channel.state import Closed, Closing, FundingCreatedSent, Normal, OpenReceived, State, phase_name
 from channeld.node import openings, views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
@@ -31,15 +29,13 @@ from channeld.node.feerates import FeeRates
 from channeld.node.identity import Identity
 from channeld.node.interface import NodeError
 from channeld.node.peer import PeerLink
+from channeld.node.route_hints import new_alias
 from channeld.node.switch import Switch
 from channeld.node.watches import Watches
 from channeld.storage import Store, StoreFailed, Write, rows, tables
 from wallet.bitcoin import OutPoint, Tx
 
 log = structlog.get_logger(__name__)
-UNTOLD_TERMS = (1000, 200, 144)
-"""What the common nodes ask for at most unless they are told otherwise: base fee (msat), millionths, blocks."""
-MAX_ROUTE_HINTS = 5
 CHANNEL_TYPES = range(32, 256)
 """BOLT 1, "SHOULD send `error` with the unknown `channel_id` in reply to messages of type `32`-`255` related to unknown
 channels." """
@@ -589,32 +585,6 @@ class Channels:
         """The most that can be offered over a channel now."""
         return views.available_to_send_msat(driver.state, self.policy)
 
-    def route_hints(self) -> list[tuple[RoutingHop, ...]]:
-        """One hint for each usable channel that is not announced: how the peer finds us over it (BOLT 11, `r`)."""
-        hints: list[tuple[RoutingHop, ...]] = []
-        for driver in self.all():
-            state = driver.state
-            if not isinstance(state, Normal) or state.params.announce:
-                continue
-            hop = self.hop_to_us(driver)
-            if hop is not None and len(hints) < MAX_ROUTE_HINTS:
-                hints.append((hop,))
-        return hints
-
-    def hop_to_us(self, driver: Driver) -> RoutingHop | None:
-        """A channel as a hop from its peer to us, by the terms of the peer's last `channel_update`; before one came,
-        what is enough for most: too little fails, too much is spent once. None while neither side has named it."""
-        state = driver.state
-        assert isinstance(state, Funded)
-        scid = state.remote_alias if state.remote_alias is not None else state.scid
-        if scid is None:
-            return None
-        update = self.update_of_peer(driver.channel_id)
-        if update is None:
-            return RoutingHop(driver.peer_id, scid, *UNTOLD_TERMS)
-        fees = (update.fee_base_msat, update.fee_proportional_millionths)
-        return RoutingHop(driver.peer_id, scid, *fees, update.cltv_expiry_delta)
-
     def why_unreachable(self, node_id: bytes) -> str:
         """Why `usable_with` is empty, as a sentence."""
         drivers = self.of_peer(node_id)
@@ -628,8 +598,3 @@ class Channels:
 
 def _nobody(_driver: Driver) -> None:
     """Nobody has to hear of it."""
-
-
-def new_alias() -> int:
-    """A random short_channel_id that no channel on the chain has: its block height is in the far future (BOLT 2)."""
-    return 16_000_000 << 40 | int.from_bytes(os.urandom(5), "big")

@@ -21,6 +21,7 @@ from channeld.channel.state import Funded
 from channeld.node import views
 from channeld.node.payment_lessons import Lessons, Teacher
 from channeld.node.payment_record import PartRecord
+from channeld.node.route_hints import hop_to_us
 from channeld.routing.hints import hint_edges
 from channeld.routing.values import EdgeKey, ExtraEdge, LocalChannel, NoRoute, Route, RouteRequest, direction_of
 from channeld.storage import Write, rows
@@ -263,7 +264,7 @@ class Router:
         direction = direction_of(driver.peer_id, self._node_id)
         if state.scid is not None and self._gossip.graph.policy(EdgeKey(state.scid, direction)) is not None:
             return []
-        hop = self._channels.hop_to_us(driver)
+        hop = hop_to_us(driver, self._channels.update_of_peer(driver.channel_id))
         if hop is None:
             return NoRoute("the peer has not named the channel that the payment should come back over yet")
         return list(hint_edges(self._node_id, [(hop,)]))

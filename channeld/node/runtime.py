@@ -38,6 +38,7 @@ from channeld.node.payments import Payments
 from channeld.node.peers import Peers
 from channeld.node.policies import Policies
 from channeld.node.receive import Receiver
+from channeld.node.route_hints import route_hints
 from channeld.node.router import SCORES, Router
 from channeld.node.switch import Switch
 from channeld.node.towers import NodeTowers
@@ -310,7 +311,7 @@ class Runtime:
 
     def _route_hints(self) -> Sequence[tuple[RoutingHop, ...]]:
         """How strangers reach us over channels that are not announced (BOLT 11, `r`)."""
-        return self.channels.route_hints()
+        return route_hints(self.channels)
 
 
 async def _check_meta(store: Store, keys: Keys, identity: Identity) -> None:

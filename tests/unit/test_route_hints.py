@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from msgspec.structs import replace
 
-from channeld.node.channels import Channels
+from channeld.node.route_hints import hop_to_us
 from tests.machine.harness import open_pair
 
 COMMON_DEFAULTS = {"CLN": (1, 10, 34), "Eclair": (1000, 200, 144), "LDK": (1000, 0, 72), "LND": (1000, 1, 80)}
@@ -16,11 +16,8 @@ COMMON_DEFAULTS = {"CLN": (1, 10, 34), "Eclair": (1000, 200, 144), "LDK": (1000,
 def hop(update: Any) -> Any:
     """Our channel as a hop from the peer, by this `channel_update` of the peer's."""
     peer_id = b"\x02" * 33
-    driver = SimpleNamespace(
-        state=replace(open_pair().alice.funded, remote_alias=77), peer_id=peer_id, channel_id=bytes(32)
-    )
-    channels = SimpleNamespace(update_of_peer=lambda _channel_id: update)
-    found = Channels.hop_to_us(cast(Channels, channels), cast(Any, driver))
+    driver = SimpleNamespace(state=replace(open_pair().alice.funded, remote_alias=77), peer_id=peer_id)
+    found = hop_to_us(cast(Any, driver), update)
     assert found is not None
     assert (found.pubkey, found.short_channel_id) == (peer_id, 77)
     return found
