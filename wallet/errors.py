@@ -42,6 +42,13 @@ class TransactionTooLarge(WalletError):
     """Too many coins would be needed for one transaction that the network relays."""
 
 
+class FeeTooHigh(WalletError):
+    """The fee is more than the caller would pay."""
+
+    def __init__(self, fee_sat: int, max_fee_sat: int) -> None:
+        super().__init__(f"a fee of {fee_sat} sat is more than the {max_fee_sat} sat it is worth")
+
+
 class CannotBump(WalletError):
     """This transaction's fee cannot be raised; the text says why."""
 

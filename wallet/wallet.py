@@ -34,7 +34,7 @@ from wallet.chain import (
 )
 from wallet.changes import Changes
 from wallet.coins import GAP_LIMIT, Coin, Ledger, ScriptBook, WalletTx
-from wallet.errors import BroadcastRejected, CannotBump, OutOfStep, WrongSeed
+from wallet.errors import BroadcastRejected, CannotBump, FeeTooHigh, OutOfStep, WrongSeed
 from wallet.funding import Draft, Request
 from wallet.keys import EXTERNAL, AddressKind, KeyPath, Keys
 from wallet.reservations import Reservations
@@ -320,8 +320,9 @@ class Wallet:
         reserve_seconds: float | None = None,
         sign: bool = True,
         use_reserve: bool = False,
+        max_fee_sat: int | None = None,
     ) -> tuple[FundedTx, list[Write]]:
-        """`create_tx` without the commit."""
+        """`create_tx` without the commit. Raises FeeTooHigh, too, before anything is reserved."""
         self._expire()
         if not use_reserve:
             request = replace(request, keep_back_sat=max(request.keep_back_sat, self.keep_back_sat))
@@ -329,6 +330,8 @@ class Wallet:
             request = replace(request, locktime=self.height)  # against fee sniping, as Bitcoin Core does
         coins = None if only is None else [self._spender.coin(outpoint) for outpoint in only]
         draft = self._spender.draft(request, min_confirmations=min_confirmations, only=coins)
+        if max_fee_sat is not None and draft.fee_sat > max_fee_sat:
+            raise FeeTooHigh(draft.fee_sat, max_fee_sat)
         return self._reserve(draft, reserve_seconds, sign)
 
     def _reserve(self, draft: Draft, reserve_seconds: float | None, sign: bool) -> tuple[FundedTx, list[Write]]:
@@ -411,9 +414,11 @@ class Wallet:
         self._changes.add(self._reservations.release_if_held(reservation))
         return self._changes.collect()
 
-    def hold_again(self, reservation: int, outpoints: Sequence[OutPoint]) -> None:
-        """Undo `unreserve`, whose writes were not committed: what used the coins goes on using them."""
+    def hold_again(self, reservation: int, outpoints: Sequence[OutPoint], writes: Sequence[Write]) -> None:
+        """Undo `unreserve`, whose `writes` were not committed: what used the coins goes on using them. What else was
+        among the writes goes with the next ones."""
         self._reservations.hold_again(reservation, outpoints)
+        self._changes.add(write for write in writes if write != rows.delete_reservation(reservation))
 
     def reservations(self) -> dict[int, list[OutPoint]]:
         """Which coins are reserved, by number."""

@@ -76,28 +76,27 @@ class Maker:
         what was to be replaced stay reserved: it is out, and nothing else may spend them."""
         number = 0 if replaced is None else replaced.reservation
         held = self._wallet.reservations().get(number, [])
-        freed = self.release(number)
+        freed = self._wallet.unreserve(number) if number else []
         try:
             made = self._paid(plan, known, signer, height)
         except BaseException:
-            if held:
-                self._wallet.hold_again(number, held)
+            if number:
+                self._wallet.hold_again(number, held, freed)
             raise
-        return Made(made.attempt, [*freed, *made.writes])
+        return Made(made.attempt, [*to_rows(freed), *made.writes])
 
     def _paid(self, plan: Plan, known: Known, signer: ChannelSecrets, height: int) -> Made:
         request = _child_request(plan, known) if plan.group == "anchor" else _htlc_request(plan)
         try:
             # Only confirmed coins: a replacement may bring no new unconfirmed ones (BIP 125, rule 2), and a child that
             # goes out with its parent no other unconfirmed parent.
-            funded, writes = self._wallet.plan_tx(request, min_confirmations=1, sign=False, use_reserve=True)
+            funded, writes = self._wallet.plan_tx(
+                request, min_confirmations=1, sign=False, use_reserve=True, max_fee_sat=plan.max_fee_sat
+            )
         except we.InsufficientFunds as error:
             raise CannotMake(f"the wallet cannot pay for it: {error}", _short_sat(request)) from error
         except we.WalletError as error:
             raise CannotMake(str(error)) from error
-        if funded.fee_sat > plan.max_fee_sat:
-            self._wallet.unreserve(funded.reservation)
-            raise CannotMake(f"a fee of {funded.fee_sat} sat is more than the {plan.max_fee_sat} sat it is worth")
         tx = self._signed(plan, funded, signer)
         attempt = build.attempt_of(plan, tx, funded.fee_sat, height, funded.reservation)
         return Made(attempt, to_rows(writes))

@@ -38,3 +38,22 @@ async def test_a_replacement_that_cannot_be_made_leaves_the_coins_to_what_is_out
     with pytest.raises(InsufficientFunds):
         await wallet.create_tx([TxOut(30_000, STRANGER)], RATE)
     assert (await world.restart()).reservations() == held
+
+
+async def test_a_transaction_that_is_too_dear_loses_no_script_of_the_wallet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change scripts that are looked for from then on are stored, whatever comes of the transaction."""
+    world = World()
+    await world.start()
+    await world.receive(60_000)
+    wallet = world.wallet
+    published = await wallet.create_tx([TxOut(20_000, STRANGER)], RATE)
+    request = Request((TxOut(20_000, STRANGER),), RATE)
+    monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _: request)
+    plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=1))
+    replaced = cast(Any, SimpleNamespace(reservation=published.reservation))
+    for _ in range(3):
+        with pytest.raises(CannotMake):
+            Maker(wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, replaced)
+    await wallet.new_address()
+    watched = set(wallet._ledger.book.by_script)
+    assert set((await world.restart())._ledger.book.by_script) == watched
