@@ -319,7 +319,7 @@ class BitcoindChainSource:
         if len(txs) < 2:
             return [await self.broadcast(tx) for tx in txs]
         try:
-            answer = await self.rpc.call("submitpackage", [tx.serialize().hex() for tx in txs])
+            answer = await self._submit_package([tx.serialize().hex() for tx in txs])
         except RpcError as error:
             if error.code == RPC_METHOD_NOT_FOUND:
                 return [await self.broadcast(tx) for tx in txs]
@@ -334,6 +334,15 @@ class BitcoindChainSource:
         if not results[-1].ok and all(result.ok for result in results[:-1]):
             results[-1] = await self.broadcast(txs[-1])  # a package whose parents were mined meanwhile is no package
         return results
+
+    async def _submit_package(self, raws: list[str]) -> Any:
+        """Without a limit for fee rates: the child's own is judged, and one that lifts a large commitment is high."""
+        try:
+            return await self.rpc.call("submitpackage", raws, 0)
+        except RpcError as error:
+            if error.code != RPC_MISC_ERROR:
+                raise
+            return await self.rpc.call("submitpackage", raws)  # before version 27 it knew no limit
 
     async def _package_result(self, tx: Tx, reason: str, entry: dict[str, Any]) -> BroadcastResult:
         if "other-wtxid" in entry:

@@ -127,32 +127,42 @@ def _entry(tx: Tx, **fields: Any) -> tuple[str, dict[str, Any]]:
 
 async def test_package_accepted(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
     fees = {"base": 0.00001, "effective-feerate": 0.00002, "effective-includes": []}
-    fake.methods["submitpackage"] = lambda txs: {
+    fake.methods["submitpackage"] = lambda txs, maxfeerate: {
         "package_msg": "success",
         "tx-results": dict([_entry(PARENT, vsize=100, fees={"base": 0}), _entry(CHILD, vsize=110, fees=fees)]),
         "replaced-transactions": [],
     }
     results = await source.broadcast_package([PARENT, CHILD])
     assert [result.outcome for result in results] == [BroadcastOutcome.ACCEPTED] * 2
-    assert fake.calls[-1] == ("submitpackage", [[PARENT.serialize().hex(), CHILD.serialize().hex()]])
+    assert fake.calls[-1] == ("submitpackage", [[PARENT.serialize().hex(), CHILD.serialize().hex()], 0])
+
+
+async def test_package_goes_to_an_older_bitcoind_without_a_limit(
+    fake: FakeBitcoind, source: BitcoindChainSource
+) -> None:
+    """The child of a large commitment pays more for its size than bitcoind takes for sane, unless told otherwise."""
+    results = dict([_entry(PARENT, vsize=100, fees={}), _entry(CHILD, vsize=110, fees={})])
+    fake.methods["submitpackage"] = lambda txs: {"package_msg": "success", "tx-results": results}
+    assert [result.ok for result in await source.broadcast_package([PARENT, CHILD])] == [True, True]
+    assert [len(params) for _, params in fake.calls] == [2, 1]
 
 
 async def test_package_refused(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
     error = "min relay fee not met, 0 < 100"
-    fake.methods["submitpackage"] = lambda txs: {
+    fake.methods["submitpackage"] = lambda txs, maxfeerate: {
         "package_msg": "transaction failed",
         "tx-results": dict([_entry(PARENT, error=error), _entry(CHILD, error="bad-txns-inputs-missingorspent")]),
     }
     results = await source.broadcast_package([PARENT, CHILD])
     assert [(result.outcome, result.retriable) for result in results] == [(BroadcastOutcome.REJECTED, True)] * 2
     assert results[0].reason == error
-    fake.methods["submitpackage"] = lambda txs: {"package_msg": "package-mempool-limits", "tx-results": {}}
+    fake.methods["submitpackage"] = lambda txs, maxfeerate: {"package_msg": "package-mempool-limits", "tx-results": {}}
     results = await source.broadcast_package([PARENT, CHILD])
     assert [result.reason for result in results] == ["package-mempool-limits"] * 2
 
 
 async def test_package_whose_parent_was_mined(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
-    fake.methods["submitpackage"] = lambda txs: {
+    fake.methods["submitpackage"] = lambda txs, maxfeerate: {
         "package_msg": "transaction failed",
         "tx-results": dict([_entry(PARENT, error="txn-already-known"), _entry(CHILD, error="package-not-validated")]),
     }
