@@ -243,12 +243,13 @@ class LndInvoice(OptionGroup):
         ),
     ] = None
 
-    def amount_msat(self, value: int | None) -> int | None:
-        """The amount, however it is given; `value` is the argument. None: any. Raises `CliError`."""
+    def asked(self, value: int | None) -> tuple[int | None, str, int, bytes | None]:
+        """Amount (msat, None: any), description, expiry (seconds), description hash. The amount may be given as the
+        argument `value` instead. Raises `CliError`."""
         given = [amount for amount in (value, self.amt, self.amt_msat) if amount is not None]
         if len(given) > 1:
             raise CliError("The amount is given more than once.", "", USAGE)
-        return (given[0] if given else 0) or None
+        return (given[0] if given else 0) or None, self.memo, self.expiry, self.description_hash
 
 
 def addinvoice(
@@ -262,10 +263,7 @@ def addinvoice(
     """As `invoice create`."""
     invoice_commands.create_invoice(
         session,
-        invoice.amount_msat(value),
-        invoice.memo,
-        invoice.expiry,
-        invoice.description_hash,
+        *invoice.asked(value),
         either(preimage_, preimage, "The preimage") if preimage_ is not None else preimage,
         idempotency_key,
     )
@@ -286,10 +284,7 @@ def addholdinvoice(
         raise CliError("The payment hash is missing.", "Add --help to see how to write it.", USAGE)
     invoice_commands.create_invoice(
         session,
-        invoice.amount_msat(value),
-        invoice.memo,
-        invoice.expiry,
-        invoice.description_hash,
+        *invoice.asked(value),
         None,
         idempotency_key,
         hold=True,
