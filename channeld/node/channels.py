@@ -425,7 +425,6 @@ class Channels:
             case fx.ChannelIdChanged():
                 driver.channel_id = effect.new
                 self._route(driver, effect.new)
-                self._taken_ids.add(effect.new)
                 return NO_REACTION
             case fx.Send() if isinstance(driver.state, FundingCreatedSent):
                 self._route(driver, driver.state.params.channel_id)  # funding_signed has the real id already
@@ -442,6 +441,7 @@ class Channels:
 
     def _route(self, driver: Driver, channel_id: bytes) -> None:
         driver.ids.add(channel_id)
+        self._taken_ids.add(channel_id)
         self._by_id[driver.peer_id, channel_id] = driver
 
     def perform(self, driver: ChannelDriver[State], effect: fx.Effect) -> None:

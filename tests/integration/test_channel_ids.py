@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +20,9 @@ from channeld.bolt.messages import (
 )
 from channeld.channel import machine, normal
 from channeld.channel import open as opening
-from channeld.channel.state import Funded
+from channeld.channel.state import Funded, FundingCreatedSent
 from channeld.node.peer import PeerLink
-from tests.integration.world import TestNode, World, world_in
+from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
 from tests.machine.harness import FEATURES, NODE_IDS, Peer, open_params, seed_secrets
 from wallet.bitcoin import OutPoint
 from wallet.bitcoin.address import REGTEST
@@ -154,3 +155,35 @@ async def test_an_error_for_all_channels_fails_them_all_and_no_other_peers(world
 
     await bob.until(failed)
     assert (await bob.wait_active(with_carol)).phase == "normal"
+
+
+async def test_the_id_of_a_channel_that_we_open_is_taken_from_funding_created_on(world: World) -> None:
+    # Who is told the funding output by `funding_created` may tell it to somebody else before `funding_signed`.
+    alice, bob = await world.node("alice"), await world.node("bob")
+    await world.fund(bob, 4_000_000)
+    await bob.connect(alice)
+    link = alice.runtime.peers.link(bob.node_id)
+    assert link is not None
+    send, withheld = link.send, asyncio.get_running_loop().create_future()
+
+    def withhold(data: bytes) -> None:
+        if isinstance(decode(data), FundingSigned):
+            withheld.set_result(data)
+        else:
+            send(data)
+
+    link.send = withhold  # type: ignore[method-assign]
+    opening_it = asyncio.create_task(bob.api.open_channel(alice.node_id, 500_000))
+    signed = await asyncio.wait_for(withheld, STEP_SECONDS)
+    (driver,) = bob.runtime.channels.of_peer(alice.node_id)
+    assert isinstance(driver.state, FundingCreatedSent)
+    stranger = Stranger(bob)
+    proposal = stranger.proposal(b"\x07" * 32)
+    acceptance = await stranger.says(proposal)
+    assert isinstance(acceptance, AcceptChannel)
+    answer = await stranger.says(stranger.funding(proposal, acceptance, driver.state.params.funding_outpoint))
+    assert isinstance(answer, ErrorMessage)
+    assert b"in use" in answer.data
+    send(signed)
+    assert (await opening_it).phase == "awaiting_funding"
+    assert not bob.has_crashed
