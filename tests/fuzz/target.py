@@ -52,6 +52,11 @@ def all_targets() -> dict[str, Target]:
     return dict(sorted(_TARGETS.items()))
 
 
+def target_of(name: str) -> Target:
+    """A target whose module is imported already."""
+    return _TARGETS[name]
+
+
 class Reader:
     """Takes decisions out of an input: structured fuzzing. After its end everything is zero."""
 
