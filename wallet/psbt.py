@@ -23,8 +23,17 @@ from wallet.keys import AddressKind, KeyPath, Keys
 _TAP_KEY_SIG: Final = b"\x13"
 """PSBT_IN_TAP_KEY_SIG (BIP 371), which embit keeps among the unknown fields."""
 
-_EMBIT_ERRORS: Final = (EmbitError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError)
-"""What embit raises over garbage, and SerializationError, which is a ValueError."""
+_EMBIT_ERRORS: Final = (
+    EmbitError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,
+    AssertionError,
+)
+"""What embit raises (or asserts) over garbage, and SerializationError, which is a ValueError."""
 
 
 class _Input(InputScope):  # type: ignore[misc]
@@ -99,7 +108,7 @@ def decode(text: str) -> Decoded:
     except PsbtError:
         raise
     except _EMBIT_ERRORS as error:
-        raise PsbtError(f"this is no readable PSBT: {error}") from error
+        raise PsbtError(f"this is no readable PSBT: {str(error) or 'a field has a wrong length'}") from error
     if not tx.inputs or not tx.outputs:
         raise PsbtError("this is no readable PSBT: its transaction has no inputs or no outputs")
     return Decoded(tx, spent, psbt)

@@ -131,7 +131,14 @@ async def test_a_previous_transaction_that_does_not_match(world: World) -> None:
         psbt.decode(psbt.encode(tx, [contradiction], [None], world.keys))
 
 
-@pytest.mark.parametrize("text", ["", "cHNidP8=", "not base64!", "70736274ff", "cHNidP8BAAoCAAAAAAAAAAAAAA"])
+UNSIGNED = "70736274ff0100520200000001" + "11" * 32 + "0000000000fdffffff01e803000000000000160014" + "22" * 20
+TAP_PATH_OF_SHORT_KEY = UNSIGNED + "00000000" + "00" + "0216" + "33" + "05" + "00" * 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "cHNidP8=", "not base64!", "70736274ff", "cHNidP8BAAoCAAAAAAAAAAAAAA", TAP_PATH_OF_SHORT_KEY],
+)
 def test_garbage_is_refused(text: str) -> None:
     with pytest.raises(PsbtError, match="no readable PSBT"):
         psbt.decode(text)
@@ -140,9 +147,7 @@ def test_garbage_is_refused(text: str) -> None:
 @given(st.binary(max_size=200), st.integers(0, 400))
 @settings(max_examples=200, deadline=None)
 def test_no_bytes_escape_as_another_error(noise: bytes, cut: int) -> None:
-    whole = bytes.fromhex(
-        "70736274ff0100520200000001" + "11" * 32 + "0000000000fdffffff01e803000000000000160014" + "22" * 20
-    )
+    whole = bytes.fromhex(UNSIGNED)
     for raw in (b"psbt\xff" + noise, (whole + noise)[:cut], whole[:40] + noise + whole[40:]):
         try:
             decoded = psbt.decode(base64.b64encode(raw).decode())
