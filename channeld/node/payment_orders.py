@@ -224,6 +224,14 @@ class Orders:
         }
         if limits.max_fee_msat is not None and limits.max_fee_msat < 0:
             raise NodeError("invalid_argument", "the fee limit is at least 0")
+        # Also where the payee is a peer: it could keep the HTLC until then, and close the channel around it.
+        most_blocks = (given | fields)["max_cltv_blocks"]
+        if final_delta_blocks > most_blocks:
+            raise NodeError(
+                "failed_precondition",
+                f"the payee asks for money to be locked for {final_delta_blocks} blocks, the limit is {most_blocks}: "
+                "ask for another invoice",
+            )
         return PaymentRecord(
             payment_id=0,
             payment_hash=payment_hash,
@@ -235,7 +243,7 @@ class Orders:
             max_fee_msat=default_fee_limit_msat(amount_msat) if limits.max_fee_msat is None else limits.max_fee_msat,
             deadline_seconds=now + limits.timeout_seconds,
             # A few blocks more than asked for: blocks are found meanwhile, and the recipient cannot tell the last hop.
-            final_delta_blocks=final_delta_blocks + 1 + os.urandom(1)[0] % 6,
+            final_delta_blocks=min(final_delta_blocks + 1 + os.urandom(1)[0] % 6, most_blocks),
             **given | fields,
         )
 

@@ -1,0 +1,51 @@
+"""What is asked for, before anything is paid."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from channeld.bolt.invoice import Invoice, encode_invoice
+from channeld.node.interface import NodeError
+from channeld.node.payment_orders import Orders
+from channeld.node.payment_record import MAX_CLTV_BLOCKS
+from channeld.node.payment_views import InvoiceOrder, PaymentLimits
+from wallet.bitcoin.address import REGTEST
+from wallet.bitcoin.secp import pubkey_of
+
+PAYEE_SECRET = b"\x05" * 32
+NOW = 1_700_000_000
+
+
+def orders() -> Orders:
+    nobody = cast(Any, None)
+    return Orders(REGTEST, pubkey_of(b"\x06" * 32), nobody, nobody, lambda: float(NOW))
+
+
+def invoice(delta_blocks: int) -> str:
+    wanted = Invoice(
+        network=REGTEST,
+        payment_hash=bytes(32),
+        payment_secret=bytes(32),
+        payee=pubkey_of(PAYEE_SECRET),
+        timestamp=NOW,
+        amount_msat=1000,
+        description="",
+        min_final_cltv_expiry_delta=delta_blocks,
+    )
+    return encode_invoice(wanted, PAYEE_SECRET)
+
+
+@pytest.mark.parametrize(("blocks", "limit"), [(2_001, None), (100_000, None), (0xFFFF_FFFF, None), (145, 144)])
+async def test_a_payee_may_not_lock_money_for_as_long_as_it_likes(blocks: int, limit: int | None) -> None:
+    order = InvoiceOrder(invoice(blocks), limits=PaymentLimits(max_cltv_blocks=limit))
+    with pytest.raises(NodeError, match=f"{blocks} blocks"):
+        await orders().draft(order)
+
+
+@pytest.mark.parametrize(("blocks", "limit"), [(18, None), (MAX_CLTV_BLOCKS, None), (144, 144), (144, 146)])
+async def test_what_is_added_to_the_last_delta_stays_within_the_limit(blocks: int, limit: int | None) -> None:
+    order = InvoiceOrder(invoice(blocks), limits=PaymentLimits(max_cltv_blocks=limit))
+    record = (await orders().draft(order)).record
+    assert blocks <= record.final_delta_blocks <= min(limit or MAX_CLTV_BLOCKS, blocks + 6)
