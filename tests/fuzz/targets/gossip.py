@@ -39,6 +39,8 @@ from wallet.bitcoin import secp
 
 US, PEERS = 0, (10, 11, 12)
 CHANNELS = ((scid_of(100), 1, 2), (scid_of(101), 2, 3), (scid_of(101, 2), 1, 3), (scid_of(102), 3, 4))
+MEMORY = Path("/dev/shm")
+"""The file is not about disks."""
 UNFUNDED = scid_of(103)
 TYPES = sorted(type_ for type_, kind in MESSAGES.items() if issubclass(kind, GOSSIP_MESSAGES))
 
@@ -220,7 +222,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 @target("gossip", _seeds, 600)
 def gossip(data: bytes) -> None:
     """See the module."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         _loop().run_until_complete(_play(Reader(data), Path(folder)))
 
 

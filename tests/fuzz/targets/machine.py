@@ -14,7 +14,8 @@ from hashlib import sha256
 from channeld.bolt.messages import MESSAGES, DecodeError, UnknownMessage, decode
 from channeld.channel import chain, machine
 from channeld.channel import events as ev
-from channeld.channel.state import AwaitingFunding, Closed, Closing, Funded, Normal, ShuttingDown
+from channeld.channel.commitments import LocalCommit
+from channeld.channel.state import AwaitingFunding, Closed, Closing, Funded, Normal, ShuttingDown, State
 from tests.fuzz.target import Reader, target
 from tests.machine.harness import HEIGHT, Pair, Peer, open_pair, preimage_of, script_of, seed_secrets, start_open
 
@@ -43,6 +44,8 @@ class Attack:
         self.alice, self.bob = pair.alice, pair.bob
         self.reader = reader
         self.payments = 0
+        self.checked: State | None = None
+        self.published: LocalCommit | None = None
 
     def run(self) -> None:
         """Until the input ends, or the channel."""
@@ -166,6 +169,9 @@ class Attack:
         """What must be true of our side."""
         state = self.alice.state
         assert state is not None
+        if state is self.checked:
+            return
+        self.checked = state
         assert machine.decode_state(machine.encode_state(state)) == state
         if not isinstance(state, Normal | ShuttingDown | AwaitingFunding):
             return
@@ -178,7 +184,8 @@ class Attack:
             assert min(parts) >= 0
             assert sum(parts) == capacity_msat
         assert c.remote_secrets.count == c.remote.index
-        if isinstance(state, Normal | ShuttingDown):
+        if isinstance(state, Normal | ShuttingDown) and c.local is not self.published:
+            self.published = c.local
             tx = chain.signed_local_commitment(state, self.alice.env())
             assert chain.classify(state, tx) == ("local", None)
 
