@@ -70,6 +70,11 @@ class ChainFollower:
         self.in_step = False
         """The height may be relied on: the chain was caught up with, and also after layer 1 was away."""
         self._was_away = False
+        self._stale_since = time.monotonic()
+
+    def stale_seconds(self) -> float:
+        """For how long the height could not be relied on; 0 while it can."""
+        return 0.0 if self.in_step else time.monotonic() - self._stale_since
 
     @property
     def status(self) -> str:
@@ -81,6 +86,8 @@ class ChainFollower:
 
     def waiting(self, reason: str) -> None:
         """Layer 1 does not answer; called again and again while that lasts."""
+        if self.in_step:
+            self._stale_since = time.monotonic()
         self.in_step = False
         self._was_away = True
         first = self._reason != reason

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from channeld.bolt.onion.failures import Failure, IncorrectOrUnknownPaymentDetails, MppTimeout
+from channeld.bolt.onion.failures import Failure, IncorrectOrUnknownPaymentDetails, MppTimeout, TemporaryNodeFailure
 from channeld.bolt.onion.payment import OnionContext, Receive
 from channeld.bolt.transactions import Htlc
 from channeld.channel import events as ev
@@ -27,13 +27,16 @@ from channeld.node.driver import Reaction
 from channeld.node.interface import InvoiceView, NodeError
 from channeld.node.invoice_record import HtlcKey, InvoiceRecord
 from channeld.node.invoices import BLOCKS_UNDER_WAY, LATEST_BLOCKS, InvoiceBook
-from channeld.node.refusals import fulfill_event, hold_time, refusal_event
+from channeld.node.refusals import fulfill_event, hold_time, refusal_event, refuse
 from channeld.storage import Store, StoreFailed, Write
 
 if TYPE_CHECKING:
     from channeld.node.channels import Driver
 
 MPP_TIMEOUT_SECONDS = 60.0
+MOST_STALE_SECONDS = 600.0
+"""So long HTLCs are still settled by a height that layer 1 does not renew: their expiry may be near without our
+knowing, and they could not be claimed."""
 WARN_BLOCKS = 12
 """So many blocks before an accepted invoice is canceled by itself, its owner is warned."""
 FIRST_CUSTOM_TYPE = 65_536
@@ -67,7 +70,8 @@ class _Set:
 
 class Receiver:
     """Decides about HTLCs whose onion says that we are the recipient. `knows_height`: layer 1 was caught up with since
-    the start; before, an HTLC that no decision was made about waits."""
+    the start; before, an HTLC that no decision was made about waits. `stale_seconds`: for how long layer 1 has been
+    away since."""
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class Receiver:
         knows_height: Callable[[], bool],
         now: Callable[[], float],
         accept_keysend: bool = True,
+        stale_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._store = store
         self._book = book
@@ -86,6 +91,7 @@ class Receiver:
         self._knows_height = knows_height
         self._now = now
         self._accept_keysend = accept_keysend
+        self._stale_seconds = stale_seconds
         self._sets: dict[bytes, _Set] = {}
         self._held: dict[bytes, list[_Part]] = {}
         self._early: list[tuple[Driver, Htlc, Receive]] = []
@@ -103,6 +109,8 @@ class Receiver:
         if not self._knows_height():
             self._early.append((driver, htlc, onion))
             return Reaction()
+        if self._stale_seconds() > MOST_STALE_SECONDS:
+            return refuse(driver, htlc.id, onion.context.refusal(TemporaryNodeFailure(), "layer 1 is away"))
         waiting = self._sets.get(htlc.payment_hash)
         if record is None:
             record = waiting.record if waiting is not None else self._unasked(htlc, onion)
@@ -257,7 +265,7 @@ class Receiver:
             raise NodeError("failed_precondition", "the invoice is not paid yet: it can be settled once it is accepted")
         if record.state == "canceled":
             raise NodeError("failed_precondition", "the invoice was canceled and its payment returned: make a new one")
-        if not self._knows_height():
+        if not self._knows_height() or self._stale_seconds() > 0:
             raise NodeError("unavailable", "layer 1 is away: nobody knows whether there is time left; try again later")
         assert record.deadline_height is not None
         if record.deadline_height < self._height() + LATEST_BLOCKS:

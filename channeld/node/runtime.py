@@ -153,6 +153,7 @@ class Runtime:
             self._first_sync.is_set,
             time.time,
             self.settings.accept_keysend,
+            lambda: self.chain.stale_seconds(),
         )
         self.blinded = BlindedPaths(node_id, self.channels, self.invoices, self._height, time.time)
         self.router = Router(node_id, self.channels, self.gossip, self._height, time.time)

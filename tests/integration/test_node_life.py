@@ -53,8 +53,16 @@ async def test_layer_1_goes_away_and_comes_back(world: World) -> None:
     alice, bob = await world.node("alice"), await world.node("bob")
     await world.fund(alice, 100_000_000)
     channel_id = await world.open(alice, bob, 1_000_000)
+    held = await bob.api.create_invoice(2_000, "held", hold=True)
+    paying = asyncio.create_task(alice.api.pay(held.bolt11))
+    await event(bob, "invoice.accepted")
     await world.stop_chain()
     assert "cannot be reached" in await event(alice, "chain.lost")
+    await event(bob, "chain.lost")
+    with pytest.raises(NodeError, match="layer 1 is away"):
+        await bob.api.settle_invoice(held.payment_hash)
+    await bob.api.cancel_invoice(held.payment_hash)
+    assert (await paying).state == "failed"
     info = await alice.api.info()
     assert info.chain_status.startswith("layer 1 is away since")
     assert (await alice.api.pay((await bob.api.create_invoice(1_000, "meanwhile")).bolt11)).state == "succeeded"

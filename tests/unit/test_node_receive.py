@@ -11,7 +11,7 @@ from channeld.node.bus import EventBus
 from channeld.node.driver import Reaction
 from channeld.node.invoice_record import InvoiceRecord
 from channeld.node.invoices import LATEST_BLOCKS, InvoiceBook
-from channeld.node.receive import Receiver
+from channeld.node.receive import MOST_STALE_SECONDS, Receiver
 
 HASH = bytes(range(32))
 SECRET = bytes(32)
@@ -61,10 +61,17 @@ class Recipient:
         self.book = FakeBook()
         self.height = 100
         self.knows_height = True
+        self.stale_seconds = 0.0
         self.drivers = FakeDriver(0), FakeDriver(1)
         book = cast(InvoiceBook, self.book)
         self.receiver = Receiver(
-            cast(Any, None), book, EventBus(), lambda: self.height, lambda: self.knows_height, lambda: 1.0
+            cast(Any, None),
+            book,
+            EventBus(),
+            lambda: self.height,
+            lambda: self.knows_height,
+            lambda: 1.0,
+            stale_seconds=lambda: self.stale_seconds,
         )
 
     def part(self, channel: int, cltv_expiry: int) -> Reaction:
@@ -118,3 +125,15 @@ async def test_what_came_early_and_is_late_by_now_is_failed() -> None:
     assert not recipient.book.settled
     for driver in recipient.drivers:
         assert [type(event) for event in driver.posted] == [ev.FailHtlc]
+
+
+async def test_no_preimage_for_long_by_a_height_that_nobody_renews() -> None:
+    recipient = Recipient()
+    recipient.stale_seconds = MOST_STALE_SECONDS
+    assert recipient.part(0, 145) == Reaction()
+    recipient.stale_seconds += 1
+    assert [type(event) for event in recipient.part(1, 145).events] == [ev.FailHtlc]
+    assert not recipient.book.settled
+    recipient.stale_seconds = 0.0
+    assert [type(event) for event in recipient.part(1, 145).events] == [ev.FulfillHtlc]
+    assert [type(event) for event in recipient.drivers[0].posted] == [ev.FulfillHtlc]
