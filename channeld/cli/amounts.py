@@ -20,6 +20,11 @@ class FormatError(ValueError):
     """Text that is not what it should be; the message is a sentence that says what it should be."""
 
 
+def count(number: int, noun: str) -> str:
+    """`1 channel`, `2,000 channels`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def parse_msat(text: str) -> int:
     """An amount in msat from `1000` (sat), `1000sat`, `0.01btc` or `5000msat`. Raises `FormatError`."""
     match = _AMOUNT.fullmatch(text.strip())

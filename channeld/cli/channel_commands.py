@@ -316,7 +316,7 @@ def _show_closing(session: Session, channel: Channel) -> None:
         session.out.line(f"Transaction {txid_hex(channel.closing_txid)}")
 
 
-def closing(session: Session, channel: ChannelArgument) -> None:
+def closed(session: Session, channel: ChannelArgument) -> None:
     """How a channel ended, or is ending on chain, and what became of every satoshi in it."""
     from channeld.v1 import channels_pb2
 
@@ -434,10 +434,11 @@ def _funding(channel: Channel) -> str:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `app`."""
-    channel = typer.Typer(help="Channels: open, list, show, close, closing.", no_args_is_help=True)
+    channel = typer.Typer(help="Channels: open, list, show, close, closed.", no_args_is_help=True)
     command(channel, "open")(open_)
     command(channel, "list")(list_)
     command(channel, "show")(show)
     command(channel, "close")(close)
-    command(channel, "closing")(closing)
+    command(channel, "closed")(closed)
+    command(channel, "closing", hidden=True)(closed)
     app.add_typer(channel, name="channel")

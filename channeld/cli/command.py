@@ -77,8 +77,11 @@ class OptionGroup:
     """Options that several commands have: a command with a parameter of such a type has an option for each field."""
 
 
-def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callable[[F], F]:
-    """Adds the function to `app`. Its first parameter is a `Session`, the others are typer's or an `OptionGroup`."""
+def command(app: typer.Typer, name: str, *, panel: str | None = None, hidden: bool = False) -> Callable[[F], F]:
+    """Adds the function to `app`. Its first parameter is a `Session`, the others are typer's or an `OptionGroup`.
+
+    `hidden`: it works, but no help names it.
+    """
 
     def decorate(function: F) -> F:
         hints = get_type_hints(function, include_extras=True)
@@ -98,7 +101,7 @@ def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callabl
             _run(context, function, values)
 
         _describe(run, own)
-        app.command(name, help=inspect.getdoc(function), rich_help_panel=panel)(run)
+        app.command(name, help=inspect.getdoc(function), rich_help_panel=panel, hidden=hidden)(run)
         return function
 
     return decorate

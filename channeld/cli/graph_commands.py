@@ -74,7 +74,9 @@ def describe(
             print(printable(text))
         found_nodes += len(page.nodes)
         found_channels += len(page.channels)
-    parts = [f"{found_nodes:,} nodes"] * want_nodes + [f"{found_channels:,} channels"] * want_channels
+    parts = [amounts.count(found_nodes, "node")] * want_nodes + [
+        amounts.count(found_channels, "channel")
+    ] * want_channels
     session.out.note(" and ".join(parts), "")
 
 
@@ -97,7 +99,7 @@ def _describe_as_json(network: Iterator[GraphPage]) -> None:
 
 def _node_line(node: GraphNode) -> str:
     return (
-        f"node {node.node_id.hex()} {node.num_channels} channels, {amounts.sat(node.capacity_sat)}"
+        f"node {node.node_id.hex()} {amounts.count(node.num_channels, 'channel')}, {amounts.sat(node.capacity_sat)}"
         f"{f', {node.alias}' if node.alias else ''}{' (this node)' if node.is_own else ''}"
     )
 
@@ -149,7 +151,7 @@ def _show_info(session: Session, found: GetGraphInfoResponse) -> None:
                 f"{found.median_cltv_expiry_delta_blocks} blocks (medians)",
             ),
             ("Ours", f"{found.num_own_public_channels} public, {found.num_own_private_channels} private"),
-            ("Learnt", f"of {found.num_scored_channels:,} channels from payments"),
+            ("Learnt", f"of {amounts.count(found.num_scored_channels, 'channel')} from payments"),
             ("In step", synced),
             ("Under way", f"{found.num_queued:,} messages" if found.num_queued else ""),
             ("Stored", f"{found.store_bytes / 1e6:,.1f} MB"),
@@ -296,7 +298,8 @@ def plot(
     if session.out.as_json:
         session.out.json_line({"file": str(file), "nodes": len(network.nodes), "channels": len(network.channels)})
     else:
-        session.out.line(f"{len(network.nodes):,} nodes and {len(network.channels):,} channels drawn into {file}.")
+        nodes, channels = amounts.count(len(network.nodes), "node"), amounts.count(len(network.channels), "channel")
+        session.out.line(f"{nodes} and {channels} drawn into {file}.")
 
 
 def register(app: typer.Typer) -> None:

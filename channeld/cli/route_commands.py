@@ -206,9 +206,9 @@ class Printed:
     def _route(self, route: Route, title: str) -> None:
         arriving = route.total_amount_msat - route.total_fee_msat
         self._out.line(
-            f"{title}: {amounts.msat(arriving)} over {len(route.hops)} channels for "
+            f"{title}: {amounts.msat(arriving)} over {amounts.count(len(route.hops), 'channel')} for "
             f"{amounts.msat(route.total_fee_msat)} of fees ({ppm(route.total_fee_msat, arriving)}), "
-            f"{route.total_cltv_blocks} blocks at most, probability {percent(route.probability)}",
+            f"{amounts.count(route.total_cltv_blocks, 'block')} at most, probability {percent(route.probability)}",
             "bold",
         )
         rows = [self._hop_row(hop) for hop in route.hops]
@@ -230,7 +230,7 @@ class Printed:
             self._name(hop.target),
             amounts.msat(hop.amount_msat),
             amounts.msat(hop.fee_msat),
-            f"{hop.lock_blocks} blocks" if hop.lock_blocks else "",
+            amounts.count(hop.lock_blocks, "block") if hop.lock_blocks else "",
             cost(hop.lock_cost_msat),
             percent(hop.probability),
             cost(hop.improbability_cost_msat),
@@ -245,7 +245,7 @@ class Printed:
             (
                 " > ".join(scid(hop.short_channel_id) for hop in way.hops),
                 amounts.msat(way.fee_msat),
-                f"{way.lock_blocks} blocks",
+                amounts.count(way.lock_blocks, "block"),
                 percent(way.probability),
                 cost(way.cost_msat),
                 self._explained(way),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from channeld.cli import amounts
 from channeld.cli.command import command, confirm
 from channeld.cli.failures import FAILED, USAGE, CliError
 from channeld.cli.ids import parse_scid
@@ -93,7 +94,7 @@ def _tell(session: Session, what: str, channels: int, nodes: int, sentence: str)
     if session.out.as_json:
         session.out.json_line({what: {"num_channels": channels, "num_nodes": nodes}})
     else:
-        session.out.line(sentence.format(f"{channels:,} channels and {nodes:,} nodes"))
+        session.out.line(sentence.format(f"{amounts.count(channels, 'channel')} and {amounts.count(nodes, 'node')}"))
 
 
 def read_scores(file: Path) -> tuple[list[ChannelScore], list[NodeScore]]:

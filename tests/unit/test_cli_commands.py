@@ -118,10 +118,10 @@ def test_a_channel_from_open_to_close(channelctl: Channelctl, daemon: Daemon) ->
     closed = channelctl("channel", "close", "123x1x0", "--yes")
     assert "together with the peer; 49,998.500 sat of it are ours" in closed.err
     assert "waiting for 1 block" in closed.out
-    outputs = channelctl("channel", "closing", channel["channel_id"]).out
+    outputs = channelctl("channel", "closed", channel["channel_id"]).out
     for text in ("by us alone, in block 123", "2,810 sat", "49,998 sat", "free in 143 blocks", "the peer took it"):
         assert text in outputs
-    taken = channelctl.json("channel", "closing", channel["channel_id"])["outputs"][1]
+    taken = channelctl.json("channel", "closed", channel["channel_id"])["outputs"][1]
     assert (taken["owner"], taken["htlc"]["amount_msat"], taken["free_height"]) == ("remote", 7_500, None)
     assert taken["spending_txid"] == bytes(range(32))[::-1].hex()
     daemon.do(lambda: daemon.node.mine(1))

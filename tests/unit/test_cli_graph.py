@@ -134,7 +134,7 @@ def test_scores_go_out_and_come_in_again(
 
     daemon.do(learn)
     file = tmp_path / "scores.json"
-    assert "2 channels and 1 nodes" in channelctl("score", "export", str(file)).out
+    assert "2 channels and 1 node" in channelctl("score", "export", str(file)).out
     document = json.loads(file.read_text())
     assert document["format"] == "channeld-scores"
     assert [entry["short_channel_id"] for entry in document["channels"]] == [OWN_BOB_TEXT, BOB_DAVE_TEXT]
