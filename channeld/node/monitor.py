@@ -30,6 +30,7 @@ from channeld.onchain import resolution as on
 from channeld.onchain.classify import revoked_number
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known, known_of
+from channeld.onchain.outcomes import to_look_for
 from channeld.onchain.outputs import Close
 from channeld.onchain.plans import Attempt, Plan
 from channeld.onchain.rates import Rates
@@ -210,6 +211,7 @@ class Monitor:
         # Also what this look was based on (a preimage, say) is durable after this: commits come in order.
         await self._keep(case, case.stored._replace(resolution=step.state))
         await self._act(case, step, env)
+        await self._look_into_mempool(driver, step, env)
         over = ended or on.Over() in step.actions
         if step.close is not None:
             before, resolution = case.stored.report, case.stored.resolution
@@ -222,6 +224,15 @@ class Monitor:
         elif over:
             # If we crash before the channel has heard of it, this comes again.
             driver.post(ev.OutputsResolved())
+
+    async def _look_into_mempool(self, driver: Driver, step: on.Step, env: on.Env) -> None:
+        """Where our own claims of expired HTLCs do not get through, the peer's may wait there to outlast the incoming
+        side."""
+        outputs = [] if step.close is None else to_look_for(env.known, step.close, env.height)
+        preimages = await self._publisher.preimages(outputs)
+        for id, htlc in env.known.offered.items():
+            if htlc.payment_hash in preimages:
+                driver.post(ev.HtlcOnChain(id, preimages[htlc.payment_hash]))
 
     async def _know(self, driver: Driver, state: AnyFunded, facts: tuple[Fact, ...]) -> Known:
         point = driver.secrets.per_commitment_point(state.commitments.local.index)

@@ -3,6 +3,8 @@ it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import structlog
 
 from channeld.node.bus import EventBus
@@ -10,14 +12,14 @@ from channeld.onchain.classify import classify
 from channeld.onchain.known import Known
 from channeld.onchain.plans import Attempt
 from channeld.onchain.resolution import Answered
-from wallet.bitcoin import Tx
+from wallet.bitcoin import OutPoint, Tx, sha256
 from wallet.chain import BroadcastResult, ChainSource
 
 log = structlog.get_logger(__name__)
 
 
 class Publisher:
-    """Both methods raise ChainUnavailable."""
+    """All methods raise ChainUnavailable."""
 
     def __init__(self, source: ChainSource, bus: EventBus) -> None:
         self._source = source
@@ -42,6 +44,18 @@ class Publisher:
             self._report(child.txid, "anchor", results[-1], child.feerate_per_kw)
         self._report(commitment.txid(), "commitment", result, None)
         return b"" if result.ok else await self._rival(known)
+
+    async def preimages(self, outputs: Iterable[tuple[OutPoint, bytes]]) -> dict[bytes, bytes]:
+        """By payment hash: preimages that unconfirmed spends of these outputs show. They prove themselves, whatever
+        becomes of the transactions."""
+        found: dict[bytes, bytes] = {}
+        for outpoint, payment_hash in outputs:
+            tx = await self._source.spending_tx_in_mempool(outpoint)
+            items = [] if tx is None else [item for txin in tx.inputs for item in txin.witness]
+            shown = next((item for item in items if sha256(item) == payment_hash), None)
+            if shown is not None:
+                found[payment_hash] = shown
+        return found
 
     async def _rival(self, known: Known) -> bytes:
         waiting = await self._source.spending_tx_in_mempool(known.params.funding_outpoint)

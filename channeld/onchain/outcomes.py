@@ -8,6 +8,7 @@ from channeld.bolt.transactions import Htlc
 from channeld.onchain.known import Known
 from channeld.onchain.outputs import Close, HtlcTx, NeedsPreimage, Output, Sweep
 from channeld.onchain.plans import is_hopeless
+from wallet.bitcoin import OutPoint
 
 REASONABLE_DEPTH_BLOCKS = 6
 """BOLT 5's "reasonable depth": so deep must the return of an HTLC be before its incoming side is failed. It fits into
@@ -57,6 +58,21 @@ def _came_back(output: Output | None, htlc: Htlc, close: Close, height: int) -> 
         # Nobody can be paid to fetch it; that its incoming side runs out would cost the channel there.
         return is_hopeless(output) and height >= htlc.cltv_expiry + REASONABLE_DEPTH_BLOCKS
     return output.taker == "local" and output.spent.depth(height) >= REASONABLE_DEPTH_BLOCKS
+
+
+def to_look_for(known: Known, close: Close, height: int) -> list[tuple[OutPoint, bytes]]:
+    """(output, payment hash) of expired HTLCs of ours that nobody has taken in a block. The peer's claim may wait in
+    the mempool until their incoming side expires, and keep ours out: its preimage settles that side in time."""
+    return [
+        (output.outpoint, htlc.payment_hash)
+        for output in close.outputs
+        if _is_first_stage_of_ours(output)
+        and (htlc := output.htlc) is not None
+        and output.outpoint is not None
+        and output.spent is None
+        and htlc.id in known.offered
+        and height >= htlc.cltv_expiry
+    ]
 
 
 def is_over(known: Known, close: Close, height: int) -> bool:

@@ -66,7 +66,8 @@ class Output(Struct, frozen=True, kw_only=True):
     (None: we cannot spend it), the other side's in one at `deadline_height` or later (None: never, or it is no loss).
 
     `final`: losing it is losing it; what the cheater takes by an HTLC transaction can still be taken from there.
-    `owner` is whose it is by right.
+    `owner` is whose it is by right. `settled`: an HTLC of ours whose preimage is known, so that its incoming side is
+    safe whoever takes the output.
     """
 
     kind: OutputKind
@@ -78,6 +79,7 @@ class Output(Struct, frozen=True, kw_only=True):
     mature_height: int | None = None
     deadline_height: int | None = None
     final: bool = True
+    settled: bool = False
     spent: SpentBy | None = None
     taker: Side | None = None
 

@@ -110,6 +110,8 @@ class Plan(Struct, frozen=True):
 
 def deadline_of(output: Output) -> int | None:
     """The height from which taking the output may be too late for us."""
+    if output.settled:
+        return None
     if output.htlc is not None and output.htlc.offered and output.kind == "htlc" and not _is_penalty(output):
         return output.htlc.cltv_expiry + OFFERED_DEADLINE_BLOCKS
     return output.deadline_height if output.final and not output.is_anchor else None
@@ -218,8 +220,8 @@ def _group_of(output: Output, height: int) -> tuple[Group, Apart]:
         if not is_combinable(output):
             return "presigned", output.outpoint
         # Locktimes must be equal: the peer has signed them. Success and timeout have different adversaries, too.
-        return "htlc", output.claim.output.htlc_tx_locktime
-    alone = output.outpoint if _must_be_alone(output, height) else None
+        return "htlc", output.outpoint if output.settled else output.claim.output.htlc_tx_locktime
+    alone = output.outpoint if output.settled or _must_be_alone(output, height) else None
     if _is_penalty(output):
         return "penalty", alone
     return ("claim" if output.kind == "htlc" else "sweep"), alone
@@ -295,10 +297,17 @@ def _replacements(attempt: Attempt, outputs: Sequence[Output], rates: Rates, hei
     if attempt.others:
         yield from _shared_replacement(attempt, members, rates, height)
         return
+    script = Tx.parse(attempt.raw).outputs[0].script_pubkey if attempt.group != "htlc" else b""
+    unhindered = [output for output in members if not (output.is_anchor or output.settled)]
+    if attempt.problem and attempt.group in ("sweep", "htlc") and 0 < len(unhindered) < len(members):
+        # Strangers may take old anchors, the peer what it has the preimage of: nothing else may wait for that.
+        plan = make_plan(attempt.group, unhindered, rates, height)
+        if plan is not None:
+            yield replace(plan, replaces=attempt.txid, script_pubkey=script)
+        return
     outbid = attempt.underpaid and any(_is_lost_with_the_race(output) for output in members)
     if height <= attempt.height and not outbid:
         return
-    script = Tx.parse(attempt.raw).outputs[0].script_pubkey if attempt.group != "htlc" else b""
     if len(members) > 1 and _should_split(attempt, members, height):
         yield from _split(attempt, members, rates, height, script)
         return

@@ -230,6 +230,7 @@ def _local_htlc(
         htlc=htlc,
         mature_height=mature,
         deadline_height=deadline,
+        settled=htlc.offered and htlc.id not in known.offered,
         spent=by,
         taker=None if by is None else "local" if own else "remote",
     )
@@ -295,6 +296,7 @@ def _remote_htlc(known: Known, match: HtlcMatch, keys: CommitmentKeys, ending: S
         htlc=htlc,
         mature_height=mature,
         deadline_height=deadline,
+        settled=htlc.offered and htlc.id not in known.offered,
         spent=by,
         taker=None if by is None else "remote" if htlc_spent_by_owner(by.witness) else "local",
     )

@@ -402,3 +402,21 @@ async def test_a_frozen_channel_punishes(net: Net) -> None:
     await net.mine(2)
     assert net.alice.report().kind == "revoked"
     assert all(output.status in ("taken", "theirs", "none") for output in net.alice.report().outputs)
+
+
+async def test_a_preimage_that_waits_in_the_mempool_settles_the_incoming_side(net: Net) -> None:
+    """The peer claims an expired HTLC so that its transaction stays in the mempool: it keeps ours out until the
+    incoming side expires."""
+    id = await net.add(net.alice, 50_000_000, 1)
+    await net.add(net.alice, 60_000_000, 2)
+    await net.disconnect()
+    await net.alice.command(ev.ForceClose("test"))
+    await net.mine(1)
+    await net.bob.command(ev.FulfillHtlc(id, preimage(1)))
+    await net.mine(60, txs=[])
+    await net.alice.until(lambda: id in net.alice.held.settled_ids)
+    assert net.alice.held.settled_ids == {id: preimage(1)}
+    assert statuses(net.alice, "htlc") == ["pending", "pending"]
+    await net.settle()
+    (waits,) = [attempt for attempt in net.alice.attempts() if attempt.group == "htlc" and not attempt.problem]
+    assert len(waits.outpoints) == 1  # the other HTLC has gone on alone

@@ -10,10 +10,23 @@ from channeld.onchain import build
 from channeld.onchain.facts import Fact
 from channeld.onchain.outputs import Close
 from channeld.onchain.plans import Attempt, Plan, budget_sat, plans
-from channeld.onchain.rates import fee_sat
-from tests.machine.harness import Peer
-from tests.unit.onchain_support import EXPIRY, HOME, OFFERED, RECEIVED, channel, close_of, commitment, fact, known
-from tests.unit.test_onchain_plans import RATES, H, attempt, revoked_close
+from channeld.onchain.rates import FLOOR_PER_KW, Rates, fee_sat
+from channeld.onchain.resolve import resolve
+from tests.machine.harness import Peer, add
+from tests.unit.onchain_support import (
+    DELAY,
+    EXPIRY,
+    HOME,
+    OFFERED,
+    RECEIVED,
+    channel,
+    close_of,
+    commitment,
+    fact,
+    known,
+)
+from tests.unit.test_onchain_plans import RATES, H, attempt, kinds, local_close, revoked_close
+from wallet.bitcoin import Tx, TxIn, TxOut
 
 
 def made(peer: Peer, close: Close, facts: tuple[Fact, ...], plan: Plan, height: int) -> Attempt:
@@ -69,3 +82,52 @@ def test_what_is_lost_with_the_race_is_fought_for_and_the_rest_is_not() -> None:
         assert output.htlc is not None
         again[output.htlc.offered, output.htlc.id] = bool(plans([output], (bid,), RATES, height))
     assert again == {(True, OFFERED): False, (False, RECEIVED): True}
+
+
+def test_htlcs_do_not_wait_for_one_that_the_peer_claims_in_the_mempool() -> None:
+    """Our HTLC-timeout transactions are one batch; the peer pins one of its outputs, with a preimage that settles its
+    incoming side. The rest goes without it, and it is not fought for."""
+    pair = channel()
+    pair.connect()
+    pair.settle()
+    for number in (11, 12):
+        add(pair.alice, 20_000_000, number, EXPIRY)
+    pair.settle()
+    pair.disconnect()
+    facts = (fact(commitment(pair.alice), H),)
+    height = EXPIRY + 1
+    before = close_of(pair.alice, *facts)
+    (together,) = [
+        plan for plan in plans(before.outputs, (), RATES, height) if plan.group == "htlc" and len(plan.outputs) > 1
+    ]
+    assert len(together.outputs) == 3
+    batch = Attempt(b"b" * 32, b"", "htlc", together.outpoints, 5_000, 2_600, height)
+
+    knowing = known(pair.alice, facts)
+    offered = {id: htlc for id, htlc in knowing.offered.items() if id != OFFERED}
+    after = resolve(replace(knowing, offered=offered), facts)
+    assert after is not None
+    (contested,) = [output for output in after.outputs if output.settled and output.kind == "htlc"]
+    assert contested.htlc is not None
+    assert contested.htlc.id == OFFERED
+    assert not [p for p in plans(after.outputs, (batch,), RATES, height) if p.replaces]
+    (rest,) = [p for p in plans(after.outputs, (refused(batch),), RATES, height) if p.replaces == batch.txid]
+    assert rest.outpoints == tuple(point for point in batch.outpoints if point != contested.outpoint)
+    others = Attempt(b"o" * 32, b"", "htlc", rest.outpoints, 5_000, 2_000, height)
+    (alone,) = [p for p in plans(after.outputs, (others,), RATES, height) if p.outputs[0].settled]
+    assert alone.outpoints == (contested.outpoint,)
+    assert alone.feerate_per_kw == RATES.within(144)
+
+
+def test_a_sweep_does_not_wait_for_an_anchor_that_a_stranger_takes() -> None:
+    _, close, _ = local_close()
+    height = H + DELAY
+    cheap = Rates(((1, FLOOR_PER_KW),))
+    (together,) = [plan for plan in plans(close.outputs, (), cheap, height) if plan.group == "sweep"]
+    assert kinds(together.outputs) == ["anchor", "to_local"]
+    raw = Tx(2, tuple(map(TxIn, together.outpoints)), (TxOut(1, HOME),), 0).serialize()
+    out = Attempt(b"s" * 32, raw, "sweep", together.outpoints, 300, 800, height)
+    assert not [plan for plan in plans(close.outputs, (out,), cheap, height) if plan.group == "sweep"]
+    (alone,) = [plan for plan in plans(close.outputs, (refused(out),), cheap, height) if plan.group == "sweep"]
+    assert kinds(alone.outputs) == ["to_local"]
+    assert (alone.replaces, alone.script_pubkey) == (out.txid, HOME)
