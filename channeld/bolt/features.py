@@ -40,6 +40,12 @@ class Feature(IntEnum):
     option_splice = 62
 
 
+KEYSEND = 54
+"""`keysend`, which BOLT 9 does not have: bLIP 2 gives it this bit, in `node_announcement`."""
+BEYOND_BOLT_9: Mapping[int, str] = {KEYSEND: "keysend"}
+"""Names of other features, by their even bits."""
+
+
 class Context(StrEnum):
     """Where a feature is presented, by the letters of BOLT 9's table."""
 
@@ -177,7 +183,7 @@ def describe(bits: Iterable[int]) -> tuple[str, ...]:
     named = []
     for bit in sorted(bits):
         feature = known_feature(bit)
-        name = feature.name if feature is not None else f"bit {bit}"
+        name = feature.name if feature is not None else BEYOND_BOLT_9.get(bit & ~1, f"bit {bit}")
         named.append(name if bit & 1 else f"{name} (required)")
     return tuple(named)
 

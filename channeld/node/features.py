@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from channeld.bolt.features import Feature, optional, required
+from channeld.bolt.features import KEYSEND, Context, Feature, FeatureBits, in_context, optional, required
 
 LOCAL_FEATURES = required(
     Feature.option_data_loss_protect,
@@ -26,3 +26,10 @@ LOCAL_FEATURES = required(
     Feature.option_onion_messages,
 )
 """Assumed features are required; the rest is optional."""
+
+
+def announced(accepts_keysend: bool) -> FeatureBits:
+    """What stands in `node_announcement`. Core Lightning and LND tell there, and ask there, who takes keysend (bLIP 3);
+    in `init` they do not."""
+    told = in_context(LOCAL_FEATURES, Context.NODE_ANNOUNCEMENT)
+    return told | {KEYSEND | 1} if accepts_keysend else told

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from channeld.bolt.features import Context, encode_features, in_context
+from channeld.bolt.features import FeatureBits, encode_features
 from channeld.bolt.messages import Address, ChannelUpdate, Message, NodeAnnouncement
 from channeld.channel.state import AwaitingFunding, Funded, Live, Normal
 from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
@@ -25,7 +25,6 @@ from channeld.gossip.store import GossipStore
 from channeld.gossip.view import NetworkView
 from channeld.node.bus import EventBus
 from channeld.node.channels import Channels, Driver
-from channeld.node.features import LOCAL_FEATURES
 from channeld.node.identity import Identity
 from channeld.node.peer import PeerLink
 from channeld.routing.values import MAX_AMOUNT_MSAT, Policy
@@ -184,6 +183,7 @@ class NodeGossip:
         height: Callable[[], int],
         alias: str,
         color: str,
+        features: FeatureBits,
         settings: GossipSettings,
         is_regtest: bool,
         policy_of: Callable[[Driver], ForwardingPolicy],
@@ -209,9 +209,9 @@ class NodeGossip:
             height,
             random.Random(),
         )
-        features = encode_features(in_context(LOCAL_FEATURES, Context.NODE_ANNOUNCEMENT))
+        name = alias or identity.node_id.hex()[:20]
         self.core.own.set_profile(
-            NodeProfile(alias or identity.node_id.hex()[:20], bytes.fromhex(color), settings.addresses, features)
+            NodeProfile(name, bytes.fromhex(color), settings.addresses, encode_features(features))
         )
         self._touched: set[Driver] = set()
         self._closed = False

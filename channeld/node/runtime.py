@@ -21,7 +21,7 @@ from channeld.node.chain import ChainFollower
 from channeld.node.channel_verbs import ChannelVerbs
 from channeld.node.channels import Channels, Driver
 from channeld.node.coins import Coins
-from channeld.node.features import LOCAL_FEATURES
+from channeld.node.features import LOCAL_FEATURES, announced
 from channeld.node.feerates import FeeRates
 from channeld.node.forwarding import Forwarder
 from channeld.node.gossip import GossipSettings, NodeGossip
@@ -131,6 +131,7 @@ class Runtime:
             self._height,
             self.settings.alias,
             self.settings.color,
+            announced(self.settings.accept_keysend),
             self.settings.gossip,
             network.name == "regtest",
             self.policies.of,

@@ -47,7 +47,9 @@ async def test_a_route_that_is_found_costs_what_the_payment_costs(net: Net) -> N
             await node.api.graph.channel(private.scid)
     info = await alice.api.graph.info()
     assert (info.num_own_public_channels, info.num_own_private_channels) == (1, 1)
-    assert (await bob.api.graph.node(carol.node_id)).alias == "c"
+    told_of_carol = await bob.api.graph.node(carol.node_id)
+    assert told_of_carol.alias == "c"
+    assert "keysend" in told_of_carol.features
 
     invoice = await carol.api.create_invoice(AMOUNT_MSAT, "tea")
     found = await alice.api.graph.find_routes(RouteQuery(bolt11=invoice.bolt11))

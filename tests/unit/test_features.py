@@ -27,6 +27,7 @@ from channeld.bolt.features import (
     optional,
     required,
 )
+from channeld.node.features import LOCAL_FEATURES, announced
 
 TABLE = json.loads((Path(__file__).parent.parent / "vectors" / "bolt09" / "features.json").read_text())
 
@@ -143,6 +144,7 @@ def test_what_is_negotiated() -> None:
 
 def test_names_for_people() -> None:
     assert describe({12, 23, 101}) == ("option_static_remotekey (required)", "option_anchors", "bit 101")
+    assert describe({54, 55}) == ("keysend (required)", "keysend")
 
 
 @pytest.mark.parametrize("anchors", [False, True])
@@ -180,3 +182,9 @@ def test_the_longest_vector_costs_linear_time() -> None:
     vector = b"\xff" * 65_000
     assert len(decode_features(vector)) == 520_000
     assert encode_features(decode_features(vector)) == vector
+
+
+def test_keysend_is_told_where_others_look_for_it() -> None:
+    assert announced(True) - announced(False) == {55}
+    assert announced(False) == in_context(LOCAL_FEATURES, Context.NODE_ANNOUNCEMENT)
+    assert 55 not in LOCAL_FEATURES, "bLIP 2 has it in node_announcement only"
