@@ -259,6 +259,13 @@ def with_checksum(hrp: str, symbols: bytes) -> str:
     return str(bech32.bech32_encode(bech32.Encoding.BECH32, hrp, list(symbols)))
 
 
+@given(st.text(alphabet="lnbcrt1234567890mu", max_size=20), st.binary(max_size=300))
+def test_the_checksum_is_the_librarys(hrp: str, raw: bytes) -> None:
+    symbols = bytes(byte & 31 for byte in raw)
+    expected = bech32.bech32_polymod([*bech32.bech32_hrp_expand(hrp), *symbols])
+    assert module._checksum_state(hrp, symbols) == expected
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), source=st.sampled_from([example["invoice"] for example in VECTORS["valid"]]))
 def test_damage_behind_a_right_checksum_raises_nothing_else(data: st.DataObject, source: str) -> None:

@@ -10,12 +10,14 @@ Source: BOLT 4, "Initialization of `attribution_data`", "Intermediate nodes", "O
 
 from __future__ import annotations
 
-import hmac
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hmac import compare_digest
 from operator import itemgetter
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from channeld.bolt.onion.crypto import apply_stream, derive_key
 
@@ -51,17 +53,18 @@ def add_attribution(
     `attribution_data` is what came from downstream, None at the erring (or final) node; without 920 bytes it counts as
     none, and the field begins here.
     `hold_time` is in units of 100 ms, `return_packet` the failure before this node's stream, empty for a fulfil.
-    Costs about 75 us.
+    Costs about 40 us where the field begins, else 55 us.
     """
-    if attribution_data is not None and len(attribution_data) == ATTRIBUTION_SIZE:
-        shifted = _shift_right(attribution_data)
-    else:
-        shifted = bytes(ATTRIBUTION_SIZE)
     own_time = min(max(hold_time, 0), _MAX_HOLD_TIME).to_bytes(_HOLD_TIME_SIZE, "big")
-    data = own_time + shifted[_HOLD_TIME_SIZE:]
-    base = hmac.new(derive_key(b"um", shared_secret), return_packet, "sha256")
-    words = _split(data)
-    macs = b"".join([_mac(base, words, distance) for distance in reversed(range(MAX_HOPS))])
+    if attribution_data is not None and len(attribution_data) == ATTRIBUTION_SIZE:
+        data = own_time + _shift_right(attribution_data)[_HOLD_TIME_SIZE:]
+        words = _split(data)
+        covered = [b"".join(pick(words)) for pick in reversed(_COVERED)]
+    else:
+        data = own_time + _NOTHING
+        covered = [data[:size] for size in _COVERED_SIZES]  # all else is zero, here and there
+    base = _base(shared_secret, return_packet)
+    macs = b"".join([_mac(base, text) for text in covered])
     data = data[:_HOLD_TIMES_SIZE] + macs + data[_BLOCKS[1] :]
     return apply_stream(derive_key(b"ammagext", shared_secret), data)
 
@@ -89,13 +92,15 @@ class AttributionReader:
         if self._unproven_hop is not None or self._distance < 0:
             return False
         data = apply_stream(derive_key(b"ammagext", shared_secret), self._data)
-        base = hmac.new(derive_key(b"um", shared_secret), return_packet, "sha256")
+        base = _base(shared_secret, return_packet)
         start = _BLOCKS[0] + _HMAC_SIZE * (MAX_HOPS - 1 - self._distance)
-        if not compare_digest(data[start : start + _HMAC_SIZE], _mac(base, _split(data), self._distance)):
+        mac = _mac(base, b"".join(_COVERED[self._distance](_split(data))))
+        if not compare_digest(data[start : start + _HMAC_SIZE], mac):
             self._unproven_hop = len(self._hold_times)
             return False
         self._hold_times.append(int.from_bytes(data[:_HOLD_TIME_SIZE], "big"))
-        self._data = _shift_left(data)
+        if self._distance:
+            self._data = _shift_left(data)
         self._distance -= 1
         return True
 
@@ -104,11 +109,21 @@ class AttributionReader:
         return Attribution(tuple(self._hold_times), self._unproven_hop)
 
 
-def _mac(base: hmac.HMAC, words: tuple[bytes, ...], distance: int) -> bytes:
-    """The nearest hop's HMAC at `distance` from the erring node; `base` has hashed the return packet already."""
+_SHA256 = SHA256()
+
+
+def _base(shared_secret: bytes, return_packet: bytes) -> HMAC:
+    """What a hop's HMACs have in common. `cryptography` copies and ends one in half the time of `hmac`."""
+    base = HMAC(derive_key(b"um", shared_secret), _SHA256)
+    base.update(return_packet)
+    return base
+
+
+def _mac(base: HMAC, covered: bytes) -> bytes:
+    """One of the nearest hop's HMACs."""
     mac = base.copy()
-    mac.update(b"".join(_COVERED[distance](words)))
-    return mac.digest()[:_HMAC_SIZE]
+    mac.update(covered)
+    return mac.finalize()[:_HMAC_SIZE]
 
 
 _split = struct.Struct("4s" * (ATTRIBUTION_SIZE // 4)).unpack
@@ -124,6 +139,8 @@ def _covered(distance: int) -> Callable[[tuple[bytes, ...]], tuple[bytes, ...]]:
 
 
 _COVERED = [_covered(distance) for distance in range(MAX_HOPS)]
+_COVERED_SIZES = [_HOLD_TIME_SIZE + distance * (_HOLD_TIME_SIZE + _HMAC_SIZE) for distance in reversed(range(MAX_HOPS))]
+_NOTHING = bytes(ATTRIBUTION_SIZE - _HOLD_TIME_SIZE)
 
 
 def _shift_right(data: bytes) -> bytes:
