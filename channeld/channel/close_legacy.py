@@ -15,6 +15,7 @@ from channeld.bolt.transactions.closing import (
 from channeld.bolt.transactions.fees import weight_fee_sat
 from channeld.bolt.transactions.funding import funding_sighash
 from channeld.bolt.transactions.signing import complete
+from channeld.channel.closing_scripts import with_closing_tx
 from channeld.channel.effects import Broadcast, Effect, Send
 from channeld.channel.env import Env
 from channeld.channel.events import ProtocolViolation
@@ -201,8 +202,5 @@ def _agreed(state: NegotiatingLegacy, message: ClosingSigned, tx: Tx, env: Env, 
         state, effects = _send(state, offer, tx, env)
     signature = env.signer.sign_funding_input(params.commitment, tx)
     signed = complete(params.commitment, tx, signature, message.signature)
-    raw = signed.serialize()
-    if raw not in state.closing_txs:
-        state = replace(state, closing_txs=(*state.closing_txs, raw))
     effects.append(Broadcast(signed, "mutual close"))
-    return Transition(state, tuple(effects))
+    return Transition(with_closing_tx(state, signed), tuple(effects))

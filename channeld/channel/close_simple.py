@@ -22,7 +22,12 @@ from channeld.bolt.transactions.closing import (
 from channeld.bolt.transactions.fees import weight_fee_sat
 from channeld.bolt.transactions.funding import funding_sighash
 from channeld.bolt.transactions.signing import complete
-from channeld.channel.closing_scripts import check_remote_script
+from channeld.channel.closing_scripts import (
+    MAX_CLOSING_TXS,
+    MAX_OWN_CLOSING_TXS,
+    check_remote_script,
+    with_closing_tx,
+)
 from channeld.channel.effects import Broadcast, Effect, Send
 from channeld.channel.env import Env
 from channeld.channel.events import CommandRejected, ProtocolViolation
@@ -89,7 +94,7 @@ def on_closing_sig(state: NegotiatingSimple, message: ClosingSig, env: Env) -> T
         raise ProtocolViolation("closing_sig has other signatures than the one it should have", "warning")
     ((variant, signature),) = signatures.items()
     tx = _tx(state, _balances(state, sent.closee_script), sent.fee_sat, sent.locktime, variant, local_is_closer=True)
-    state, broadcast = _publish(replace(state, sent=None), tx, signature, env, "closing_sig")
+    state, broadcast = _publish(replace(state, sent=None), tx, signature, env, "closing_sig", MAX_OWN_CLOSING_TXS)
     return Transition(state, (broadcast,))
 
 
@@ -117,7 +122,7 @@ def on_closing_complete(state: NegotiatingSimple, message: ClosingComplete, env:
     tx = _tx(state, balances, message.fee_satoshis, message.locktime, variant, local_is_closer=False)
     # BOLT 2, "MUST use `closer_scriptpubkey` for its own future `closing_complete` messages."
     state = replace(state, remote_script=message.closer_scriptpubkey)
-    state, broadcast = _publish(state, tx, signatures[variant], env, "closing_complete")
+    state, broadcast = _publish(state, tx, signatures[variant], env, "closing_complete", MAX_CLOSING_TXS)
     # BOLT 2, "MUST send `closing_sig` with a single valid signature in the same TLV field as the `closing_complete`."
     own: dict[str, Any] = {variant: env.signer.sign_funding_input(params.commitment, tx)}
     answer = ClosingSig(
@@ -163,7 +168,7 @@ def _tx(
 
 
 def _publish(
-    state: NegotiatingSimple, tx: Tx, remote_signature: bytes, env: Env, message: str
+    state: NegotiatingSimple, tx: Tx, remote_signature: bytes, env: Env, message: str, most: int
 ) -> tuple[NegotiatingSimple, Broadcast]:
     commitment = state.params.commitment
     digest = funding_sighash(tx, 0, commitment.funding_script(), commitment.funding_sat)
@@ -171,7 +176,4 @@ def _publish(
         # BOLT 2, "If the signature field is not valid for the corresponding closing transaction"
         raise ProtocolViolation(f"{message}: the signature is not valid: {tx.serialize().hex()}", "warning")
     signed = complete(commitment, tx, env.signer.sign_funding_input(commitment, tx), remote_signature)
-    raw = signed.serialize()
-    if raw not in state.closing_txs:
-        state = replace(state, closing_txs=(*state.closing_txs, raw))
-    return state, Broadcast(signed, "mutual close")
+    return with_closing_tx(state, signed, most), Broadcast(signed, "mutual close")

@@ -15,6 +15,7 @@ from channeld.channel.events import CloseChannel, CommandRejected, ProtocolViola
 from channeld.channel.state import (
     AwaitingFunding,
     Live,
+    Negotiating,
     NegotiatingLegacy,
     NegotiatingSimple,
     Normal,
@@ -95,7 +96,7 @@ def on_shutdown(state: Open, message: Shutdown, env: Env) -> Transition:
                 remote_script=script,
                 closing_feerate_per_kw=state.closing_feerate_per_kw,
             )
-            return _negotiate(following, state.closing_txs, env, [], [], "")
+            return _negotiate(following, env, [], [], "", state)
 
 
 def need_script(state: ShuttingDown, env: Env) -> list[Effect]:
@@ -125,20 +126,22 @@ def advance(state: ShuttingDown, env: Env, effects: list[Effect], writes: list[W
     if state.local_sent and state.remote_script and c.is_settled and not c.has_htlcs:
         # BOLT 2, "Once shutdown is complete, the channel is empty of HTLCs, there are no commitments for which a
         # revocation is owed, and all updates are included on both commitments"
-        return _negotiate(state, (), env, effects, writes, "nothing is left in the channel")
+        return _negotiate(state, env, effects, writes, "nothing is left in the channel")
     return Transition(state, tuple(effects), tuple(writes), reason)
 
 
 def _negotiate(
     state: ShuttingDown,
-    closing_txs: tuple[bytes, ...],
     env: Env,
     effects: list[Effect],
     writes: list[Write],
     reason: str,
+    before: Negotiating | None = None,
 ) -> Transition:
-    """Starts negotiating, or starts again on a new connection, with what this connection supports."""
+    """Starts negotiating, or starts again on a new connection, with what this connection supports. What was signed
+    `before` may still confirm, and a peer that begins again and again is not waited for any longer."""
     assert isinstance(state.link, Live)
+    closing_txs, since_height = (before.closing_txs, before.since_height) if before is not None else ((), 0)
     negotiated = NegotiatedFeatures(env.local_features, state.link.remote_features)
     following: NegotiatingLegacy | NegotiatingSimple
     if negotiated.has(Feature.option_simple_close):
@@ -150,6 +153,7 @@ def _negotiate(
             # least that is relayed, so that the other's counts, unless that one cannot pay.
             closing_feerate_per_kw=state.closing_feerate_per_kw or env.policy.min_feerate_per_kw,
             closing_txs=closing_txs,
+            since_height=since_height,
         )
         following, more = close_simple.propose(following, env)
     else:
@@ -159,6 +163,7 @@ def _negotiate(
             remote_script=state.remote_script,
             closing_feerate_per_kw=state.closing_feerate_per_kw or env.closing_feerate_per_kw,
             closing_txs=closing_txs,
+            since_height=since_height,
         )
         following, more = close_legacy.begin(following, env)
     return Transition(following, (*effects, *more), tuple(writes), reason)

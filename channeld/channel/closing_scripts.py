@@ -1,12 +1,24 @@
-"""Which scripts a channel may be closed to, on this connection (BOLT 2, "Closing Initiation: `shutdown`")."""
+"""What both ways of closing together share: which scripts a channel may be closed to, on this connection (BOLT 2,
+"Closing Initiation: `shutdown`"), and the closing transactions that were signed."""
 
 from __future__ import annotations
+
+from typing import TypeVar
+
+from msgspec.structs import replace
 
 from channeld.bolt.features import Feature, NegotiatedFeatures
 from channeld.bolt.transactions.closing import is_valid_shutdown_script
 from channeld.channel.env import Env
 from channeld.channel.events import ProtocolViolation
-from channeld.channel.state import Link, Offline, Open
+from channeld.channel.state import Link, NegotiatingLegacy, NegotiatingSimple, Offline, Open
+from wallet.bitcoin import Tx
+
+MAX_CLOSING_TXS = 100
+"""So many closing transactions that the peer wants are signed and published: each is kept, and one is enough."""
+MAX_OWN_CLOSING_TXS = 2 * MAX_CLOSING_TXS
+"""Those that we asked for still find room then."""
+N = TypeVar("N", NegotiatingLegacy, NegotiatingSimple)
 
 
 def is_valid_script(script: bytes, link: Link, env: Env, *, legacy: bool = False) -> bool:
@@ -31,3 +43,13 @@ def check_remote_script(state: Open, script: bytes, env: Env) -> None:
         # BOLT 2, "and that `shutdown_scriptpubkey` is not equal to `scriptpubkey`: MAY send a `warning`. MUST fail the
         # connection."
         raise ProtocolViolation("the script differs from upfront_shutdown_script", "warning")
+
+
+def with_closing_tx(state: N, signed: Tx, most: int = MAX_CLOSING_TXS) -> N:
+    """The state with a closing transaction that both have signed. Raises ProtocolViolation if there are `most`."""
+    raw = signed.serialize()
+    if raw in state.closing_txs:
+        return state
+    if len(state.closing_txs) >= most:
+        raise ProtocolViolation("there are more than enough closing transactions", "warning")
+    return replace(state, closing_txs=(*state.closing_txs, raw))

@@ -408,6 +408,16 @@ def test_a_peer_that_never_answers_is_not_waited_for_for_ever(features: frozense
     alice.height += alice.policy.closing_patience_blocks - 1
     alice.step(ev.NewBlock())
     assert not isinstance(alice.state, Closing)
+    # Nor is one that comes back now and then, and begins again.
+    pair.connect()
+    shutdown = Shutdown(alice.funded.params.channel_id, script_of("bob"))
+    for sender in (pair.bob, pair.alice):
+        pair.deliver(sender)  # channel_reestablish
+    while shutdown in pair.bob.sent():
+        pair.deliver(pair.bob)
+    pair.disconnect()
+    alice.step(ev.NewBlock())
+    assert isinstance(alice.state, NegotiatingLegacy | NegotiatingSimple)
     alice.height += 1
     alice.step(ev.NewBlock())
     assert isinstance(alice.state, Closing)

@@ -6,12 +6,14 @@ import dataclasses
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from channeld.bolt.messages import (
     ClosingComplete,
     ClosingSig,
 )
 from channeld.channel import events as ev
+from channeld.channel.closing_scripts import MAX_CLOSING_TXS
 from channeld.channel.state import (
     NegotiatingSimple,
 )
@@ -165,3 +167,25 @@ def test_simple_scripts_changed_at_the_same_time_meet_after_a_reconnection() -> 
     for peer in (pair.alice, pair.bob):
         scripts = {output.script_pubkey for output in closed_by(peer).outputs}
         assert scripts == {P2TR, script_of("bob's other")}
+
+
+def test_simple_a_peer_does_not_get_as_many_transactions_as_it_likes() -> None:
+    pair = simple()
+    pair.settle()
+    for feerate_per_kw in range(3000, 3000 + 2 * (MAX_CLOSING_TXS - 2), 2):
+        close(pair.alice, feerate_per_kw=feerate_per_kw)
+        pair.settle()
+    assert isinstance(pair.bob.state, NegotiatingSimple)
+    assert len(pair.bob.state.closing_txs) == MAX_CLOSING_TXS
+    close(pair.alice, feerate_per_kw=10_000)
+    with pytest.raises(ev.ProtocolViolation, match="more than enough") as violation:
+        pair.deliver(pair.alice)
+    assert violation.value.action == "warning"
+    # Our own ones still find room.
+    pair.alice.outbox.clear()
+    assert isinstance(pair.alice.state, NegotiatingSimple)
+    pair.alice.state = structs.replace(pair.alice.state, closing_txs=())
+    close(pair.bob, feerate_per_kw=10_000)
+    pair.settle()
+    assert isinstance(pair.bob.state, NegotiatingSimple)
+    assert len(pair.bob.state.closing_txs) == MAX_CLOSING_TXS + 1
