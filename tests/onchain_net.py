@@ -306,7 +306,7 @@ class Net:
         for node in self.nodes:
             await node.runtime.peers.stop()
         for node in self.nodes:
-            await node.until(lambda node=node: node.driver.link is None)  # type: ignore[misc]
+            await node.until(lambda node=node: all(d.link is None for d in node.runtime.channels.all()))  # type: ignore[misc]
 
 
 def second_stages(node: TestNode, state: Funded, preimages: dict[int, bytes]) -> dict[str, Tx]:

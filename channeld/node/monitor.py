@@ -9,7 +9,8 @@ when a closing channel changed (a preimage came), and after a restart. Asking ag
 from __future__ import annotations
 
 import asyncio
-from typing import assert_never
+from collections.abc import Coroutine, Sequence
+from typing import NamedTuple, assert_never
 
 import structlog
 from msgspec.structs import replace
@@ -27,6 +28,7 @@ from channeld.node.monitor_store import StoredClose
 from channeld.node.monitor_warnings import Warnings
 from channeld.node.watches import Watches
 from channeld.onchain import resolution as on
+from channeld.onchain.batch import Batch, Part, batches, is_joinable
 from channeld.onchain.classify import revoked_number
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known, known_of
@@ -59,6 +61,31 @@ class _Case:
         """Troubles that were told and have not passed."""
 
 
+class _Sweep(NamedTuple):
+    """A plan of this round that other channels' may be joined with, and the look that it comes from."""
+
+    case: _Case
+    plan: Plan
+    close: Close | None
+    env: on.Env
+
+    @property
+    def channel_key(self) -> int:
+        """Its channel's."""
+        return self.case.driver.channel_key
+
+    @property
+    def replaced(self) -> Attempt | None:
+        """What it takes the place of."""
+        attempts = self.case.stored.resolution.attempts
+        return next((attempt for attempt in attempts if attempt.txid == self.plan.replaces), None)
+
+    def part(self, number: int) -> Part:
+        """As a part of a batch. What layer 1 refused needs not be paid for to be evicted."""
+        before = self.replaced
+        return Part(number, self.plan, 0 if before is None or before.problem else before.fee_sat)
+
+
 class Monitor:
     """All channels that end."""
 
@@ -76,6 +103,8 @@ class Monitor:
         self._cases: dict[int, _Case] = {}
         self._stored: dict[int, StoredClose] = {}
         self._due: dict[int, None] = {}
+        self._sweeps: dict[int, list[_Sweep]] = {}
+        """Put aside until all channels that are due were looked at."""
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._rates = Rates()
@@ -169,17 +198,30 @@ class Monitor:
             await self._wake.wait()
             self._wake.clear()
             while self._due and self._in_step:
-                channel_key = next(iter(self._due))
-                del self._due[channel_key]
-                case = self._cases.get(channel_key)
-                if case is None:
-                    continue
-                try:
-                    await self._attend(case)
-                except ChainUnavailable as error:
-                    log.warning("layer 1 is away: closing goes on when it is back", reason=str(error))
-                except Exception as error:
-                    self._failed(case, error)
+                await self._round()
+
+    async def _round(self) -> None:
+        """Each channel that is due, by itself; then what they want to sweep, together where that is cheaper."""
+        for channel_key in list(self._due):
+            if not self._in_step:
+                break  # what was planned may be wrong now: a look at the new tip follows
+            self._due.pop(channel_key, None)
+            case = self._cases.get(channel_key)
+            if case is not None:
+                await self._guarded(case, self._attend(case))
+        sweeps = [sweep for planned in self._sweeps.values() for sweep in planned]
+        self._sweeps.clear()
+        if self._in_step:
+            await self._sweep_all([sweep for sweep in sweeps if self._cases.get(sweep.channel_key) is sweep.case])
+
+    async def _guarded(self, case: _Case, work: Coroutine[None, None, None]) -> None:
+        """What fails for one channel is heard of, and does not stop the others."""
+        try:
+            await work
+        except ChainUnavailable as error:
+            log.warning("layer 1 is away: closing goes on when it is back", reason=str(error))
+        except Exception as error:
+            self._failed(case, error)
 
     def _failed(self, case: _Case, error: Exception) -> None:
         """A bug must not keep the money of other channels waiting, and must be heard."""
@@ -198,6 +240,7 @@ class Monitor:
     async def _attend(self, case: _Case) -> None:
         """One look at one channel."""
         driver, state = case.driver, case.state
+        self._sweeps.pop(driver.channel_key, None)
         ended = isinstance(driver.state, Closed)
         if not isinstance(state, Closing) and driver.failure is None and not ended:
             return  # it will be, as soon as it has heard of the spend, and then comes back here
@@ -213,12 +256,8 @@ class Monitor:
         await self._act(case, step, env)
         await self._look_into_mempool(driver, step, env)
         over = ended or on.Over() in step.actions
-        if step.close is not None:
-            before, resolution = case.stored.report, case.stored.resolution
-            rates, funding_sat = self._rates, known.params.funding_sat
-            told = report(step.close, funding_sat, resolution.attempts, resolution.fees, rates, over=over)
-            await self._keep(case, StoredClose(resolution, told, over))
-            self._tell(driver, before, told)
+        if step.close is not None and (over or driver.channel_key not in self._sweeps):
+            await self._explain(case, step.close, env, over)
         if ended:
             await self._forget(driver.channel_key)
         elif over:
@@ -246,11 +285,22 @@ class Monitor:
 
     async def _keep(self, case: _Case, now: StoredClose, *writes: Write) -> None:
         """Store what has changed, and wait until that and all before it is durable."""
-        changed: list[Write] = []
-        if now != case.stored:
-            changed.append(rows.save_close(case.driver.channel_key, now))
-            case.stored = self._stored[case.driver.channel_key] = now
-        await self._store.commit([*writes, *changed])
+        await self._store.commit([*writes, *self._changed(case, now)])
+
+    def _changed(self, case: _Case, now: StoredClose) -> list[Write]:
+        """What there is to store, to be committed at once."""
+        if now == case.stored:
+            return []
+        case.stored = self._stored[case.driver.channel_key] = now
+        return [rows.save_close(case.driver.channel_key, now)]
+
+    async def _explain(self, case: _Case, close: Close, env: on.Env, over: bool) -> None:
+        """What there is to tell now."""
+        before, resolution = case.stored.report, case.stored.resolution
+        funding_sat = env.known.params.funding_sat
+        told = report(close, funding_sat, resolution.attempts, resolution.fees, env.rates, over=over)
+        await self._keep(case, StoredClose(resolution, told, over))
+        self._tell(case.driver, before, told)
 
     def _tell(self, driver: Driver, before: CloseReport | None, now: CloseReport) -> None:
         """Events for what changed in a report, once it can be read."""
@@ -289,7 +339,11 @@ class Monitor:
                 case on.PublishSeen(raw=raw):
                     await self._source.broadcast(Tx.parse(raw))
                 case on.Make(plan=plan):
-                    await self._make(case, plan, step.close, env)
+                    sweep = _Sweep(case, plan, step.close, env)
+                    if is_joinable(plan):
+                        self._sweeps.setdefault(driver.channel_key, []).append(sweep)
+                    else:
+                        await self._make(sweep)
                 case on.Over():
                     pass  # the report goes first
                 case _:
@@ -300,15 +354,53 @@ class Monitor:
             return
         step = on.advance(case.stored.resolution, answer, env)
         await self._keep(case, case.stored._replace(resolution=step.state))
-        if answer.underpaid:
-            self._now_due(case.driver.channel_key)  # a rival may have to be outbid before the next block
+        if answer.underpaid or (attempt.others and not attempt.problem):
+            # A rival may have to be outbid before the next block, or the channel has to go on alone.
+            self._now_due(case.driver.channel_key)
 
-    async def _make(self, case: _Case, plan: Plan, close: Close | None, env: on.Env) -> None:
+    async def _sweep_all(self, sweeps: Sequence[_Sweep]) -> None:
+        """One transaction for several channels where they can share one, else each by itself. What there is to tell of
+        them waited for that."""
+        for batch in batches([sweep.part(number) for number, sweep in enumerate(sweeps)]):
+            members = [sweeps[part.number] for part in batch.parts]
+            attempts = await self._make_together(batch, members) if len(members) > 1 else None
+            if attempts is not None:
+                await self._guarded(members[0].case, self._publish_together(members, attempts))
+                continue
+            for sweep in members:
+                for alone in batches([sweep.part(0)]):
+                    plan = replace(sweep.plan, min_fee_sat=alone.min_fee_sat)
+                    await self._guarded(sweep.case, self._make(sweep._replace(plan=plan)))
+        for sweep in sweeps:
+            if sweep.close is not None:
+                await self._guarded(sweep.case, self._explain(sweep.case, sweep.close, sweep.env, False))
+
+    async def _make_together(self, batch: Batch, members: Sequence[_Sweep]) -> list[Attempt] | None:
+        """None if it cannot be made, for whatever reason: one channel's must not keep the others' money waiting."""
+        try:
+            return await self._maker.make_batch(batch, [m.case.driver.secrets for m in members], self._height)
+        except Exception as error:
+            log.error("sweeping several channels together failed: each goes by itself", exc_info=error)
+            return None
+
+    async def _publish_together(self, members: Sequence[_Sweep], attempts: Sequence[Attempt]) -> None:
+        """It is durable for all channels before it is published for any."""
+        changed: list[Write] = []
+        for sweep, attempt in zip(members, attempts, strict=True):
+            stored = sweep.case.stored
+            step = on.advance(stored.resolution, on.Made(sweep.plan, attempt), sweep.env)
+            changed += self._changed(sweep.case, stored._replace(resolution=step.state))
+        await self._store.commit(changed)
+        answer = await self._publisher.publish(attempts[0])
+        for sweep, attempt in zip(members, attempts, strict=True):
+            await self._guarded(sweep.case, self._answered(sweep.case, attempt, answer, sweep.env))
+
+    async def _make(self, sweep: _Sweep) -> None:
+        case, plan, close, env = sweep
         resolution = case.stored.resolution
-        replaced = next((a for a in resolution.attempts if a.txid == plan.replaces), None)
         number = None if close is None else close.commitment_number
         try:
-            made = await self._maker.make(plan, env.known, number, case.driver.secrets, self._height, replaced)
+            made = await self._maker.make(plan, env.known, number, case.driver.secrets, self._height, sweep.replaced)
         except CannotMake as error:
             self._grumble(case, f"onchain.cannot_{plan.group}", f"{plan.group} transaction not made: {error}")
             return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.bolt.transactions.sweep import Uneconomical
 from channeld.node.wallet_store import to_rows
 from channeld.onchain import build
 from channeld.onchain.anchor import missing_fee_sat
+from channeld.onchain.batch import Batch
 from channeld.onchain.known import Known
 from channeld.onchain.outputs import HtlcTx, Output, Sweep
 from channeld.onchain.plans import Attempt, Plan
@@ -68,6 +71,15 @@ class Maker:
             raise CannotMake(str(error)) from error
         fee_sat = sum(output.amount_sat for output in plan.outputs) - tx.outputs[0].value_sat
         return Made(build.attempt_of(plan, tx, fee_sat, height), [])
+
+    async def make_batch(self, batch: Batch, signers: Sequence[ChannelSecrets], height: int) -> list[Attempt]:
+        """A batch's transaction, as an attempt of each of its parts. `signers`: the secrets of each part's channel."""
+        script = batch.parts[0].plan.script_pubkey or await self._wallet.new_script()
+        try:
+            tx = build.build_batch(batch, signers, script)
+        except Uneconomical as error:
+            raise CannotMake(str(error)) from error
+        return build.attempts_of(batch, tx, height)
 
     def _with_coins(
         self, plan: Plan, known: Known, signer: ChannelSecrets, height: int, replaced: Attempt | None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.bolt.transactions.sweep import Spend, htlc_batch_tx, sign_spends, sweep_tx, sweep_weight
+from channeld.onchain.batch import Batch
 from channeld.onchain.known import Known
 from channeld.onchain.outputs import HtlcTx, Output, Sweep
 from channeld.onchain.plans import Attempt, Plan, claim_weight
@@ -19,6 +24,17 @@ def attempt_of(plan: Plan, tx: Tx, fee_sat: int, height: int, reservation: int =
     return Attempt(tx.txid(), tx.serialize(), plan.group, plan.outpoints, fee_sat, tx.weight(), height, reservation)
 
 
+def attempts_of(batch: Batch, tx: Tx, height: int) -> list[Attempt]:
+    """A batch that became a complete transaction, as each of its channels sees it."""
+    plans = [part.plan for part in batch.parts]
+    fee_sat = sum(o.amount_sat for plan in plans for o in plan.outputs) - sum(o.value_sat for o in tx.outputs)
+    shares = batch.shares_sat(fee_sat)
+    return [
+        replace(attempt_of(plan, tx, fee_sat, height), others=len(plans) - 1, share_sat=share)
+        for plan, share in zip(plans, shares, strict=True)
+    ]
+
+
 def build_sweep(plan: Plan, known: Known, number: int | None, signer: ChannelSecrets, script: bytes) -> Tx:
     """All of a plan's outputs to `script`; `number` is the commitment's, for the secret that revoked it.
 
@@ -32,6 +48,16 @@ def build_sweep(plan: Plan, known: Known, number: int | None, signer: ChannelSec
     secret = known.secrets.secret(number) if revoked and number is not None else b""
     secrets = [signer.secret_for(spend, secret if spend.key == "revocation" else b"") for spend in spends]
     return sign_spends(tx, spends, secrets)
+
+
+def build_batch(batch: Batch, signers: Sequence[ChannelSecrets], script: bytes) -> Tx:
+    """All outputs of a batch to `script`; one signer for each of its parts. Raises Uneconomical."""
+    owned = [(_spend(o), signer) for part, signer in zip(batch.parts, signers, strict=True) for o in part.plan.outputs]
+    spends = [spend for spend, _ in owned]
+    weight = sweep_weight(spends, script)
+    rate = max(batch.feerate_per_kw, -(-batch.min_fee_sat * 1000 // weight))
+    tx = sweep_tx(spends, script, rate)
+    return sign_spends(tx, spends, [signer.secret_for(spend) for spend, signer in owned])
 
 
 def _spend(output: Output) -> Spend:

@@ -31,7 +31,8 @@ Status = Literal[
 
 class OutputReport(Struct, frozen=True, kw_only=True):
     """One output, for people and programs. Heights are None where there is nothing to say; `fee_sat` is its part of the
-    fee of the transaction that took it, None if that is not ours or not known. `status_text` is a sentence."""
+    fee of the transaction that took it (of this channel's share, if it took outputs of other channels, too), None if
+    that is not ours or not known. `status_text` is a sentence."""
 
     kind: OutputKind
     owner: Side
@@ -73,6 +74,7 @@ def report(
 ) -> CloseReport:
     """What there is to say now."""
     by_txid = _outputs_by_spender(close)
+    others = {attempt.txid: attempt.others for attempt in attempts}
     pending: dict[OutPoint | None, Attempt] = {
         outpoint: attempt for attempt in attempts for outpoint in attempt.outpoints
     }
@@ -85,7 +87,7 @@ def report(
         commitment_fee_sat=funding_sat - first,
         irrevocable_height=close.height + IRREVOCABLE_DEPTH_BLOCKS - 1,
         over=over,
-        outputs=tuple(_output(output, by_txid, pending, fees, rates) for output in close.outputs),
+        outputs=tuple(_output(output, by_txid, pending, fees, others, rates) for output in close.outputs),
     )
 
 
@@ -102,10 +104,13 @@ def _output(
     by_txid: dict[bytes, list[Output]],
     pending: Mapping[OutPoint | None, Attempt],
     fees: Mapping[bytes, int],
+    others: Mapping[bytes, int],
     rates: Rates,
 ) -> OutputReport:
     status, text = _status(output, pending.get(output.outpoint), rates)
     by = output.spent
+    if status == "taken" and by is not None:
+        text += _in_company(others.get(by.txid, 0))
     return OutputReport(
         kind=output.kind,
         owner=output.owner,
@@ -167,10 +172,18 @@ def _spent_status(output: Output) -> tuple[Status, str]:
 def _claimable_status(output: Output, attempt: Attempt | None, rates: Rates) -> tuple[Status, str]:
     if attempt is not None:
         trouble = f"; layer 1 says: {attempt.problem}" if attempt.problem else ""
-        return "pending", f"our transaction {attempt.txid[::-1].hex()} waits to be mined{trouble}"
+        company = _in_company(attempt.others)
+        return "pending", f"our transaction {attempt.txid[::-1].hex()} waits to be mined{company}{trouble}"
     if is_hopeless(output):
         return "uneconomic", f"{output.amount_sat} sat are less than it costs to take them at any fee rate"
     rate = rates.within(LAZY_TARGET_BLOCKS)
     if not is_economic(output, rate):
         return "uneconomic", f"not worth its fee at {rate} sat/kw; taken when fees are lower"
     return "waiting", f"ours from block {output.mature_height} on"
+
+
+def _in_company(others: int) -> str:
+    """Whose outputs are in the same transaction."""
+    if not others:
+        return ""
+    return f", together with what is ours of {others} other channel{'s' if others > 1 else ''}"

@@ -26,7 +26,7 @@ from wallet.bitcoin import Tx
 
 class Resolution(Struct, frozen=True):
     """What is stored of a channel's end beside the chain's facts. `told` are alarms that were raised, `fees` (sat) what
-    every transaction pays that we ever made, by txid: a replaced one may be mined, too."""
+    every transaction costs this channel that we ever made, by txid: a replaced one may be mined, too."""
 
     attempts: tuple[Attempt, ...] = ()
     fees: dict[bytes, int] = {}
@@ -214,7 +214,7 @@ def _made(state: Resolution, event: Made) -> Step:
     have taken them again."""
     attempt = event.attempt
     kept = tuple(other for other in state.attempts if other.txid not in (attempt.txid, event.plan.replaces))
-    fees = {**state.fees, attempt.txid: attempt.fee_sat}
+    fees = {**state.fees, attempt.txid: attempt.own_fee_sat}
     return Step(replace(state, attempts=(*kept, attempt), fees=fees), (Publish(attempt),))
 
 
