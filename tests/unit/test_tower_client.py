@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.tower_support import key, revoked, running_client, until
@@ -19,6 +20,7 @@ from watchtower.client.pace import Pace
 from watchtower.client.towers import Towers, TowersError
 from watchtower.client.uploader import Uploader
 from watchtower.client.values import KitMaker, session_secret
+from watchtower.rpc.errors import Refusal
 from watchtower.tower.daemon import Tower
 
 CHANNELS = (b"\x01" * 32, b"\x02" * 32)
@@ -213,7 +215,7 @@ async def test_a_tower_that_goes_away_or_falls_behind_while_nothing_is_revoked_i
         await until(lambda: "cannot be reached" in towers.statuses()[0].problem)
         async with tower_of(tmp_path, listen=uri.address):
             await until(lambda: towers.statuses()[0].reachable)
-        assert news == ["tower.trouble", "tower.works"] * 2
+            assert news == ["tower.trouble", "tower.works"] * 2
 
 
 async def test_a_receipt_that_the_tower_did_not_sign_is_no_backup(tmp_path: Path) -> None:
@@ -227,6 +229,81 @@ async def test_a_receipt_that_the_tower_did_not_sign_is_no_backup(tmp_path: Path
         tower.intake._secret = right
         await until(lambda: towers.statuses()[0].backlog == 0)
         assert tower.sessions.total_appointments == 3, "stored the first time, confirmed now"
+
+
+async def test_a_tower_that_is_full_gets_no_new_sessions_over_and_over(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path, max_total_bytes=3_000) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], 40)
+        await until(lambda: "full" in towers.statuses()[0].problem)
+        assert len(tower.sessions) == 1
+        tower.sessions.policy = msgspec.structs.replace(tower.sessions.policy, max_total_bytes=1 << 30)
+        await until(lambda: towers.statuses()[0].backlog == 0)
+        assert len(tower.sessions) == 1
+
+
+async def test_a_tower_that_refuses_every_session_is_not_asked_for_ever_more(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        refusal = Refusal("failed_precondition", "No room here.")
+
+        def refuse(*_: object) -> None:
+            raise refusal
+
+        tower.intake._check_room = refuse  # type: ignore[assignment,method-assign]
+        revoke(towers, node, CHANNELS[0], 2)
+        await until(lambda: uploaders(towers)[0]._failures > 5)
+        assert towers.statuses()[0].problem == "No room here."
+        assert len(tower.sessions) == 2
+
+
+async def test_one_channel_that_fails_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
+    """However many there are before and behind it."""
+
+    class Partly(Node):
+        async def kits(self, channel: bytes, first: int, count: int) -> KitMaker | None:
+            if channel == CHANNELS[0]:
+                raise AssertionError("a bug with this channel")
+            return await super().kits(channel, first, count)
+
+    node = Partly()
+    others = [bytes((number,)) * 32 for number in range(3, 9)]
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        for channel in (CHANNELS[0], *others):
+            node.revoked[channel] = 1
+        towers.notify()
+        await until(lambda: tower.sessions.total_appointments == len(others))
+        await until(lambda: towers.statuses()[0].problem == "a bug with this channel")
+        assert towers.statuses()[0].backlog == 1
+
+
+async def test_a_tower_that_kept_its_sessions_is_used_again_in_another_mode(tmp_path: Path) -> None:
+    """It was removed while it was away."""
+    node = Node()
+    async with client(tmp_path, node) as towers:
+        async with tower_of(tmp_path) as tower:
+            uri = await use(towers, tower)
+            revoke(towers, node, CHANNELS[0], 3)
+            await settled(towers)
+        await towers.remove(uri.tower_id)
+        async with tower_of(tmp_path) as tower:
+            await towers.add(TowerUri(tower.tower_id, tower.server.address), "blind")
+            await settled(towers)
+            assert [session.terms.mode for session in tower.sessions.newest(9)] == ["blind", "own"]
+
+
+async def test_a_clock_that_is_set_back_does_not_put_off_looking_after_a_tower(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        await settled(towers)
+        (uploader,) = uploaders(towers)
+        uploader._look_again = uploader._clock() + 1_000_000
+        uploader._wake.set()
+        await until(lambda: uploader._until_look() <= uploader.look_seconds)
 
 
 async def test_a_removed_tower_forgets_full_sessions_too(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ GATHER_SECONDS = 0.5
 """How long what is revoked next may wait for company, after a call: one for each would cost more than the blobs."""
 LOOK_SECONDS = 60.0
 """How often a tower is looked after when nothing is revoked."""
+SPARE_KEYS = 8
+"""So many keys are tried for a new session: the tower may know some, in another mode, from before it was removed."""
 STALE_BLOCKS = 3
 """A tower whose last block is so much older than ours is not up to date."""
 
@@ -95,6 +97,8 @@ class Uploader:
         self.gather_seconds = GATHER_SECONDS
         self.look_seconds = LOOK_SECONDS
         self._look_again = 0.0
+        self._unproven: dict[bytes, int] = {}
+        """By channel, a session that replaced one that was refused, and has taken nothing yet."""
         self._problem = ""
         self._problem_since = 0.0
         self.sent = 0
@@ -112,7 +116,7 @@ class Uploader:
             self._wake.clear()
             try:
                 busy = await self._round()
-                if self._clock() >= self._look_again:
+                if not 0.0 < self._until_look() <= self.look_seconds:
                     await self._look_after()
                 self._well()
             except (TowerAway, TowerRefuses, TowerLies) as error:
@@ -130,7 +134,11 @@ class Uploader:
             if not busy:
                 self._idle.set()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(0.0, self._look_again - self._clock()))
+                    await asyncio.wait_for(self._wake.wait(), max(0.0, self._until_look()))
+
+    def _until_look(self) -> float:
+        """More than `look_seconds` if the clock was set back."""
+        return self._look_again - self._clock()
 
     async def wait_idle(self) -> None:
         """Until the tower has everything."""
@@ -173,19 +181,28 @@ class Uploader:
         return found
 
     async def _round(self) -> bool:
-        """A batch for each channel that needs one; whether that changed anything."""
+        """A batch for each channel that needs one; whether that changed anything. What fails for one channel is raised
+        once the others have had their turn."""
         work = self._behind()
         if not work:
             return False
         busy = False
+        failure: Exception | None = None
         for start in range(0, len(work), CHANNELS_AT_ONCE):
             some = work[start : start + CHANNELS_AT_ONCE]
             results = await asyncio.gather(*(self._upload(*each) for each in some), return_exceptions=True)
             for result in results:
-                if isinstance(result, BaseException):
+                if isinstance(result, TowerAway | TowerLies | StorageError):
                     raise result
-                busy = busy or result
+                if isinstance(result, Exception):
+                    failure = failure or result
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    busy = busy or result
             await self._pace.repay()
+        if failure is not None:
+            raise failure
         if all(newest - count < BATCH for _, count, newest in work):
             await asyncio.sleep(self.gather_seconds)
         return busy
@@ -227,14 +244,17 @@ class Uploader:
         behind = self.progress.setdefault(channel, Behind())
         behind.count, behind.acknowledged_seconds = count, now
         behind.since = None if count >= self._backups.counts().get(channel, 0) else now
+        if receipts:
+            self._unproven.pop(channel, None)
         self.sent += len(receipts)
 
     async def _look_after(self) -> None:
         """Is the tower there? And more time for sessions that end soon: also for those of channels that rest, and for
         those that are full. With a session's end the tower forgets what it holds."""
         info = await self._connection.get_info()
+        counts = self._backups.counts()
         for channel, numbers in list(self._sessions.items()):
-            for number, session in list(numbers.items()):
+            for number, session in list(numbers.items()) if channel in counts else ():
                 if session.terms.expires_height - info.block_height < RENEW_BLOCKS:
                     await self._new_session(channel, number)
         self._look_again = self._clock() + self.look_seconds
@@ -243,7 +263,18 @@ class Uploader:
 
     async def _session(self, channel: bytes) -> KnownSession:
         numbers = self._sessions.get(channel)
-        return numbers[max(numbers)] if numbers else await self._new_session(channel, 0)
+        return numbers[max(numbers)] if numbers else await self._another_session(channel, 0)
+
+    async def _another_session(self, channel: bytes, first: int) -> KnownSession:
+        """One with the first key from this number on that the tower takes."""
+        for number in range(first, first + SPARE_KEYS):
+            try:
+                return await self._new_session(channel, number)
+            except TowerRefuses as error:
+                if error.kind != "failed_precondition":
+                    raise
+                refusal = error
+        raise refusal
 
     async def _new_session(self, channel: bytes, number: int) -> KnownSession:
         """Created, or given more time."""
@@ -256,17 +287,21 @@ class Uploader:
         return session
 
     async def _refused(self, channel: bytes, session: KnownSession, error: TowerRefuses) -> None:
-        """A session that is full, over or forgotten: the next one. Raises TowerRefuses where that does not help."""
+        """A session that is full, over or forgotten: the next one. Raises TowerRefuses where that does not help: where
+        the next one has not taken anything either, it is not the session that is full."""
+        if self._unproven.get(channel) == session.number:
+            raise error
         if error.kind == "not_found":
             # What the tower confirmed is gone: it gets everything again.
             _log.error("the tower has forgotten a session", tower=str(self.tower.uri), channel=channel.hex())
-            await self._new_session(channel, session.number + 1)
-            self._sessions[channel] = {session.number + 1: self._sessions[channel][session.number + 1]}
+            another = await self._another_session(channel, session.number + 1)
+            self._unproven[channel] = another.number
+            self._sessions[channel] = {another.number: another}
             await self._storage.commit([tables.SAVE_BACKUP(self.tower.key, channel, 0, 0)])
             self.progress[channel] = Behind()
             return
         if error.kind in ("failed_precondition", "already_exists"):
-            await self._new_session(channel, session.number + 1)
+            self._unproven[channel] = (await self._another_session(channel, session.number + 1)).number
             return
         raise error
 

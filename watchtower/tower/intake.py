@@ -197,6 +197,6 @@ class Intake:
                 f"and {session.bytes} of {terms.max_bytes} bytes. Create another.",
             )
         if self._sessions.total_bytes + size > self._sessions.policy.max_total_bytes:
-            raise Refusal("failed_precondition", "The tower is full.")
+            raise Refusal("resource_exhausted", "The tower is full: its operator has to give it more room.")
         if self._pending_bytes + size > MAX_PENDING_BYTES:
             raise Refusal("resource_exhausted", "The tower is busy; try again.")

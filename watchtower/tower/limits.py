@@ -18,7 +18,8 @@ class TokenBucket:
 
     def take(self, amount: float, now: float) -> float:
         """0 if there was so much, which is taken then; else the seconds until there will be."""
-        self._level = min(self._burst, self._level + (now - self._stamp) * self._per_second)
+        passed = max(0.0, now - self._stamp)  # a clock that is set back takes nothing away
+        self._level = min(self._burst, self._level + passed * self._per_second)
         self._stamp = now
         wanted = min(amount, self._burst)
         if self._level >= wanted:
