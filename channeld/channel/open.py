@@ -231,8 +231,7 @@ def accept(
         max_htlc_value_in_flight_msat=limits.max_htlc_value_in_flight_msat,
         channel_reserve_satoshis=limits.channel_reserve_sat,
         htlc_minimum_msat=limits.htlc_minimum_msat,
-        # BOLT 2, "if `channel_type` includes `option_zeroconf`: MUST set `minimum_depth` to zero."
-        minimum_depth=0 if channel_type.zeroconf else env.policy.minimum_depth_blocks,
+        minimum_depth=_minimum_depth_blocks(channel_type, remote_node_id, env.policy),
         to_self_delay=limits.to_self_delay_blocks,
         max_accepted_htlcs=limits.max_accepted_htlcs,
         funding_pubkey=keys.funding_pubkey,
@@ -254,6 +253,17 @@ def accept(
         temporary_channel_id=message.temporary_channel_id,
     )
     return Transition(following, (Send(answer),))
+
+
+def _minimum_depth_blocks(channel_type: ChannelType, opener: bytes, policy: ChannelPolicy) -> int:
+    """What we ask of the funding of a channel that a peer opens.
+
+    BOLT 2, "if `channel_type` includes `option_zeroconf`: MUST set `minimum_depth` to zero", otherwise "a number of
+    blocks it considers reasonable to avoid double-spending": none for those whom we trust not to, who may have no way
+    to ask for it (LDK uses such a channel at once, but never asks for that type).
+    """
+    trusted = opener in policy.accept_zero_conf_from
+    return 0 if channel_type.zeroconf or trusted else policy.minimum_depth_blocks
 
 
 def on_funding_created(state: OpenReceived, message: FundingCreated, env: Env) -> Transition:

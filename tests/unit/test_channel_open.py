@@ -412,6 +412,18 @@ def test_zero_conf_needs_no_block() -> None:
     assert pair.alice.funded.scid == HEIGHT << 40 | 7 << 16 | 1
 
 
+def test_who_may_open_unconfirmed_need_not_say_so_in_the_type() -> None:
+    """LDK never asks for `option_zeroconf`; both use the channel at once if the accepter's `minimum_depth` is zero."""
+    alice, bob = peers()
+    bob.policy = ChannelPolicy(accept_zero_conf_from=frozenset({NODE_IDS["alice"]}))
+    pair = harness.start_open(alice, bob)
+    harness.fund(pair)
+    assert isinstance(alice.state, Normal)
+    assert isinstance(bob.state, Normal)
+    assert not bob.state.params.type.zeroconf
+    assert bob.state.remote_alias == alice.state.local_alias
+
+
 def test_zero_conf_with_a_minimum_depth_is_refused() -> None:
     alice, bob = peers()
     bob.policy = ChannelPolicy(accept_zero_conf_from=frozenset({NODE_IDS["alice"]}))
