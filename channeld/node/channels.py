@@ -28,6 +28,7 @@ from channeld.node.driver import NO_REACTION, ChannelDriver, Reaction
 from channeld.node.feerates import FeeRates
 from channeld.node.identity import Identity
 from channeld.node.interface import NodeError
+from channeld.node.notes import Notes
 from channeld.node.peer import PeerLink
 from channeld.node.route_hints import new_alias
 from channeld.node.switch import Switch
@@ -71,6 +72,8 @@ class Driver(ChannelDriver[State]):
     created_seconds: int
     stored_as: tuple[bytes, str] | None = None
     """`channel_id` and phase in the database; None before the first commit."""
+    is_proposal = False
+    """The peer proposed the channel (it may have become a real one since)."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -125,6 +128,7 @@ class Channels:
         self._switch: Switch | None = None
         self._funder: Funder | None = None
         self._links: dict[bytes, PeerLink] = {}
+        self._notes = Notes(self.has_stake)
         self.on_touched: Callable[[Driver], None] = lambda driver: None
         """Hears of every channel about which something may have changed, after it is durable."""
         self.update_of_peer: Callable[[bytes], ChannelUpdate | None] = lambda channel_id: None
@@ -159,6 +163,7 @@ class Channels:
             driver = self._new_driver(state, stored.channel_key, stored.channel_id, stored.peer_id, stored.adds)
             driver.created_seconds = stored.created_seconds
             driver.stored_as = (stored.channel_id, stored.phase)
+            driver.is_proposal = openings.is_unproven(state)
 
     def resume(self) -> None:
         """Let all channels go on where they stopped; once, after everything is loaded."""
@@ -344,14 +349,15 @@ class Channels:
                 upfront_shutdown_script=b"",
             )
         except ev.ProtocolViolation as violation:
-            self._bus.publish(
-                "channel.refused",
-                f"refused a channel of {link.node_id.hex()}: {violation.reason}",
-                node_id=link.node_id.hex(),
-            )
+            if self._notes.may_tell(link.node_id):
+                self._bus.publish(
+                    "channel.refused",
+                    f"refused a channel of {link.node_id.hex()}: {violation.reason}",
+                    node_id=link.node_id.hex(),
+                )
             link.send_message(ErrorMessage(temporary_id, violation.reason.encode()[:400]))
             return
-        self.add(accepted, channel_key, temporary_id, link)
+        self.add(accepted, channel_key, temporary_id, link).is_proposal = True
 
     # --- Host
 
@@ -470,12 +476,13 @@ class Channels:
                 )
             case fx.CloseCompleted():
                 self._forget(driver)
-                self._bus.publish(
-                    "channel.closed",
-                    f"channel {driver.channel_id.hex()} is over: {effect.reason}",
-                    channel_id=driver.channel_id.hex(),
-                    closing_txid=effect.closing_txid[::-1].hex() if effect.closing_txid else None,
-                )
+                if self._is_told_of(driver):
+                    self._bus.publish(
+                        "channel.closed",
+                        f"channel {driver.channel_id.hex()} is over: {effect.reason}",
+                        channel_id=driver.channel_id.hex(),
+                        closing_txid=effect.closing_txid[::-1].hex() if effect.closing_txid else None,
+                    )
             case fx.RemoteUnilateralClose():
                 self._bus.publish(
                     "channel.alarm",
@@ -505,7 +512,15 @@ class Channels:
             case _:
                 assert_never(effect)
 
+    def _is_told_of(self, driver: Driver) -> bool:
+        """Whether the operator hears of what happens to a channel. Strangers can propose channels and give them up as
+        often as they like."""
+        is_cheap = openings.is_unproven(driver.state) or phase_name(driver.state) == "forgotten"
+        return not (driver.is_proposal and is_cheap) or self._notes.may_tell(driver.peer_id)
+
     def _announce_phase(self, driver: Driver, change: fx.PhaseChanged) -> None:
+        if not self._is_told_of(driver):
+            return
         reason = f" ({change.reason})" if change.reason else ""
         self._bus.publish(
             "channel.phase",
@@ -529,6 +544,9 @@ class Channels:
 
     def violated(self, driver: ChannelDriver[State], violation: ev.ProtocolViolation) -> None:
         """The peer broke a rule."""
+        assert isinstance(driver, Driver)
+        if not self._is_told_of(driver):
+            return
         self._bus.publish(
             "channel.violation",
             f"the peer of channel {driver.channel_id.hex()} broke a rule: {violation.reason}",

@@ -172,7 +172,8 @@ class PeerLink:
 
     def _complain(self, reason: str, channel_id: bytes = ALL_CHANNELS) -> None:
         """A warning, then the end of the connection."""
-        log.warning("peer broke a rule", peer=self.node_id.hex(), reason=reason)
+        tell = log.warning if self.is_preferred else log.debug  # strangers could fill the log
+        tell("peer broke a rule", peer=self.node_id.hex(), reason=reason)
         self.send_message(WarningMessage(channel_id, reason.encode()[:400]))
         self.close(reason)
 

@@ -17,12 +17,12 @@ from sqlalchemy import select
 
 from channeld.bolt.features import describe
 from channeld.bolt.messages import ErrorMessage, Message, OnionMessage, WarningMessage
-from channeld.gossip.limits import TokenBuckets
 from channeld.gossip.service import GOSSIP_MESSAGES
 from channeld.node import transport
 from channeld.node.bus import EventBus
 from channeld.node.identity import Identity
 from channeld.node.interface import NodeError, PeerView
+from channeld.node.notes import Notes
 from channeld.node.peer import PeerLink
 from channeld.node.turns import Turns
 from channeld.storage import Store, rows, tables
@@ -34,8 +34,6 @@ LAST_RETRY_SECONDS = 300.0
 CROSSING_SECONDS = 10.0
 """Two connections that came about within this time crossed each other."""
 MAX_PEERS_WITHOUT_CHANNELS = 200
-NOTES_BURST, NOTES_SECONDS = 20, 5.0
-"""So many errors and warnings of a peer are told at once, and one more each so many seconds."""
 
 
 class PeerChannels(Protocol):
@@ -73,6 +71,8 @@ class Peer:
         self.link: PeerLink | None = None
         self.connected_at = 0.0
         self.last_error = ""
+        self.is_told_of = False
+        """Whether the operator was told that it is connected."""
         self.retry: asyncio.Task[None] | None = None
 
 
@@ -93,7 +93,7 @@ class Peers:
         self._gossip: PeerGossip | None = None
         self._messenger: PeerMessenger | None = None
         self._turns = Turns()
-        self._notes = TokenBuckets(NOTES_BURST, NOTES_SECONDS)
+        self._notes = Notes(lambda node_id: self.channels.has_stake(node_id))
         self._waiters: dict[bytes, list[asyncio.Future[PeerLink]]] = {}
         self._listeners: list[transport.Listener] = []
         self._stopping = False
@@ -284,10 +284,12 @@ class Peers:
         peer.link = link
         peer.connected_at = time.monotonic()
         peer.last_error = ""
-        direction = "inbound" if link.inbound else "outbound"
-        self._bus.publish(
-            "peer.connected", f"connected to {link.node_id.hex()} ({direction})", node_id=link.node_id.hex()
-        )
+        peer.is_told_of = not link.inbound or self._notes.may_tell(link.node_id)
+        if peer.is_told_of:
+            direction = "inbound" if link.inbound else "outbound"
+            self._bus.publish(
+                "peer.connected", f"connected to {link.node_id.hex()} ({direction})", node_id=link.node_id.hex()
+            )
         self._resolve(link.node_id, link)
         self.channels.peer_connected(link)
         if self._gossip is not None:
@@ -334,7 +336,7 @@ class Peers:
         self._note(link, "warning", message.channel_id, message.data)
 
     def _note(self, link: PeerLink, kind: str, channel_id: bytes, data: bytes) -> None:
-        if not self._notes.take(link.node_id, time.monotonic()):
+        if not self._notes.may_tell_complaint(link.node_id):
             return
         text = "".join(c for c in data.decode("utf-8", "replace") if c.isprintable())[:500]
         peer = self._peers.get(link.node_id)
@@ -352,8 +354,6 @@ class Peers:
         was_starting = link in self._starting
         self._starting.discard(link)
         peer = self._peers.get(link.node_id)
-        if len(self._notes) > MAX_PEERS_WITHOUT_CHANNELS:
-            self._notes.clean(time.monotonic())
         if peer is None:
             return
         if was_starting:
@@ -364,8 +364,9 @@ class Peers:
             return
         peer.link = None
         self._tell_disconnected(link)
-        self._bus.publish(
-            "peer.disconnected", f"lost {link.node_id.hex()}: {reason}", node_id=link.node_id.hex(), reason=reason
-        )
+        if peer.is_told_of or self.channels.has_stake(link.node_id):
+            self._bus.publish(
+                "peer.disconnected", f"lost {link.node_id.hex()}: {reason}", node_id=link.node_id.hex(), reason=reason
+            )
         self._keep_calling(peer)
         self._forget_if_useless(peer)
