@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.fuzz import distil, record
 from tests.fuzz.child import DONE, Done, log_of
 from tests.fuzz.target import Target, all_targets
 
-_recording = threading.Lock()
 SHOWN_LINES = 60
 
 
@@ -70,8 +68,7 @@ def _run(target: Target, minutes: float, is_recorded: bool) -> bool:
     if not is_over:
         print("\n".join(lines[-SHOWN_LINES:]), flush=True)
     if is_recorded and done.cpu_seconds:
-        with _recording:
-            record.add(target.name, record.Sum(done.cpu_seconds / 60, done.inputs, int(not is_over)))
+        record.add(target.name, record.Sum(done.cpu_seconds / 60, done.inputs, int(not is_over)))
     return is_over
 
 

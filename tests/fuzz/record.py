@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -43,10 +44,13 @@ def read(file: Path = RECORD) -> dict[str, Sum]:
 
 
 def add(name: str, run: Sum, file: Path = RECORD) -> None:
-    """One more run."""
-    known = read(file)
-    known[name] = known.get(name, Sum()).plus(run)
-    file.write_text(HEAD + "".join(_lines(known)))
+    """One more run. Several processes may do it at the same time."""
+    with file.open("a+") as table:
+        fcntl.flock(table, fcntl.LOCK_EX)
+        known = read(file)
+        known[name] = known.get(name, Sum()).plus(run)
+        table.truncate(0)
+        table.write(HEAD + "".join(_lines(known)))
 
 
 def _lines(known: dict[str, Sum]) -> Iterable[str]:

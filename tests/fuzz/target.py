@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 CORPUS = Path(__file__).parent / "corpus"
 MODULES = "targets"
+PATIENCE_SECONDS = 300
+"""For an answer, by the clock: a machine that is busy elsewhere is no finding."""
 
 Run = Callable[[bytes], None]
 

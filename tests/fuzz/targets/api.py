@@ -20,7 +20,7 @@ from channeld.api.wallet import WalletServicer
 from channeld.node.interface import NodeError
 from channeld.v1 import channels_pb2, graph_pb2, invoices_pb2, payments_pb2, peers_pb2, wallet_pb2
 from tests.fake_node import FakeNode
-from tests.fuzz.target import Reader, target
+from tests.fuzz.target import PATIENCE_SECONDS, Reader, target
 from watchtower.rpc.errors import Refusal
 
 Method = tuple[Callable[[Any, Any], Any], type[Any]]
@@ -92,7 +92,7 @@ def grpc(data: bytes) -> None:
 async def _call(method: Callable[[Any, Any], Any], request: Any) -> None:
     """All of the answer, or the beginning of a stream. A stream may wait for more, as they do."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             answer = method(request, None)
             if inspect.isawaitable(answer):
                 assert (await answer).SerializeToString() is not None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from tests.fuzz.target import Reader, target
+from tests.fuzz.target import PATIENCE_SECONDS, Reader, target
 from tests.tower_support import tower_config
 from tests.unit.test_tower_intake import FakeSource
 from wallet.bitcoin.secp import pubkey_of, sign
@@ -130,7 +130,7 @@ async def _play(running: Running, reader: Reader) -> None:
         if is_signed and method.name != "GetInfo":
             _sign(tower.tower_id, method.name, request, secret)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 answer = await getattr(servicer, method.name)(request, Context())
         except Refusal as refusal:
             assert str(refusal)
