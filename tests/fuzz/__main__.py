@@ -59,7 +59,8 @@ def _run(target: Target, minutes: float, is_recorded: bool) -> bool:
     done = next((Done.parse(line) for line in reversed(lines) if line.startswith(DONE)), Done())
     per_second = done.inputs / done.cpu_seconds if done.cpu_seconds else 0
     is_over = status == 0 and done.cpu_seconds > 0
-    outcome = "nothing found" if is_over else f"FOUND SOMETHING (status {status})"
+    failure = "FOUND SOMETHING" if done.cpu_seconds else "DID NOT RUN"
+    outcome = "nothing found" if is_over else f"{failure} (status {status})"
     print(
         f"{target.name:<18}{done.inputs:>12}{done.cpu_seconds / 60:>13.1f}{per_second:>12.0f}"
         f"{done.slowest_seconds:>11.2f}{distil.size(target):>8}  {outcome}",
