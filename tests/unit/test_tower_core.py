@@ -312,6 +312,18 @@ def test_the_fee_rises_to_the_budget_as_the_deadline_nears() -> None:
     assert all(fee <= 360_000 for fee in fees)
 
 
+@pytest.mark.parametrize("estimate", [2_000_000, 10**9])
+def test_an_absurd_estimate_neither_stops_justice_nor_gives_it_all_to_miners(estimate: int) -> None:
+    breach = breach_of(cheat(()), OWN)
+    to_local = br.targets(breach)[0].outpoint
+    (made,) = [made for made in br.plan(breach, 100, estimate) if made.outpoints == (to_local,)]
+    assert 300_000 < made.fee_sat <= 360_000
+    rich = br.Target(
+        OutPoint(bytes(32), 0), msgspec.structs.replace(br.targets(breach)[0].penalty, amount_sat=10**9), 0, 120, "open"
+    )
+    assert br.wanted_feerate([rich], 100, estimate, 10**7) == br.CEILING_PER_KW
+
+
 def test_the_ladder_ends_at_its_top() -> None:
     breach = breach_of(cheat(()), BLIND)
     (top,) = br.plan(breach, 100, 1_000_000)

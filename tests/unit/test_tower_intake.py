@@ -14,12 +14,22 @@ import aiohttp
 import grpc
 import pytest
 
-from tests.tower_support import running_tower, tower_config, until
+from tests.tower_support import revoked, running_tower, tower_config, until
 from wallet.bitcoin import Block, BlockHeader, OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.secp import pubkey_of, sign
-from wallet.chain import BlockConnected, BlockDisconnected, BlockRef, ChainEvent, Synced
+from wallet.chain import (
+    BlockConnected,
+    BlockDisconnected,
+    BlockRef,
+    BroadcastOutcome,
+    BroadcastResult,
+    ChainEvent,
+    ChainUnavailable,
+    SourceBack,
+    Synced,
+)
 from wallet.db import StorageError
-from watchtower.appointment import Appointment
+from watchtower.appointment import Appointment, Terms, make_appointment
 from watchtower.client.connection import Connection, TowerAway, TowerLies, TowerRefuses, TowerUri
 from watchtower.messages import batch_digest
 from watchtower.rpc.settings import ConfigError
@@ -36,6 +46,8 @@ class FakeSource:
     def __init__(self, height: int = 500) -> None:
         self.blocks = [(BlockRef(height, os.urandom(32)), Block(BlockHeader(4, bytes(32), bytes(32), 0, 0, 0), ()))]
         self.events: asyncio.Queue[ChainEvent] = asyncio.Queue()
+        self.away = False
+        self.asked = 0
 
     async def start(self) -> None:
         """There already."""
@@ -53,7 +65,19 @@ class FakeSource:
             yield await self.events.get()
 
     async def get_block(self, block_hash: bytes) -> Block:
+        if self.away:
+            raise ChainUnavailable("away")
+        self.asked += 1
         return next(block for ref, block in self.blocks if ref.hash == block_hash)
+
+    async def get_block_txids(self, block_hash: bytes) -> list[bytes]:
+        return [tx.txid() for tx in (await self.get_block(block_hash)).txs]
+
+    async def get_tx(self, txid: bytes, block_hash: bytes) -> Tx | None:
+        return next((tx for ref, block in self.blocks for tx in block.txs if tx.txid() == txid), None)
+
+    async def broadcast(self, tx: Tx) -> BroadcastResult:
+        return BroadcastResult(BroadcastOutcome.ACCEPTED)
 
     async def fee_rate_sat_per_kw(self, target_blocks: int) -> int:
         return 1_000
@@ -298,6 +322,48 @@ async def test_a_block_with_a_match_that_does_not_decrypt(tmp_path: Path) -> Non
         while tower.watcher.undecipherable < 2:
             await tower.watcher.changed()
         await connection.close()
+
+
+async def test_many_late_appointments_cost_one_look_into_each_block(tmp_path: Path) -> None:
+    """Who stores rubbish under the ids of recent transactions must not keep the tower from new blocks."""
+    source = FakeSource()
+    txs = [Tx(2, (TxIn(OutPoint(os.urandom(32), 0)),), (TxOut(1_000, b"\x51"),), 0) for _ in range(90)]
+    async with tower_of(tmp_path, source) as tower:
+        await searched(tower, source.mine(*txs[:45]))
+        await searched(tower, source.mine(*txs[45:]))
+        connection, secret = connect(tower), secrets.token_bytes(32)
+        await connection.create_session(secret, "own", 0)
+        await connection.add(secret, [Appointment(tx.txid()[:16], os.urandom(400)) for tx in txs])
+        while tower.watcher.undecipherable < len(txs):
+            await tower.watcher.changed()
+        assert source.asked == 2
+        await connection.close()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_late_appointment_waits_for_layer_1_and_survives_a_restart(tmp_path: Path, stopped: bool) -> None:
+    """The client may be gone for good by then."""
+    source = FakeSource()
+    cheat = revoked("late", OutPoint(os.urandom(32), 0), 1_000_000)
+    async with tower_of(tmp_path, source) as tower:
+        await searched(tower, source.mine(cheat.tx))
+        source.away = True
+        connection, secret = connect(tower), secrets.token_bytes(32)
+        await connection.create_session(secret, "own", 0)
+        await connection.add(secret, [make_appointment(cheat.kit, Terms("own"))])
+        await tower.watcher.wait_late()
+        assert tower.watcher.breaches == {}
+        source.away = stopped
+        if not stopped:
+            source.events.put_nowait(SourceBack())
+            while not tower.watcher.breaches:
+                await tower.watcher.changed()
+        await connection.close()
+    source.away = False
+    async with tower_of(tmp_path, source) as tower:
+        (found,) = tower.watcher.breaches.values()
+        assert found.txid == cheat.tx.txid()
+        assert found.attempts
 
 
 async def test_blocks_that_leave_the_chain(tmp_path: Path) -> None:

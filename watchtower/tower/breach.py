@@ -23,6 +23,8 @@ GIVE_UP_BLOCKS = 4_032
 """After so many blocks what is still open is not worth its fee."""
 RAMP_BLOCKS = 12
 """So many blocks before the cheater may take something the fee begins to rise towards the budget."""
+CEILING_PER_KW = 1_000_000
+"""4,000 sat/vB: an estimate above it is a mistake."""
 PERMILLE = 1000
 
 OutputState = Literal["open", "saved", "client", "second stage", "lost", "uneconomic"]
@@ -240,9 +242,12 @@ def _packs(breach: Breach, free: Sequence[Target], feerate_per_kw: int) -> Itera
     """Ways to take outputs that are in no live attempt: as few transactions as possible, after a refusal the parts."""
     refused = {attempt.outpoints for attempt in breach.attempts if attempt.problem}
     if breach.justice.is_own:
-        mine = [target for target in free if target.penalty.kind != "to_remote" and _pays(target, feerate_per_kw)]
+        whole = [target for target in free if target.penalty.kind != "to_remote"]
+        mine = [target for target in whole if _pays(target, feerate_per_kw)]
         safe = [target for target in mine if target.deadline_height is not None]
-        for members in (mine, safe, *([target] for target in mine)):
+        # What would be lost for good is tried with all that it is worth where that is less than the estimate.
+        poor = [target for target in whole if target not in mine and target.deadline_height is not None]
+        for members in (mine, safe, *([target] for target in (*mine, *poor))):
             pack = _Pack(tuple(members))
             if len(members) == 1 or (members and pack.outpoints not in refused):
                 yield pack
@@ -336,6 +341,7 @@ def _from_ladder(breach: Breach, pack: _Pack, bundle: Bundle, wanted_per_kw: int
 def wanted_feerate(pack: Sequence[Target], height: int, race_feerate_per_kw: int, highest_per_kw: int) -> int:
     """The estimate for the next blocks, and towards a deadline a curve up to the budget, which is reached when the next
     block is the last in which the cheater cannot yet take the output. Never more than the budget."""
+    race_feerate_per_kw = min(race_feerate_per_kw, CEILING_PER_KW)
     deadlines = [target.deadline_height for target in pack if target.deadline_height is not None]
     wanted = race_feerate_per_kw
     if deadlines:

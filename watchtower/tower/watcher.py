@@ -26,6 +26,7 @@ from wallet.chain import (
     ChainError,
     ChainEvent,
     ChainSource,
+    ChainUnavailable,
     SourceBack,
     SourceLost,
     Synced,
@@ -53,6 +54,8 @@ KEPT_BLOCKS = 220
 """More than a reorganisation can be deep."""
 RECENT_BLOCKS = 72
 """An appointment whose breach is in one of the last blocks is acted on at once."""
+_SEARCHED_AFTER_BLOCKS = 6
+"""Blocks that come so long after an appointment was accepted were searched with it in the index."""
 _IN_THREAD_FROM = 200
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Breach)
@@ -115,6 +118,10 @@ class Watcher:
         for breach in self.open_breaches:
             self._watch(breach)
         self._lock = asyncio.Lock()
+        self._late: list[Stored] = []
+        """Appointments whose breach may be in a recent block, until that was looked into."""
+        self._doubtful = True
+        """There may be more of them in the database."""
         self._late_tasks: set[asyncio.Task[None]] = set()
         self.synced = False
         self.status = "has not looked for layer 1 yet"
@@ -180,12 +187,14 @@ class Watcher:
                 case SourceBack():
                     self.status = "follows the chain"
                     await self._tell(self._alerts.make("chain.back", "Layer 1 answers again."))
+                    await self._search_late()
                     await self._act()
 
     async def _synced(self, tip: BlockRef) -> None:
         if not self._blocks:
             await self._store.commit([tables.SAVE_BLOCK(tip.height, tip.hash, b"")])
             self._blocks.append(SearchedBlock(tip, np.empty(0, np.uint64)))
+        await self._search_late()
         await self._act()
         self.synced, self.status = True, "follows the chain"
         self.synced_event.set()
@@ -348,41 +357,94 @@ class Watcher:
         places[places == len(self._recent)] = 0
         late = [row for row, hit in zip(rows, self._recent[places] == wanted, strict=True) if hit]
         if late:
-            task = asyncio.create_task(self._act_late(late))
-            self._late_tasks.add(task)
-            task.add_done_callback(self._late_tasks.discard)
+            waiting = bool(self._late)
+            self._late += late
+            if not waiting:
+                task = asyncio.create_task(self._act_late())
+                self._late_tasks.add(task)
+                task.add_done_callback(self._late_tasks.discard)
         return [row.locator for row in late]
 
-    async def _act_late(self, rows: Sequence[Stored]) -> None:
+    async def _act_late(self) -> None:
         async with self._lock:
-            changed: dict[int, Breach] = {}
-            news: list[Alert] = []
-            for row in rows:
-                for searched in list(self._blocks)[-RECENT_BLOCKS:]:
-                    if np.uint64(prefix_of(row.locator)) in searched.prefixes:
-                        try:
-                            await self._search_again(row, searched.ref, changed, news)
-                        except ChainError as error:
-                            sentence = f"A breach is in block {searched.ref}, which layer 1 does not give: {error}"
-                            news.append(self._alerts.make("breach.unreachable", sentence, locator=row.locator.hex()))
-            await self._commit([], changed, news)
+            await self._search_late()
             await self._act()
         self._done()
 
-    async def _search_again(self, row: Stored, ref: BlockRef, changed: dict[int, Breach], news: list[Alert]) -> None:
-        """A block that was searched before the appointment came, and the blocks since for what was done then."""
-        block = await self._source.get_block(ref.hash)
-        for txid, tx in zip(txids_of(block), block.txs, strict=True):
-            if locator_of(txid) == row.locator:
+    async def _search_late(self) -> None:
+        """All appointments that came late until now, together: each recent block is asked for once, however many there
+        are, so that nobody can keep the tower from new blocks with them. While layer 1 is away they wait."""
+        if self._doubtful:
+            known = {row.appointment_id for row in self._late}
+            self._late += [row for row in await self._unsearched() if row.appointment_id not in known]
+        rows, self._late, self._doubtful = self._late, [], False
+        changed: dict[int, Breach] = {}
+        news: list[Alert] = []
+        try:
+            await self._search_recent(rows, changed, news)
+            if changed:
+                await self._spends_since(min(breach.height or 0 for breach in changed.values()), changed, news)
+        except ChainUnavailable as error:
+            for breach in changed.values():
+                if breach.breach_id not in self.breaches:
+                    self._unwatch(breach)
+            self._late, self._doubtful = rows + self._late, True
+            sentence = f"A breach may be in one of the last blocks, which layer 1 does not give now: {error}"
+            changed, news = {}, [self._alerts.make("breach.unreachable", sentence, appointments=len(rows))]
+        await self._commit([], changed, news)
+
+    async def _search_recent(self, rows: Sequence[Stored], changed: dict[int, Breach], news: list[Alert]) -> None:
+        wanted = np.array([prefix_of(row.locator) for row in rows], dtype=np.uint64)
+        for searched in list(self._blocks)[-RECENT_BLOCKS:] if rows else ():
+            hits = np.isin(wanted, searched.prefixes).tolist()
+            some = [row for row, hit in zip(rows, hits, strict=True) if hit]
+            try:
+                if some:
+                    await self._search_again(some, searched.ref, changed, news)
+            except ChainUnavailable:
+                raise
+            except ChainError as error:
+                news.append(self._not_given(searched.ref, error))
+
+    def _not_given(self, ref: BlockRef, error: ChainError) -> Alert:
+        sentence = f"A breach may be in block {ref}, which layer 1 does not have any more: {error}"
+        return self._alerts.make("breach.unreachable", sentence, height=ref.height)
+
+    async def _unsearched(self) -> list[Stored]:
+        """Appointments that came late when the tower was stopped, before it could act."""
+        found = {}
+        for searched in list(self._blocks)[-RECENT_BLOCKS:]:
+            for place in self.index.matches(searched.prefixes):
+                for values in self._store.lookup(tables.FIND_APPOINTMENTS, to_column(int(searched.prefixes[place]))):
+                    row = Stored(*values)
+                    is_late = row.accepted_height + _SEARCHED_AFTER_BLOCKS >= searched.ref.height
+                    if is_late and row.appointment_id not in self.breaches:
+                        found[row.appointment_id] = row
+        return list(found.values())
+
+    async def _search_again(
+        self, rows: Sequence[Stored], ref: BlockRef, changed: dict[int, Breach], news: list[Alert]
+    ) -> None:
+        """A block that was searched before the appointments came."""
+        by_locator = {locator_of(txid): txid for txid in await self._source.get_block_txids(ref.hash)}
+        for row in rows:
+            txid = by_locator.get(row.locator)
+            tx = None if txid is None else await self._source.get_tx(txid, ref.hash)
+            if txid is not None and tx is not None:
                 self._breach(row, tx, txid, ref.height, changed, news)
-        if row.appointment_id in changed:
-            await self._spends_since(ref.height, changed, news)
 
     async def _spends_since(self, height: int, changed: dict[int, Breach], news: list[Alert]) -> None:
+        """What was done since with the outputs of breaches that were found late."""
         for searched in list(self._blocks):
             if searched.ref.height < height:
                 continue
-            later: Block = await self._source.get_block(searched.ref.hash)
+            try:
+                later: Block = await self._source.get_block(searched.ref.hash)
+            except ChainUnavailable:
+                raise
+            except ChainError as error:
+                news.append(self._not_given(searched.ref, error))
+                continue
             for txid, tx in zip(txids_of(later), later.txs, strict=True):
                 self._spends(txid, tx, searched.ref.height, changed, news)
 
