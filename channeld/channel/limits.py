@@ -188,15 +188,28 @@ def check_received_fee(c: Commitments, params: ChannelParams, feerate_per_kw: in
             f"update_fee: {feerate_per_kw} sat/kw is not between {policy.min_feerate_per_kw} and "
             f"{policy.max_feerate_per_kw}"
         )
-    if after.spec.to_remote_msat < after.cost_msat(params.anchors):
+    left_msat = after.spec.to_remote_msat - after.cost_msat(params.anchors, -_crossing_htlcs(c, after))
+    if left_msat < 0:
         # BOLT 2, "if the sender cannot afford the new fee rate on the receiving node's current commitment transaction"
         raise ProtocolViolation(f"update_fee: the sender cannot pay {feerate_per_kw} sat/kw")
+    rises = feerate_per_kw > cm.next_local(c).spec.feerate_per_kw
+    if rises and left_msat < params.local.channel_reserve_sat * 1000:
+        # BOLT 2, "Each side of a channel maintains this reserve so it always has something to lose": a fee that eats it
+        # up would make cheating free.
+        raise ProtocolViolation(f"update_fee: at {feerate_per_kw} sat/kw nothing is left of the reserve", "warning")
     if not params.anchors and feerate_per_kw > cm.next_local(c).spec.feerate_per_kw:
         # BOLT 2, "if the dust balance of the remote transaction at the updated `feerate_per_kw` is greater then
         # `max_dust_htlc_exposure_msat`: MAY fail the channel"
         remote = cm.apply(params.commitment, "remote", cm.next_remote(c), (FeeUpdate(feerate_per_kw),), False)
         if max(after.dust_msat, remote.dust_msat) > policy.max_dust_exposure_msat:
             raise ProtocolViolation(f"update_fee: {feerate_per_kw} sat/kw would make too much of the HTLCs dust")
+
+
+def _crossing_htlcs(c: Commitments, after: Preview) -> int:
+    """HTLCs of ours in the next commitment that the opener need not have known when it chose a fee rate that it says
+    again after a reconnection (BOLT 2, "the recipient can add new HTLCs before it receives the `update_fee`")."""
+    adds = (update.htlc for update in c.ours.acked if isinstance(update, HtlcAdd))
+    return sum(htlc.amount_msat >= after.offered_limit_msat for htlc in adds)
 
 
 def exceeds_dust_exposure(state: Funded, htlc: Htlc, policy: ChannelPolicy) -> bool:

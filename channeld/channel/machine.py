@@ -29,6 +29,7 @@ from channeld.bolt.messages import (
     Shutdown,
     SpliceInit,
     SpliceLocked,
+    StartBatch,
     Stfu,
     TxAbort,
     TxInitRbf,
@@ -106,6 +107,7 @@ from channeld.channel.state import (
 from wallet.bitcoin import Tx
 
 __all__ = [
+    "awaits_revocation",
     "OpenParams",
     "State",
     "Transition",
@@ -204,6 +206,8 @@ MESSAGES: dict[type[Message], tuple[Handler, tuple[type, ...]]] = {
 }
 """Which function handles a message, and in which phases it may come."""
 
+MAX_BATCH = 20
+"""BOLT 2, "If `batch_size` is strictly greater than 20: MUST send a `warning` and close the connection"."""
 NOT_NEGOTIATED = (Stfu, SpliceInit, SpliceLocked, TxInitRbf, TxAbort)
 """Messages of features that we do not offer: the peer gets a warning."""
 
@@ -246,6 +250,8 @@ def _on_unhandled(state: State, message: Message) -> Transition:
     if isinstance(message, OpenChannel):
         raise ProtocolViolation("open_channel with the id of a channel that exists", "error")
     # Of what is left, `start_batch` announces several commitment_signed: without splices there is one to process.
+    if isinstance(message, StartBatch) and message.batch_size > MAX_BATCH:
+        raise ProtocolViolation(f"start_batch of {message.batch_size} messages", "warning")
     return Transition(state)
 
 
@@ -318,6 +324,11 @@ def _on_sign(state: State, env: Env) -> Transition:
 def can_sign(state: State) -> bool:
     """Whether `Sign` would do anything: give it after each batch of events if so."""
     return isinstance(state, Funded) and normal.can_sign(state)
+
+
+def awaits_revocation(state: State) -> bool:
+    """Whether nothing can be signed for until the peer has revoked: what is offered now has time."""
+    return isinstance(state, Normal) and isinstance(state.commitments.remote_next, AwaitingRevocation)
 
 
 def prepare(state: State, env: Env) -> None:

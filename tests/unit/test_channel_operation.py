@@ -13,6 +13,7 @@ from channeld.bolt.messages import (
     AttributionData,
     CommitmentSigned,
     RevokeAndAck,
+    StartBatch,
     Stfu,
     UpdateAddHtlc,
     UpdateFailHtlc,
@@ -406,6 +407,25 @@ def test_a_fee_that_cannot_be_paid() -> None:
     pair = open_pair(amount_sat=30_000, push_msat=10_000_000)
     assert rejected(pair.alice, ev.UpdateFee(20_000)).code == "insufficient_balance"
     violates(pair.bob, UpdateFee(pair.bob.funded.params.channel_id, 20_000), "cannot pay")
+
+
+def test_a_fee_that_eats_up_the_reserve() -> None:
+    pair = open_pair(policy=ChannelPolicy(channel_reserve_permille=100))
+    add(pair.alice, 850_000_000)
+    pair.settle()
+    channel_id = pair.bob.funded.params.channel_id
+    violation = violates(pair.bob, UpdateFee(channel_id, 50_000), "reserve")
+    assert violation.action == "warning"
+    violates(pair.bob, UpdateFee(channel_id, 100_000), "reserve")
+    pair.bob.receive(encode(UpdateFee(channel_id, 30_000)))
+    pair.bob.receive(encode(UpdateFee(channel_id, 20_000)))
+
+
+def test_a_batch_that_is_too_long() -> None:
+    pair = open_pair()
+    channel_id = pair.bob.funded.params.channel_id
+    assert violates(pair.bob, StartBatch(channel_id, 21, 132), "start_batch of 21").action == "warning"
+    assert pair.bob.receive(encode(StartBatch(channel_id, 20, 132))) == []
 
 
 def test_a_fee_that_turns_htlcs_into_dust() -> None:
