@@ -192,6 +192,8 @@ class Commitments(Struct, frozen=True, kw_only=True):
     """What `AddHtlc` said of each HTLC that we offer, by id, until its outcome is known."""
     learnt: frozenset[int] = frozenset()
     """Ids of HTLCs that we offered and whose preimage was reported: whatever the peer says next, they are settled."""
+    paid_late_msat: int = 0
+    """In HTLCs of ours that the peer fulfilled after their deadline, as they were not worth a close (`economics`)."""
     pending: tuple[Removal, ...] = ()
     """How received HTLCs are to be answered, decided while it could not be said. Never lost."""
     next_local: Preview | None = None

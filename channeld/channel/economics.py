@@ -2,7 +2,8 @@
 
 BOLT 2 has a channel failed when an HTLC passes its deadline. What that saves is the HTLC; what it costs is a commitment
 that has to be lifted, HTLC transactions and sweeps. Where it saves less than it costs, the channel stays: the peer may
-still answer, and in no case is more lost than closing would have cost for sure.
+still answer, and in no case is more lost than closing would have cost for sure. A peer that fulfils such HTLCs late,
+after the incoming ones had to be failed, is borne until that has cost as much as a close: not again and again.
 """
 
 from __future__ import annotations
@@ -110,9 +111,14 @@ def reason_to_close(c: Commitments, params: ChannelParams, env: Env) -> str:
     due = [due for due in dues(c, params, env) if env.block_height >= due.height]
     if not due:
         return ""
-    if sum(d.gain_sat for d in due) <= close_cost_sat(c, params, env):
+    if _at_stake_sat(c, due) <= close_cost_sat(c, params, env):
         return ""
     return max(due, key=lambda d: d.gain_sat).reason
+
+
+def _at_stake_sat(c: Commitments, due: list[Due]) -> int:
+    """What is lost if the channel is not closed over these HTLCs, with what was lost in this way before."""
+    return sum(d.gain_sat for d in due) + c.paid_late_msat // 1000
 
 
 def warnings(c: Commitments, params: ChannelParams, env: Env) -> list[Warned]:
@@ -124,7 +130,7 @@ def warnings(c: Commitments, params: ChannelParams, env: Env) -> list[Warned]:
     if not near:
         return []
     cost = close_cost_sat(c, params, env)
-    closes = sum(due.gain_sat for due in near) > cost
+    closes = _at_stake_sat(c, near) > cost
     return [_warned(due, cost, closes, env.block_height) for due in near]
 
 

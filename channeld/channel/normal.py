@@ -219,7 +219,9 @@ def on_update_fulfill_htlc(state: Normal | ShuttingDown, message: UpdateFulfillH
     c = cm.receive(c, state.params.commitment, update)
     effects: list[Effect] = []
     if message.id not in c.learnt:
-        c = replace(c, learnt=c.learnt | {message.id})
+        is_late = env.block_height >= htlc.cltv_expiry + env.policy.timeout_grace_blocks
+        paid_late_msat = c.paid_late_msat + (htlc.amount_msat if is_late else 0)
+        c = replace(c, learnt=c.learnt | {message.id}, paid_late_msat=paid_late_msat)
         effects.append(
             HtlcSettled(
                 htlc.id,

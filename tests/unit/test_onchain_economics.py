@@ -95,6 +95,41 @@ def test_an_htlc_worth_less_than_the_close_leaves_the_channel_open(anchors: bool
     assert "is overdue" in warned.sentence
 
 
+@both_types
+@pytest.mark.parametrize("amount_sat", [200, 3_000])
+def test_a_peer_that_pays_late_again_and_again_is_borne_until_it_has_cost_as_much_as_a_close(
+    anchors: bool, amount_sat: int
+) -> None:
+    """Each incoming HTLC was failed meanwhile, so each such preimage is our loss."""
+    pair = channel(anchors, feerate_per_kw=2500)
+    lost_sat = number = 0
+    while isinstance(state_of(pair), Normal):
+        expiry = pair.alice.height + 100
+        add(pair.alice, amount_sat * 1000, number, expiry)
+        pair.settle()
+        at(pair, expiry + GRACE + 40)
+        state = pair.alice.funded
+        cost_sat = economics.close_cost_sat(state.commitments, state.params, pair.alice.env())
+        if isinstance(state, Normal):
+            pair.bob.step(ev.FulfillHtlc(number, preimage_of(number)))
+            pair.settle()
+            lost_sat += amount_sat
+            number += 1
+    assert cost_sat - amount_sat <= lost_sat <= cost_sat + amount_sat
+
+
+def test_who_pays_in_time_is_not_held_to_anything() -> None:
+    pair = channel(feerate_per_kw=2500)
+    for number in range(3):
+        add(pair.alice, 50_000_000, number, EXPIRY)
+    pair.settle()
+    at(pair, EXPIRY + GRACE - 1)
+    for number in range(3):
+        pair.bob.step(ev.FulfillHtlc(number, preimage_of(number)))
+    pair.settle()
+    assert pair.alice.funded.commitments.paid_late_msat == 0
+
+
 def test_small_htlcs_together_may_be_worth_it() -> None:
     pair = channel()
     for number in range(12):
