@@ -47,6 +47,8 @@ class FeeTooHigh(WalletError):
 
     def __init__(self, fee_sat: int, max_fee_sat: int) -> None:
         super().__init__(f"a fee of {fee_sat} sat is more than the {max_fee_sat} sat it is worth")
+        self.fee_sat = fee_sat
+        self.max_fee_sat = max_fee_sat
 
 
 class CannotBump(WalletError):

@@ -13,11 +13,13 @@ from channeld.onchain.batch import Batch
 from channeld.onchain.known import Known
 from channeld.onchain.outputs import HtlcTx, Output, Sweep
 from channeld.onchain.plans import Attempt, Plan
+from channeld.onchain.rates import FLOOR_PER_KW, least_bump
 from channeld.storage import Write
 from wallet import errors as we
 from wallet.bitcoin import Tx, TxOut
 from wallet.funding import ForeignInput, Request
 from wallet.spending import FundedTx
+from wallet.store import Write as WalletWrite
 from wallet.wallet import Wallet
 
 
@@ -90,28 +92,48 @@ class Maker:
         held = self._wallet.reservations().get(number, [])
         freed = self._wallet.unreserve(number) if number else []
         try:
-            made = self._paid(plan, known, signer, height)
+            least = FLOOR_PER_KW if replaced is None else least_bump(replaced.feerate_per_kw)
+            made = self._paid(plan, known, signer, height, least)
         except BaseException:
             if number:
                 self._wallet.hold_again(number, held, freed)
             raise
         return Made(made.attempt, [*to_rows(freed), *made.writes])
 
-    def _paid(self, plan: Plan, known: Known, signer: ChannelSecrets, height: int) -> Made:
-        request = _child_request(plan, known) if plan.group == "anchor" else _htlc_request(plan)
-        try:
-            # Only confirmed coins: a replacement may bring no new unconfirmed ones (BIP 125, rule 2), and a child that
-            # goes out with its parent no other unconfirmed parent.
-            funded, writes = self._wallet.plan_tx(
-                request, min_confirmations=1, sign=False, use_reserve=True, max_fee_sat=plan.max_fee_sat
-            )
-        except we.InsufficientFunds as error:
-            raise CannotMake(f"the wallet cannot pay for it: {error}", _short_sat(request)) from error
-        except we.WalletError as error:
-            raise CannotMake(str(error)) from error
+    def _paid(self, plan: Plan, known: Known, signer: ChannelSecrets, height: int, least_per_kw: int) -> Made:
+        """At the plan's rate, or as much of it as the wallet and the budget allow: too little may do, nothing does not.
+        A rate below `least_per_kw` is of no use."""
+        rate = plan.feerate_per_kw
+        trouble: CannotMake | None = None
+        while True:
+            try:
+                funded, writes = self._funded(plan, known, rate)
+                break
+            except we.InsufficientFunds as error:
+                sentence = f"the wallet cannot pay for it: {error}"
+                trouble = trouble or CannotMake(sentence, _short_sat(_request(plan, known, rate)))
+                rate = rate * 3 // 4
+            except we.FeeTooHigh as error:
+                trouble = trouble or CannotMake(str(error))
+                rate = min(rate * error.max_fee_sat // error.fee_sat, rate * 15 // 16)
+            except we.WalletError as error:
+                raise CannotMake(str(error)) from error
+            if rate < least_per_kw:
+                raise trouble
         tx = self._signed(plan, funded, signer)
         attempt = build.attempt_of(plan, tx, funded.fee_sat, height, funded.reservation)
         return Made(attempt, to_rows(writes))
+
+    def _funded(self, plan: Plan, known: Known, feerate_per_kw: int) -> tuple[FundedTx, list[WalletWrite]]:
+        """Only confirmed coins: a replacement may bring no new unconfirmed ones (BIP 125, rule 2), and a child that
+        goes out with its parent no other unconfirmed parent. Raises WalletError."""
+        return self._wallet.plan_tx(
+            _request(plan, known, feerate_per_kw),
+            min_confirmations=1,
+            sign=False,
+            use_reserve=True,
+            max_fee_sat=plan.max_fee_sat,
+        )
 
     def _signed(self, plan: Plan, funded: FundedTx, signer: ChannelSecrets) -> Tx:
         if plan.group == "anchor":
@@ -124,22 +146,29 @@ class Maker:
         return build.sign_htlc_inputs(plan, self._wallet.sign(tx, funded.spent), signer)
 
 
-def _child_request(plan: Plan, known: Known) -> Request:
+def _request(plan: Plan, known: Known, feerate_per_kw: int) -> Request:
+    """What the wallet has to pay for."""
+    if plan.group == "anchor":
+        return _child_request(plan, known, feerate_per_kw)
+    return _htlc_request(plan, feerate_per_kw)
+
+
+def _child_request(plan: Plan, known: Known, feerate_per_kw: int) -> Request:
     (anchor,) = plan.outputs
     return Request(
         (),
-        plan.feerate_per_kw,
+        feerate_per_kw,
         foreign=(_foreign(anchor),),
-        extra_fee_sat=missing_fee_sat(known, plan.feerate_per_kw),
+        extra_fee_sat=missing_fee_sat(known, feerate_per_kw),
         min_fee_sat=plan.min_fee_sat,
     )
 
 
-def _htlc_request(plan: Plan) -> Request:
+def _htlc_request(plan: Plan, feerate_per_kw: int) -> Request:
     frame = build.htlc_frame(plan)
     return Request(
         frame.outputs,
-        plan.feerate_per_kw,
+        feerate_per_kw,
         foreign=tuple(_foreign(output) for output in plan.outputs),
         min_fee_sat=plan.min_fee_sat,
         locktime=frame.locktime,

@@ -7,6 +7,7 @@ so that it may be asked again at any time, after a crash as after a reorganisati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -189,14 +190,15 @@ def is_live(attempt: Attempt, outputs: Iterable[Output]) -> bool:
 
 
 def fresh(outputs: Sequence[Output], covered: set[OutPoint], rates: Rates, height: int) -> Iterator[Plan]:
-    """Plans for what can be taken in the next block and is in no attempt."""
+    """Plans for what can be taken in the next block and is in no attempt, the most urgent first: the wallet may not
+    have coins for all of them."""
     ready = [output for output in outputs if _is_ready(output, height) and output.outpoint not in covered]
     anchors = [output for output in ready if output.is_anchor]
     groups: dict[tuple[Group, Apart], list[Output]] = {}
     for output in ready:
         if not output.is_anchor:
             groups.setdefault(_group_of(output, height), []).append(output)
-    for (group, _), members in groups.items():
+    for (group, _), members in sorted(groups.items(), key=lambda item: _urgency(item[1])):
         for start in range(0, len(members), MAX_INPUTS):
             batch = members[start : start + MAX_INPUTS]
             if group == "sweep":
@@ -205,6 +207,11 @@ def fresh(outputs: Sequence[Output], covered: set[OutPoint], rates: Rates, heigh
             plan = make_plan(group, batch, rates, height)
             if plan is not None:
                 yield plan
+
+
+def _urgency(outputs: Iterable[Output]) -> float:
+    """The height from which on one of them may be lost."""
+    return min((deadline for output in outputs if (deadline := deadline_of(output)) is not None), default=math.inf)
 
 
 def _is_ready(output: Output, height: int) -> bool:

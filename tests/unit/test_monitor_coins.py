@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,9 +30,9 @@ async def test_a_replacement_that_cannot_be_made_leaves_the_coins_to_what_is_out
     held = wallet.reservations()
     assert list(held) == [published.reservation]
     request = Request((TxOut(amount_sat, STRANGER),), RATE)
-    monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _: request)
-    plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=max_fee_sat))
-    replaced = cast(Any, SimpleNamespace(reservation=published.reservation))
+    monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _, rate: replace(request, feerate_sat_per_kw=rate))
+    plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=max_fee_sat, feerate_per_kw=RATE))
+    replaced = cast(Any, SimpleNamespace(reservation=published.reservation, feerate_per_kw=RATE // 2))
     with pytest.raises(CannotMake):
         Maker(wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, replaced)
     assert wallet.reservations() == held
@@ -48,12 +49,30 @@ async def test_a_transaction_that_is_too_dear_loses_no_script_of_the_wallet(monk
     wallet = world.wallet
     published = await wallet.create_tx([TxOut(20_000, STRANGER)], RATE)
     request = Request((TxOut(20_000, STRANGER),), RATE)
-    monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _: request)
-    plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=1))
-    replaced = cast(Any, SimpleNamespace(reservation=published.reservation))
+    monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _, rate: replace(request, feerate_sat_per_kw=rate))
+    plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=1, feerate_per_kw=RATE))
+    replaced = cast(Any, SimpleNamespace(reservation=published.reservation, feerate_per_kw=RATE // 2))
     for _ in range(3):
         with pytest.raises(CannotMake):
             Maker(wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, replaced)
     await wallet.new_address()
     watched = set(wallet._ledger.book.by_script)
     assert set((await world.restart())._ledger.book.by_script) == watched
+
+
+@pytest.mark.parametrize(("coins_sat", "max_fee_sat"), [((60_000,), 10_000_000), ((30_000, 30_000), 4_000)])
+async def test_what_the_wallet_or_the_budget_cannot_pay_whole_is_paid_in_part(
+    monkeypatch: pytest.MonkeyPatch, coins_sat: tuple[int, ...], max_fee_sat: int
+) -> None:
+    """At a deadline the rate is all that an output is worth: with little in the wallet, or many small coins, there must
+    be a transaction all the same."""
+    world = World()
+    await world.start()
+    for amount_sat in coins_sat:
+        await world.receive(amount_sat)
+    request = Request((TxOut(40_000, STRANGER),), RATE)
+    monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _, rate: replace(request, feerate_sat_per_kw=rate))
+    monkeypatch.setattr(Maker, "_signed", lambda self, plan, funded, signer: funded.tx)
+    plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=max_fee_sat, feerate_per_kw=900_000, outpoints=()))
+    made = Maker(world.wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, None)
+    assert min(max_fee_sat, 20_000) // 2 < made.attempt.fee_sat <= max_fee_sat

@@ -25,6 +25,7 @@ from channeld.onchain.plans import (
     STUCK_BLOCKS,
     Attempt,
     budget_sat,
+    deadline_of,
     is_economic,
     is_hopeless,
     make_plan,
@@ -398,3 +399,19 @@ def test_outcome_is_told_until_the_channel_has_taken_it() -> None:
     pair.alice.step(ev.HtlcOnChain(OFFERED, preimage_of(1)))
     env = on.Env(known(pair.alice), facts, H + 1, RATES)
     assert not [a for a in on.advance(on.Resolution(), on.Looked(), env).actions if isinstance(a, on.Tell)]
+
+
+def test_the_most_urgent_comes_first() -> None:
+    """The wallet may have coins for one transaction only."""
+    pair = channel()
+    pair.connect()
+    pair.settle()
+    add(pair.alice, 20_000_000, 12, EXPIRY - 20)
+    add(pair.alice, 30_000_000, 11, EXPIRY - 40)
+    pair.settle()
+    pair.disconnect()
+    close = close_of(pair.alice, fact(commitment(pair.alice), H))
+    found = [plan for plan in plans(close.outputs, (), RATES, EXPIRY - 5) if plan.group == "htlc"]
+    deadlines = [min(deadline for o in plan.outputs if (deadline := deadline_of(o)) is not None) for plan in found]
+    assert deadlines == sorted(deadlines)
+    assert len(deadlines) == 2
