@@ -45,6 +45,7 @@ from channeld.channel.state import (
     Opening,
     OpenReceived,
     ShuttingDown,
+    Standing,
     Transition,
     WaitingForRemoteClose,
     shared,
@@ -188,7 +189,7 @@ def force_close(state: AnyFunded, event: ForceClose, env: Env) -> Transition:
         # BOLT 2, "MUST NOT broadcast its commitment transaction."
         raise CommandRejected("invalid", "our state is outdated: publishing it would lose everything in the channel")
     if isinstance(state, Closing):
-        return Transition(state)
+        return _force_closing(state, event, env)
     if event.even_if_outdated:
         return fail(state, event.reason, env)
     held = fail_when_safe(state, event.reason, env)
@@ -196,6 +197,36 @@ def force_close(state: AnyFunded, event: ForceClose, env: Env) -> Transition:
         # The peer hears of it now: if it is honest it publishes its own commitment, which is always safe for us.
         return Transition(held.state, (_error(held.state, event.reason), *held.effects), held.writes, held.reason)
     return held
+
+
+def _force_closing(state: Closing, event: ForceClose, env: Env) -> Transition:
+    """What closed the channel may have left the chain, and not come back: then our commitment is the way out, which
+    competes with it. BOLT 5, "MUST NOT broadcast a commitment transaction for which *it* has exposed the
+    `per_commitment_secret`": of that nothing was learnt after the channel began to close."""
+    if state.local_tx:
+        return Transition(state)  # it is published again after each block
+    if state.confirmed_height is not None:
+        raise CommandRejected(
+            "invalid",
+            f"the transaction that closed this channel is in block {state.confirmed_height}: nothing is left to force, "
+            "what is ours of it comes home by itself",
+        )
+    if state.standing == "outdated":
+        raise CommandRejected("invalid", "our state is outdated: publishing it would lose everything in the channel")
+    if state.standing == "doubtful" and not event.even_if_outdated:
+        raise CommandRejected("invalid", "our commitment may be revoked: publishing it may lose the whole channel")
+    tx = signed_local_commitment(state, env)
+    raw = tx.serialize()
+    following = replace(
+        state,
+        kind="local",
+        closing_tx=raw,
+        local_tx=raw,
+        reason=event.reason,
+        error=event.reason,
+        remote_commit_index=None,
+    )
+    return Transition(following, (_error(state, event.reason), Broadcast(tx, "local commitment")), (), event.reason)
 
 
 def fail_when_safe(state: Open, reason: str, env: Env) -> Transition:
@@ -229,11 +260,11 @@ def fail(state: Open, reason: str, env: Env) -> Transition:
     return Transition(following, tuple(effects), tuple(writes), reason)
 
 
-def _error(state: Open, reason: str) -> Send:
+def _error(state: Open | Closing, reason: str) -> Send:
     return Send(ErrorMessage(state.params.channel_id, reason.encode()[:MAX_ERROR_BYTES]))
 
 
-def signed_local_commitment(state: Open, env: Env) -> Tx:
+def signed_local_commitment(state: Open | Closing, env: Env) -> Tx:
     """Our latest commitment with both signatures. It is never one that we revoked: `local` changes in the same step
     that reveals the secret of the one before."""
     params, local = state.params.commitment, state.commitments.local
@@ -310,10 +341,16 @@ def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transit
     raw = event.tx.serialize()
     effects: list[Effect] = []
     writes: list[Write] = []
+    standing = _standing(state, kind, number)
     if isinstance(state, Closing):
         known = state.closing_tx == raw or state.kind == kind == "local"
         following = replace(
-            state, kind=kind, closing_tx=raw, confirmed_height=event.block_height, remote_commit_index=number
+            state,
+            kind=kind,
+            closing_tx=raw,
+            confirmed_height=event.block_height,
+            remote_commit_index=number,
+            standing=standing,
         )
     else:
         known = False
@@ -330,6 +367,7 @@ def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transit
             confirmed_height=event.block_height,
             remote_commit_index=number,
             shutdown_scripts=shutdown_scripts(state),
+            standing=standing,
         )
     if kind in _REMOTE_KINDS and not known:
         effects.append(RemoteUnilateralClose(event.tx, _REMOTE_KINDS[kind]))
@@ -337,6 +375,16 @@ def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transit
     buried = event.block_height is not None and event.depth >= env.policy.burial_depth_blocks
     following = replace(following, buried=kind == "mutual" and buried)
     return Transition(following, tuple(effects), tuple(writes), following.reason)
+
+
+def _standing(state: AnyFunded, kind: CloseKind, number: int | None) -> Standing:
+    """Of our commitment, by what was known before and what was seen now. Who publishes ours in our place, or spends the
+    output without a commitment, has a copy of us, which may have gone on."""
+    lost = isinstance(state, WaitingForRemoteClose) or (kind == "unknown" and number is not None)
+    if lost or (isinstance(state, Closing) and state.standing == "outdated"):
+        return "outdated"
+    before = state.standing == "doubtful" if isinstance(state, Closing) else unconfirmed.is_doubtful(state)
+    return "doubtful" if before or kind in ("local", "unknown") else "latest"
 
 
 def _sentence(kind: CloseKind) -> str:

@@ -285,6 +285,9 @@ class WaitingForRemoteClose(Funded, frozen=True, kw_only=True, tag="waiting_for_
 
 
 CloseKind = Literal["mutual", "local", "remote_current", "remote_next", "revoked", "unknown"]
+Standing = Literal["latest", "doubtful", "outdated"]
+"""Of our own commitment: surely not revoked; perhaps, by another copy of this node; surely (BOLT 2, "MUST NOT broadcast
+its commitment transaction")."""
 
 
 class Closing(Funded, frozen=True, kw_only=True, tag="closing"):
@@ -308,6 +311,8 @@ class Closing(Funded, frozen=True, kw_only=True, tag="closing"):
     buried: bool = False
     """Closed together, and so deep that it counts as closed for people. It can still be undone: nothing is forgotten
     before it is irrevocable."""
+    standing: Standing = "doubtful"
+    """Of our commitment, which may have to be published if what closed the channel leaves the chain for good."""
 
 
 class Closed(Struct, frozen=True, kw_only=True, tag="closed"):

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from channeld.bolt.features import Feature
 from channeld.channel import events as ev
 from channeld.channel import machine, unconfirmed
-from channeld.channel.state import Closed, Closing, Funded, NegotiatingLegacy, NegotiatingSimple, Opening
+from channeld.channel.state import Closed, Closing, Funded, NegotiatingLegacy, NegotiatingSimple, Opening, State
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.channels import Channels, Driver
@@ -33,6 +33,11 @@ OUTDATED = (
     "this channel's state was not compared with the peer since the daemon started: if the database is an old copy, a "
     "forced close loses everything in the channel. Wait until the peer was connected, or, if you are sure, repeat with "
     "--even-if-outdated"
+)
+COPIED = (
+    "who closed this channel has a copy of this node or of its keys, and may have revoked our commitment since: a "
+    "forced close may lose everything in the channel. Wait for the closing transaction to be mined again, or, if you "
+    "are sure that no other copy of this node ran, repeat with --even-if-outdated"
 )
 
 
@@ -250,8 +255,9 @@ class ChannelVerbs:
         if isinstance(driver.state, Opening):
             event: ev.Event = ev.ForgetChannel("given up by the operator")
         elif force:
-            if isinstance(driver.state, Funded) and unconfirmed.is_doubtful(driver.state) and not even_if_outdated:
-                raise NodeError("failed_precondition", OUTDATED)
+            doubt = _doubt(driver.state)
+            if doubt and not even_if_outdated:
+                raise NodeError("failed_precondition", doubt)
             event = ev.ForceClose("closed by the operator", even_if_outdated=True)
         else:
             link = self._peers.link(driver.peer_id)
@@ -283,3 +289,11 @@ class ChannelVerbs:
 
 def _has_left_opening(driver: Driver) -> bool:
     return not isinstance(driver.state, Opening)
+
+
+def _doubt(state: State) -> str:
+    """Why our commitment may be revoked for all we know; empty if it is not."""
+    if isinstance(state, Closing):
+        gone = not state.local_tx and state.confirmed_height is None
+        return COPIED if gone and state.standing == "doubtful" else ""
+    return OUTDATED if isinstance(state, Funded) and unconfirmed.is_doubtful(state) else ""

@@ -144,7 +144,7 @@ class Monitor:
         self._height = height
         await self._refresh_rates()
         self._in_step = True
-        self._warnings.look(self._rates)
+        self._warnings.look(self._rates, height)
         concerned = set(self._facts.channels()) | self._cases.keys()
         for driver in self._channels.all():
             if isinstance(driver.state, Closing) or driver.channel_key in concerned:

@@ -1,15 +1,18 @@
-"""What the operator should hear before it is urgent: HTLCs that will soon have their channel closed, and a wallet too
-empty to pay for that."""
+"""What the operator should hear before it is urgent: HTLCs that will soon have their channel closed, a wallet too empty
+to pay for that, and closing transactions that nobody mines."""
 
 from __future__ import annotations
 
 from channeld.channel import economics
-from channeld.channel.state import Normal, ShuttingDown, State
+from channeld.channel.state import Closing, NegotiatingLegacy, NegotiatingSimple, Normal, ShuttingDown, State
 from channeld.node.bus import EventBus
 from channeld.node.channels import Channels, Driver
 from channeld.onchain.rates import Rates
 from channeld.onchain.reserve import reserve_sat
 from wallet.wallet import Wallet
+
+STUCK_CLOSE_BLOCKS = 36
+"""A closing transaction that waits longer is spoken of."""
 
 
 def htlc_warnings(state: State, channels: Channels, driver: Driver) -> list[economics.Warned]:
@@ -17,6 +20,26 @@ def htlc_warnings(state: State, channels: Channels, driver: Driver) -> list[econ
     if not isinstance(state, Normal | ShuttingDown):
         return []
     return economics.warnings(state.commitments, state.params, channels.env(driver))
+
+
+def _waits_for(state: State) -> bytes:
+    """The transaction (wire form) that should close a channel and is in no block; our own commitment is lifted without
+    being asked."""
+    match state:
+        case NegotiatingSimple() | NegotiatingLegacy():
+            return state.closing_txs[-1] if state.closing_txs else b""
+        case Closing(confirmed_height=None, local_tx=b""):
+            return state.closing_tx
+        case _:
+            return b""
+
+
+def _way_out(driver: Driver) -> str:
+    close = f"channelctl channel close {driver.channel_id.hex()}"
+    forced = f"without the peer: {close} --force"
+    if isinstance(driver.state, NegotiatingSimple):
+        return f"To pay more: {close} --feerate RATE; {forced}"
+    return f"It is published again after each block; {forced}"
 
 
 class Warnings:
@@ -28,11 +51,35 @@ class Warnings:
         self._bus = bus
         self._told: dict[tuple[int, int, bool], bool] = {}
         self._short = False
+        self._waiting: dict[bytes, tuple[int, bool]] = {}
+        """Closing transactions (wire form) in no block: at which height each was first seen waiting, and whether that
+        was told."""
 
-    def look(self, rates: Rates) -> None:
-        """At the tip: which HTLCs come due, and whether the reserve suffices."""
+    def look(self, rates: Rates, height: int) -> None:
+        """At the tip: which HTLCs come due, which closing transactions are not mined, whether the reserve suffices."""
         self._look_at_htlcs()
+        self._look_at_closes(height)
         self._look_at_reserve(rates)
+
+    def _look_at_closes(self, height: int) -> None:
+        """Nothing is at risk while a closing transaction waits, but only the operator can say what it may cost."""
+        waiting: dict[bytes, tuple[int, bool]] = {}
+        for driver in self._channels.all():
+            raw = _waits_for(driver.state)
+            if not raw:
+                continue
+            since, told = self._waiting.get(raw, (height, False))
+            stuck = height - since >= STUCK_CLOSE_BLOCKS
+            waiting[raw] = (since, stuck)
+            if stuck and not told:
+                channel_id = driver.channel_id.hex()
+                self._bus.publish(
+                    "channel.close_stuck",
+                    f"channel {channel_id}: its closing transaction was not mined in {STUCK_CLOSE_BLOCKS} blocks. "
+                    f"{_way_out(driver)}",
+                    channel_id=channel_id,
+                )
+        self._waiting = waiting
 
     def _look_at_htlcs(self) -> None:
         near: dict[tuple[int, int, bool], bool] = {}

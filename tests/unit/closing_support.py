@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from channeld.bolt.features import Feature
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel.state import (
     NegotiatingSimple,
 )
-from tests.machine.harness import Pair, Peer, open_pair, script_of
+from tests.machine.harness import FEATURES, Pair, Peer, open_pair, script_of
 from tests.unit.bolt3_support import script_ok
 from wallet.bitcoin import Tx, TxOut
 
@@ -48,3 +49,14 @@ def simple(push_msat: int = 300_000_000, feerates: tuple[int, int] = (1000, 2000
     while not isinstance(pair.bob.state, NegotiatingSimple):
         pair.deliver(pair.alice)
     return pair
+
+
+def closed_together(*, simple: bool) -> tuple[Pair, Tx]:
+    """A channel that both sides closed, and the transaction that both have published."""
+    features = FEATURES if simple else FEATURES - {Feature.option_simple_close | 1}
+    pair = open_pair(push_msat=300_000_000, features=features)
+    shut(pair, (1000, 2000))
+    pair.settle()
+    tx = closed_by(pair.alice)
+    assert tx in [effect.tx for effect in pair.bob.logged(fx.Broadcast)]
+    return pair, tx

@@ -1,0 +1,112 @@
+"""Closing transactions that nobody mines, or that a reorganisation took away: what the operator hears, and the ways
+out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channeld.channel.state import Closing, NegotiatingSimple
+from channeld.node import monitor_warnings
+from channeld.node.interface import NodeError
+from tests.onchain_net import Net, TestNode
+
+
+@pytest.fixture
+async def net(tmp_path: Path) -> AsyncIterator[Net]:
+    async with Net(tmp_path) as net:
+        await net.open_channel()
+        yield net
+
+
+def waiting(net: Net) -> list[bytes]:
+    """What layer 1 has to spend the funding output."""
+    funding = net.alice.state.params.funding_outpoint
+    pool = net.server.node.mempool.pool.entries
+    return [txid for txid, entry in pool.items() if any(txin.outpoint == funding for txin in entry.tx.inputs)]
+
+
+async def close(node: TestNode, *, force: bool = False, feerate_per_kw: int | None = None, sure: bool = False) -> None:
+    await node.node.close_channel(node.channel_id, force=force, feerate_per_kw=feerate_per_kw, even_if_outdated=sure)
+
+
+async def test_a_close_that_nobody_mines(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the peer, it can pay more; without, our commitment competes with it."""
+    monkeypatch.setattr(monitor_warnings, "STUCK_CLOSE_BLOCKS", 2)
+    heard: list[str] = []
+    publish = net.alice.runtime.bus.publish
+
+    def listen(kind: str, sentence: str, **details: object) -> None:
+        if kind == "channel.close_stuck":
+            heard.append(sentence)
+        publish(kind, sentence, **details)
+
+    monkeypatch.setattr(net.alice.runtime.bus, "publish", listen)
+    before = net.alice.balance_sat()
+    await close(net.alice, feerate_per_kw=300)
+    (first,) = waiting(net)
+    for _ in range(4):
+        await net.mine(1, txs=[])
+    (sentence,) = heard
+    assert f"close {net.alice.channel_id.hex()} --feerate" in sentence
+    assert "--force" in sentence
+    await close(net.alice, feerate_per_kw=1_000)
+    (second,) = waiting(net)
+    assert second != first
+    assert isinstance(net.alice.state, NegotiatingSimple)
+    await net.disconnect()
+    with pytest.raises(NodeError, match="not connected: try again when it is back, or close by force"):
+        await close(net.alice, feerate_per_kw=2_000)
+    net.alice.set_feerate(5_000)
+    await net.mine(1, txs=[])
+    await close(net.alice, force=True)
+    await net.settle()
+    assert waiting(net) == [net.alice.commitment().txid()]
+    await net.mine(22)
+    assert net.alice.report().kind == "local"
+    assert 585_000 < net.alice.balance_sat() - before < 600_000
+
+
+async def test_a_mutual_close_that_leaves_the_chain_for_good(net: Net) -> None:
+    """Nobody mines it again: our commitment may, and whichever is mined is explained."""
+    before = net.alice.balance_sat()
+    await close(net.alice)
+    await net.mine(2)
+    with pytest.raises(NodeError, match="nothing is left to force"):
+        await close(net.alice, force=True)
+    await net.disconnect()
+    await net.bob.stop()
+    await net.reorganise(2, forget=True)
+    await net.mine(1, txs=[])
+    assert isinstance(net.alice.state, Closing)
+    assert net.alice.state.confirmed_height is None
+    net.alice.set_feerate(5_000)
+    await net.mine(1, txs=[])
+    await close(net.alice, force=True)
+    await net.settle()
+    assert waiting(net) == [net.alice.commitment().txid()]
+    await net.restart(net.alice)
+    await net.mine(22)
+    assert net.alice.report().kind == "local"
+    assert 585_000 < net.alice.balance_sat() - before < 600_000
+
+
+async def test_our_commitment_that_somebody_else_published_and_nobody_has(net: Net) -> None:
+    """It may be revoked by now, for all that this copy of the node knows."""
+    before = net.alice.balance_sat()
+    tx = net.alice.commitment()
+    await net.disconnect()
+    await net.bob.stop()  # who would publish it again: for him it is the peer's
+    await net.mine(1, txs=[tx])
+    assert net.alice.report().kind == "local"
+    await net.reorganise(1, forget=True)
+    await net.mine(2)
+    assert waiting(net) == []
+    with pytest.raises(NodeError, match=r"has a copy of this node.*--even-if-outdated"):
+        await close(net.alice, force=True)
+    await close(net.alice, force=True, sure=True)
+    await net.mine(22)
+    assert net.alice.report().kind == "local"
+    assert 598_000 < net.alice.balance_sat() - before < 600_000
