@@ -254,7 +254,11 @@ def close(
     yes: YesFlag = False,
     idempotency_key: KeyOption = "",
 ) -> None:
-    """Closes a channel, together with the peer unless --force is given."""
+    """Closes a channel, together with the peer unless --force is given.
+
+    Again, with a higher --feerate, it pays more for a close that nobody mines; with --force, which needs no peer, our
+    commitment competes with it.
+    """
     close_channel(
         session,
         channel,
