@@ -321,14 +321,17 @@ class Wallet:
         sign: bool = True,
         use_reserve: bool = False,
         max_fee_sat: int | None = None,
+        required: Sequence[OutPoint] = (),
     ) -> tuple[FundedTx, list[Write]]:
-        """`create_tx` without the commit. Raises FeeTooHigh, too, before anything is reserved."""
+        """`create_tx` without the commit; it spends the `required` coins in any case. Raises FeeTooHigh, too, before
+        anything is reserved."""
         self._expire()
         if not use_reserve:
             request = replace(request, keep_back_sat=max(request.keep_back_sat, self.keep_back_sat))
         if not request.locktime:
             request = replace(request, locktime=self.height)  # against fee sniping, as Bitcoin Core does
         coins = None if only is None else [self._spender.coin(outpoint) for outpoint in only]
+        request = replace(request, required=(*request.required, *map(self._spender.coin, required)))
         draft = self._spender.draft(request, min_confirmations=min_confirmations, only=coins)
         if max_fee_sat is not None and draft.fee_sat > max_fee_sat:
             raise FeeTooHigh(draft.fee_sat, max_fee_sat)

@@ -16,7 +16,7 @@ from channeld.onchain.plans import Attempt, Plan
 from channeld.onchain.rates import FLOOR_PER_KW, least_bump
 from channeld.storage import Write
 from wallet import errors as we
-from wallet.bitcoin import Tx, TxOut
+from wallet.bitcoin import OutPoint, Tx, TxOut
 from wallet.funding import ForeignInput, Request
 from wallet.spending import FundedTx
 from wallet.store import Write as WalletWrite
@@ -93,22 +93,34 @@ class Maker:
         freed = self._wallet.unreserve(number) if number else []
         try:
             least = FLOOR_PER_KW if replaced is None else least_bump(replaced.feerate_per_kw)
-            made = self._paid(plan, known, signer, height, least)
+            made = self._paid(plan, known, signer, height, least, held)
         except BaseException:
             if number:
                 self._wallet.hold_again(number, held, freed)
             raise
         return Made(made.attempt, [*to_rows(freed), *made.writes])
 
-    def _paid(self, plan: Plan, known: Known, signer: ChannelSecrets, height: int, least_per_kw: int) -> Made:
+    def _paid(
+        self,
+        plan: Plan,
+        known: Known,
+        signer: ChannelSecrets,
+        height: int,
+        least_per_kw: int,
+        same: Sequence[OutPoint],
+    ) -> Made:
         """At the plan's rate, or as much of it as the wallet and the budget allow: too little may do, nothing does not.
-        A rate below `least_per_kw` is of no use."""
+        A rate below `least_per_kw` is of no use. The `same` coins that are in what is replaced are in this, too: it may
+        be mined all the same, and what else was made of them would be void."""
         rate = plan.feerate_per_kw
         trouble: CannotMake | None = None
         while True:
             try:
-                funded, writes = self._funded(plan, known, rate)
+                funded, writes = self._funded(plan, known, rate, same)
                 break
+            except we.CoinUnavailable:
+                same = ()  # a reorganisation has taken them
+                continue
             except we.InsufficientFunds as error:
                 sentence = f"the wallet cannot pay for it: {error}"
                 trouble = trouble or CannotMake(sentence, _short_sat(_request(plan, known, rate)))
@@ -124,7 +136,9 @@ class Maker:
         attempt = build.attempt_of(plan, tx, funded.fee_sat, height, funded.reservation)
         return Made(attempt, to_rows(writes))
 
-    def _funded(self, plan: Plan, known: Known, feerate_per_kw: int) -> tuple[FundedTx, list[WalletWrite]]:
+    def _funded(
+        self, plan: Plan, known: Known, feerate_per_kw: int, same: Sequence[OutPoint]
+    ) -> tuple[FundedTx, list[WalletWrite]]:
         """Only confirmed coins: a replacement may bring no new unconfirmed ones (BIP 125, rule 2), and a child that
         goes out with its parent no other unconfirmed parent. Raises WalletError."""
         return self._wallet.plan_tx(
@@ -133,6 +147,7 @@ class Maker:
             sign=False,
             use_reserve=True,
             max_fee_sat=plan.max_fee_sat,
+            required=same,
         )
 
     def _signed(self, plan: Plan, funded: FundedTx, signer: ChannelSecrets) -> Tx:

@@ -11,7 +11,7 @@ import pytest
 from channeld.node import monitor_coins
 from channeld.node.monitor_coins import CannotMake, Maker
 from tests.wallet_world import STRANGER, World
-from wallet.bitcoin import TxOut
+from wallet.bitcoin import Tx, TxOut
 from wallet.errors import InsufficientFunds
 from wallet.funding import Request
 
@@ -76,3 +76,26 @@ async def test_what_the_wallet_or_the_budget_cannot_pay_whole_is_paid_in_part(
     plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=max_fee_sat, feerate_per_kw=900_000, outpoints=()))
     made = Maker(world.wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, None)
     assert min(max_fee_sat, 20_000) // 2 < made.attempt.fee_sat <= max_fee_sat
+
+
+async def test_a_replacement_spends_the_coins_of_what_it_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That may be mined in its place: a channel funded with its coins meanwhile would come to nothing."""
+    world = World()
+    await world.start()
+    for amount_sat in (50_000, 60_000, 70_000, 80_000):
+        await world.receive(amount_sat)
+    wallet = world.wallet
+    monkeypatch.setattr(Maker, "_signed", lambda self, plan, funded, signer: funded.tx)
+    maker, before, rate = Maker(wallet), None, 500
+    for amount_sat in (20_000, 20_000, 90_000):
+        request = Request((TxOut(amount_sat, STRANGER),), rate)
+        monkeypatch.setattr(
+            monitor_coins, "_htlc_request", lambda _, rate, request=request: replace(request, feerate_sat_per_kw=rate)
+        )
+        plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=50_000, feerate_per_kw=rate, outpoints=()))
+        made = maker._with_coins(plan, cast(Any, None), cast(Any, None), 100, before)
+        coins = {txin.outpoint for txin in Tx.parse(made.attempt.raw).inputs}
+        if before is not None:
+            assert coins >= {txin.outpoint for txin in Tx.parse(before.raw).inputs}
+        assert set(*wallet.reservations().values()) == coins
+        before, rate = made.attempt, rate * 2
