@@ -136,6 +136,8 @@ class Channels:
 
         self.on_closing: Callable[[Driver], None] = _nobody
         """Who must hear of every change of a channel that ends on chain."""
+        self.on_forgotten: Callable[[int], list[Write]] = lambda channel_key: []
+        """Who may have rows about a channel whose own row goes."""
 
     def connect_parts(self, switch: Switch, funder: Funder) -> None:
         """The parts that in turn need the channels; before `load`."""
@@ -397,7 +399,9 @@ class Channels:
         if phase == "forgotten" and (stored_as is None or stored_as[1] in ("opening", "awaiting_funding")):
             # Strangers can have as many as they like: nothing stays of what never held money.
             driver.stored_as = None
-            return () if stored_as is None else (rows.FORGET_POLICY(key), rows.FORGET_CHANNEL(key))
+            if stored_as is None:
+                return ()
+            return (*self.on_forgotten(key), rows.FORGET_POLICY(key), rows.FORGET_CHANNEL(key))
         if stored_as is None:
             return (
                 rows.SET_META("next_channel_key", self._next_key.to_bytes(8, "big")),

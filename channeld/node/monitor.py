@@ -168,6 +168,13 @@ class Monitor:
         case.state = driver.state
         self._now_due(driver.channel_key)
 
+    def forgotten(self, channel_key: int) -> list[Write]:
+        """A channel never held anything of ours, and its row goes: the rows about it that have to go with it."""
+        self._cases.pop(channel_key, None)
+        self._stored.pop(channel_key, None)
+        self._due.pop(channel_key, None)
+        return self._facts.forget(channel_key)
+
     async def _refresh_rates(self) -> None:
         try:
             found = [(target, await self._source.fee_rate_sat_per_kw(target)) for target in TARGETS_BLOCKS]

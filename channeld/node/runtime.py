@@ -192,6 +192,7 @@ class Runtime:
         )
         self.monitor = Monitor(store, source, self.wallet, self.channels, self._watches, bus)
         self.channels.on_closing = self.monitor.touched
+        self.channels.on_forgotten = self.monitor.forgotten
         self.chain = ChainFollower(
             source,
             store,
