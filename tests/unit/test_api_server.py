@@ -144,11 +144,11 @@ async def test_streams_need_the_token_as_well(channel: Any, node: FakeNode) -> N
     assert node.listeners == 0
 
 
-async def test_health_needs_no_token(channel: Any) -> None:
+async def test_health_needs_no_token_but_to_watch_it_does(channel: Any, token: Any) -> None:
     for service in ("", "channeld.v1.Payments"):
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""), metadata=token)
     assert (await anext(aiter(watch))).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()
 

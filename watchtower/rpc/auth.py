@@ -1,4 +1,4 @@
-"""Who may call: whoever can read the token file. Health checks need no token."""
+"""Who may call: whoever can read the token file. A health check needs no token; watching health does."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import grpc
 
-from watchtower.rpc.errors import Handler, Status, abort, replace_behaviour
+from watchtower.rpc.errors import Handler, Status, abort
 from watchtower.rpc.files import write_private
 
 TOKEN_BYTES = 32
-_OPEN_PREFIX = "/grpc.health.v1.Health/"
+_OPEN = "/grpc.health.v1.Health/Check"
+ENDLESS = ("/grpc.health.v1.Health/Watch", "/grpc.reflection.")
+"""Calls that last as long as the client likes: each of them takes the place of another."""
 _SCHEME = b"Bearer "
 
 
@@ -39,10 +41,10 @@ def load_or_make_token(path: Path) -> str:
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Turns away calls without the token, for methods that begin with `methods` ("": all but health checks). The
-    comparison takes the same time however much of the token is right."""
+    """Turns away calls without the token, before their requests are read, for methods that begin with one of `methods`
+    ("": all but health checks). The comparison takes the same time however much of the token is right."""
 
-    def __init__(self, token: str, methods: str = "") -> None:
+    def __init__(self, token: str, methods: str | tuple[str, ...] = "") -> None:
         self._expected = _SCHEME + token.encode()
         self._methods = methods
 
@@ -51,7 +53,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> Handler:
         handler = await continuation(details)
         method: str = details.method
-        if handler is None or method.startswith(_OPEN_PREFIX) or not method.startswith(self._methods):
+        if handler is None or method == _OPEN or not method.startswith(self._methods):
             return handler
         shown = _authorization(details)
         if shown is not None and hmac.compare_digest(shown, self._expected):
@@ -79,4 +81,7 @@ def _refusal(handler: Handler, status: Status) -> Handler:
         await abort(context, status)
         yield
 
-    return replace_behaviour(handler, unary=unary, stream=stream)
+    # As a stream of requests, of which none is read: gRPC would wait for a single one, without an end.
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream)
+    return grpc.stream_unary_rpc_method_handler(unary)

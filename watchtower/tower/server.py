@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives import hashes
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from watchtower.rpc.auth import TokenError, TokenInterceptor, load_or_make_token
+from watchtower.rpc.auth import ENDLESS, TokenError, TokenInterceptor, load_or_make_token
 from watchtower.rpc.errors import ErrorInterceptor, Refusal
 from watchtower.rpc.files import write_private
 from watchtower.rpc.listen import WILDCARDS, ListenError, join_address, raise_if_not_free
+from watchtower.rpc.patience import PatienceInterceptor
 from watchtower.rpc.tls import Certificate, TlsError
 from watchtower.tower.limits import Buckets
 from watchtower.tower.paths import TowerPaths
@@ -26,6 +27,10 @@ from watchtower.v1 import operator_pb2, operator_pb2_grpc, tower_pb2, tower_pb2_
 MAX_REQUEST_BYTES = 2 << 20
 MAX_RESPONSE_BYTES = 16 << 20
 MAX_CONCURRENT_CALLS = 512
+CALLS_PER_ADDRESS = 64
+"""At a time; clients make one or two."""
+REQUEST_SECONDS = 20.0
+"""Until a call's request, of up to 2 MB, is there."""
 _SERVICES = tuple(
     descriptor.services_by_name[name].full_name
     for descriptor, name in ((tower_pb2.DESCRIPTOR, "Tower"), (operator_pb2.DESCRIPTOR, "Operator"))
@@ -55,7 +60,8 @@ class TowerServer:
         """Raises ServerError."""
         try:
             interceptors: list[Any] = [
-                TokenInterceptor(load_or_make_token(self._paths.token), f"/{_SERVICES[1]}/"),
+                TokenInterceptor(load_or_make_token(self._paths.token), (f"/{_SERVICES[1]}/", *ENDLESS)),
+                PatienceInterceptor(f"/{_SERVICES[0]}/", REQUEST_SECONDS, CALLS_PER_ADDRESS),
                 ErrorInterceptor("/watchtower."),
             ]
             if self._private:
