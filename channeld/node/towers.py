@@ -34,8 +34,8 @@ from watchtower.justice import Penalty
 log = structlog.get_logger(__name__)
 _SCRIPT_KEY = "tower_script/"
 MAX_SCRIPTS = 16
-"""As a rule they are never paid to, and who restores a wallet from its words sees 100 such scripts in a row at most: all
-channels share so many. Nobody sees them but in a breach."""
+"""As a rule they are never paid to, and who restores a wallet from its words sees 100 such scripts in a row at most:
+all channels share so many. Nobody sees them but in a breach."""
 _revocable = msgspec.msgpack.Decoder(SaveRevocable)
 
 
