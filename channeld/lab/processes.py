@@ -7,8 +7,9 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, ClassVar, Protocol
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -25,15 +26,51 @@ def _die_with_parent() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv is not None else []
 
 
+class Child(Protocol):
+    """A process that was started: as `asyncio.subprocess.Process` is."""
+
+    pid: int
+    stdout: asyncio.StreamReader | None
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended (negative: by this signal); None while it runs."""
+        ...
+
+    async def wait(self) -> int:
+        """Until it ends; its `returncode`."""
+        ...
+
+
+Spawn = Callable[[Sequence[str], BinaryIO, Mapping[str, str]], Awaitable[Child]]
+"""Starts a command in a session of its own, its stderr going to the file, with this environment and no other."""
+
+
+async def spawn_program(command: Sequence[str], stderr: BinaryIO, env: Mapping[str, str]) -> Child:
+    """A program as the operating system starts it."""
+    return await asyncio.create_subprocess_exec(
+        *_die_with_parent(),
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
+        env=env,
+        start_new_session=True,
+    )
+
+
 class ManagedProcess:
     """One child; its output goes to `log_path`, lines of stdout can be waited for."""
+
+    spawn: ClassVar[Spawn] = staticmethod(spawn_program)
+    """How children come to life; tests have a quicker way."""
 
     def __init__(self, name: str, command: Sequence[str], log_path: Path, env: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.command = list(command)
         self.log_path = log_path
         self._env = {**os.environ, **(env or {})}
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
         self._reader: asyncio.Task[None] | None = None
         self._lines: list[str] = []
         self._news = asyncio.Event()
@@ -70,18 +107,10 @@ class ManagedProcess:
         self._lines, self._news = [], asyncio.Event()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *_die_with_parent(),
-                *self.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                env=self._env,
-                start_new_session=True,
-            )
+            self._process = await type(self).spawn(self.command, log, self._env)
         self._reader = asyncio.create_task(self._read(self._process))
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
+    async def _read(self, process: Child) -> None:
         assert process.stdout is not None
         async for raw in process.stdout:
             self._lines.append(raw.decode(errors="replace").rstrip("\n"))

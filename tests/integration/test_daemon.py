@@ -163,6 +163,7 @@ def test_wrong_addresses(failing: Failing) -> None:
 # --- real processes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("cold_starts")
 async def test_the_first_start_shows_the_seed_and_stopping_leaves_nothing(tmp_path: Path) -> None:
     async with Lab(tmp_path) as lab:
         alice = lab.add_daemon("alice")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from channeld.lab import DaemonProcess, Lab
 from channeld.v1 import channels_pb2, payments_pb2, wallet_pb2
 from wallet.rpc import btc_to_sat
@@ -11,6 +13,7 @@ from wallet.rpc import btc_to_sat
 SUCCEEDED = payments_pb2.PAYMENT_STATE_SUCCEEDED
 
 
+@pytest.mark.usefixtures("cold_starts")
 async def test_a_channel_from_opening_to_closing(tmp_path: Path) -> None:
     async with Lab(tmp_path) as lab:
         alice, bob = await lab.daemons("alice", "bob")

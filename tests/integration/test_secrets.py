@@ -8,6 +8,8 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
+
 from channeld.lab import Lab
 from tests.bad_input_support import SUCCEEDED
 from wallet.seedfile import read_seed
@@ -15,9 +17,12 @@ from wallet.seedfile import read_seed
 CHANNEL_SAT = 500_000
 
 
+@pytest.mark.usefixtures("cold_starts")
 async def test_logs_tell_no_secrets_and_files_are_private(tmp_path: Path) -> None:
     async with Lab(tmp_path) as lab:
         alice, bob = (lab.add_daemon(name, env={"CHANNELD_LOG_LEVEL": "debug"}) for name in ("alice", "bob"))
+        bob.paths.directory.mkdir(parents=True, exist_ok=True)
+        bob.paths.directory.chmod(0o755)
         await asyncio.gather(alice.start(), bob.start())
         await lab.wait_synced()
         await lab.fund(alice, 1_000_000)
@@ -35,6 +40,10 @@ async def test_logs_tell_no_secrets_and_files_are_private(tmp_path: Path) -> Non
             assert invoice.payment_hash.hex() in said, "payments are told"
             for secret in (preimage.hex(), seed.mnemonic, daemon.paths.token.read_text().strip(), repr(preimage)):
                 assert secret not in said
-            assert stat.S_IMODE(daemon.paths.directory.stat().st_mode) == 0o700
-            for path in (daemon.paths.seed, daemon.paths.token, daemon.paths.tls_key):
-                assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            files = [path for path in daemon.paths.directory.rglob("*") if path.is_file()]
+            assert {daemon.paths.seed, daemon.paths.token, daemon.paths.database, daemon.paths.log} <= set(files)
+            assert {path.name: stat.S_IMODE(path.stat().st_mode) & 0o077 for path in files} == {
+                path.name: 0 for path in files
+            }
+        assert stat.S_IMODE(alice.paths.directory.stat().st_mode) == 0o700
+        assert stat.S_IMODE(bob.paths.directory.stat().st_mode) == 0o755, "an operator's own decision is left alone"

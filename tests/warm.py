@@ -1,0 +1,108 @@
+"""Daemons of tests start warm: forked from a process that has imported everything already.
+
+That takes a seventh of the CPU time, and they are processes of their own as ever. What a program does until everything
+is imported is tested by those that ask for the fixture `cold_starts`: there programs start as they do for users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import msgspec
+
+from channeld.lab.processes import Child, ManagedProcess, spawn_program
+from tests.warm_start import READY, Request
+
+START_SECONDS = 60.0
+
+
+class WarmChild:
+    """A forked process. See `channeld.lab.processes.Child`."""
+
+    def __init__(self, pid: int, stdout: asyncio.StreamReader, status: asyncio.StreamReader) -> None:
+        self.pid = pid
+        self.stdout: asyncio.StreamReader | None = stdout
+        self._returncode: int | None = None
+        self._ended = asyncio.ensure_future(self._end(status))
+
+    async def _end(self, status: asyncio.StreamReader) -> int:
+        try:
+            ended = int.from_bytes(await status.readexactly(4), "little", signed=True)
+        except asyncio.IncompleteReadError:
+            ended = -signal.SIGKILL  # with what it was forked from
+        self._returncode = ended
+        return ended
+
+    @property
+    def returncode(self) -> int | None:
+        return self._returncode
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+
+class WarmStarts:
+    """The process to fork from; it is started when it is needed first."""
+
+    def __init__(self) -> None:
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def spawn(self, command: Sequence[str], stderr: BinaryIO, env: Mapping[str, str]) -> Child:
+        """A `channeld.lab.processes.Spawn`."""
+        if list(command[:2]) != [sys.executable, "-m"]:
+            return await spawn_program(command, stderr, env)
+        control = self._control or self._start()
+        request = Request(command[2], list(command[3:]), dict(env))
+        read_stdout, stdout = os.pipe()
+        read_status, status = os.pipe()
+        socket.send_fds(control, [msgspec.json.encode(request)], [stdout, stderr.fileno(), status])
+        os.close(stdout)
+        os.close(status)
+        pid = int.from_bytes(control.recv(4), "little")
+        return WarmChild(pid, await _reader(read_stdout), await _reader(read_status))
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = ["setpriv", "--pdeathsig", "KILL", "--"]
+        command += [sys.executable, "-m", "tests.warm_start", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        ours.settimeout(START_SECONDS)
+        assert ours.recv(len(READY)) == READY, "the process that warm starts are forked from ended"
+        self._control = ours
+        return ours
+
+    def close(self) -> None:
+        """Ends it, and with it all that was forked from it."""
+        if self._control is not None and self._process is not None:
+            self._control.close()
+            self._process.wait(START_SECONDS)
+
+
+async def _reader(descriptor: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(descriptor, "rb", 0)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader
+
+
+@contextmanager
+def warm_starts() -> Iterator[None]:
+    """All that labs start until the end of the block."""
+    warm = WarmStarts()
+    before = ManagedProcess.spawn
+    ManagedProcess.spawn = staticmethod(warm.spawn)
+    try:
+        yield
+    finally:
+        ManagedProcess.spawn = before
+        warm.close()
