@@ -36,12 +36,14 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
     from wallet.keys import SeedError
     from wallet.seedfile import SeedFileError
     from watchtower.rpc import logs
+    from watchtower.rpc.files import keep_private
     from watchtower.rpc.listen import ListenError
     from watchtower.rpc.lock import LockError, locked
     from watchtower.rpc.settings import ConfigError
 
     gc.enable()
     gc.freeze()
+    keep_private()
     try:
         with locked(config.paths.lock, "channeld"):
             logs.set_up(config.paths.log, config.log_level)

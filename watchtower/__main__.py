@@ -30,12 +30,14 @@ def _run(config: Config) -> int:
     from wallet.chain import ChainError
     from wallet.db import StorageError
     from watchtower.rpc import logs
+    from watchtower.rpc.files import keep_private
     from watchtower.rpc.listen import ListenError
     from watchtower.rpc.lock import LockError, locked
     from watchtower.rpc.settings import ConfigError
     from watchtower.tower.daemon import TowerError, run
     from watchtower.tower.server import ServerError
 
+    keep_private()
     try:
         with locked(config.paths.lock, "watchtowerd"):
             logs.set_up(config.paths.log, config.log_level)

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def keep_private() -> None:
+    """What this process creates from now on is for its owner alone, also in a directory that others may read."""
+    os.umask(0o077)
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Writes a file that only its owner may read, durably and all at once: never half of it, never readable between."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
