@@ -342,8 +342,10 @@ def test_amounts_and_expiries_shrink_along_the_path() -> None:
         (lambda data: dataclasses.replace(data, short_channel_id=None), 20_000, 520),
         (lambda data: dataclasses.replace(data, next_node_id=NODE_IDS[1]), 20_000, 520),
         (lambda data: dataclasses.replace(data, allowed_features=b"\x02"), 20_000, 520),
+        # The next node could not even read `update_add_htlc`, and would end the connection again and again.
+        (lambda data: dataclasses.replace(data, next_path_key_override=b"\x02" + b"\xff" * 32), 20_000, 520),
     ],
-    ids=["minimum", "fee", "max expiry", "expiry delta", "no relay", "no next", "two next", "features"],
+    ids=["minimum", "fee", "max expiry", "expiry delta", "no relay", "no next", "two next", "features", "override"],
 )
 def test_the_introduction_node_hides_what_is_wrong(
     change: Callable[[EncryptedData], EncryptedData], amount_msat: int, cltv_expiry: int
@@ -480,6 +482,7 @@ def test_large_messages_take_the_large_packet_and_carry_a_reply_path() -> None:
         (EncryptedData(), "no next node"),
         (EncryptedData(next_node_id=NODE_IDS[1], path_id=b""), "path_id"),
         (EncryptedData(next_node_id=NODE_IDS[1], allowed_features=b"\x01"), "allowed_features"),
+        (EncryptedData(next_node_id=NODE_IDS[1], next_path_key_override=b"\x02" + b"\xff" * 32), "not a point"),
     ],
 )
 def test_instructions_a_relaying_node_ignores(middle: EncryptedData, reason: str) -> None:

@@ -30,7 +30,7 @@ from channeld.bolt.primitives import (
     VarBytes,
     encode_bigsize,
 )
-from wallet.bitcoin.secp import ecdh, point_mul, pubkey_of, scalar_mul
+from wallet.bitcoin.secp import ecdh, is_valid_pubkey, point_mul, pubkey_of, scalar_mul
 
 _NONCE = bytes(12)  # every rho key encrypts one record only
 _MILLION = 1_000_000
@@ -218,7 +218,8 @@ def encrypt_data(blinding_secret: bytes, data: bytes) -> bytes:
 def decrypt_data(blinding_secret: bytes, encrypted: bytes) -> EncryptedData:
     """This node's instructions; `blinding_secret` is ECDH of the node's secret and the path key.
 
-    Raises BlindingError for a wrong tag, a malformed stream, an unknown even record, or two next nodes.
+    Raises BlindingError for a wrong tag, a malformed stream, an unknown even record, two next nodes, or a
+    `next_path_key_override` that is no point: the next node could not read the message that it goes into.
     """
     try:
         clear = ChaCha20Poly1305(derive_key(b"rho", blinding_secret)).decrypt(_NONCE, encrypted, None)
@@ -229,6 +230,9 @@ def decrypt_data(blinding_secret: bytes, encrypted: bytes) -> EncryptedData:
         raise BlindingError(str(error)) from None
     if data.short_channel_id is not None and data.next_node_id is not None:
         raise BlindingError("encrypted_recipient_data has both short_channel_id and next_node_id")
+    override = data.next_path_key_override
+    if override is not None and not is_valid_pubkey(override):
+        raise BlindingError("next_path_key_override is not a point")
     return data
 
 

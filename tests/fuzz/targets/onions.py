@@ -28,7 +28,7 @@ from channeld.bolt.onion.returns import ReturnPacket, create_failure, read_failu
 from channeld.bolt.onion.sphinx import BadOnion, OnionError, RefusedOnion, build_onion, peel_onion
 from channeld.bolt.primitives import DecodeError
 from tests.fuzz.target import Reader, target
-from wallet.bitcoin.secp import ecdh, pubkey_of
+from wallet.bitcoin.secp import ecdh, is_valid_pubkey, pubkey_of
 
 SECRETS = [sha256(b"hop %d" % number).digest() for number in range(3)]
 NODES = [pubkey_of(secret) for secret in SECRETS]
@@ -95,6 +95,7 @@ def onion_payload(data: bytes) -> None:
         case Forward():
             assert not flags & 1
             assert (read.short_channel_id is None) != (read.next_node_id is None)
+            assert read.next_path_key is None or is_valid_pubkey(read.next_path_key)
             if path_key is not None or read.next_path_key is not None:
                 assert 0 < read.amt_to_forward <= amount_msat
                 assert 0 < read.outgoing_cltv_value <= expiry
