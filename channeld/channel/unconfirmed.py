@@ -44,10 +44,9 @@ def waited_for_deadline(doubt: Unconfirmed, env: Env) -> bool:
     if doubt.since_height is None:
         return False
     policy = env.policy
-    return (
-        env.block_height - doubt.since_height >= policy.unconfirmed_deadline_blocks
-        and env.time_seconds - doubt.since_seconds >= policy.unconfirmed_deadline_seconds
-    )
+    # A clock that was put back tells nothing: then blocks have to do.
+    is_too_soon = 0 <= env.time_seconds - doubt.since_seconds < policy.unconfirmed_deadline_seconds
+    return env.block_height - doubt.since_height >= policy.unconfirmed_deadline_blocks and not is_too_soon
 
 
 def waited_for_failure(doubt: Unconfirmed, env: Env) -> bool:

@@ -226,6 +226,17 @@ def test_a_deadline_waits_for_blocks_and_for_time() -> None:
     assert isinstance(pair.bob.state, Closing)
 
 
+def test_a_clock_that_is_put_back_does_not_hold_up_a_deadline() -> None:
+    pair = restarted()
+    overdue(pair.bob)
+    start_again(pair.bob)
+    pair.bob.time_seconds -= 86_400
+    blocks(pair.bob, pair.bob.policy.unconfirmed_deadline_blocks - 1, seconds_each=1)
+    assert isinstance(pair.bob.state, Normal)
+    blocks(pair.bob, 1, seconds_each=1)
+    assert isinstance(pair.bob.state, Closing)
+
+
 def test_the_wait_begins_when_the_chain_was_caught_up_with() -> None:
     pair = restarted()
     pair.bob.height = HEIGHT + 5_000  # off for weeks
