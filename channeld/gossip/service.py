@@ -48,6 +48,8 @@ MAX_QUEUED_FOR_SYNC = 4_000
 """From this many messages under way on, peers are asked for no more."""
 QUERY_BURST = 50
 QUERY_REFILL_SECONDS = 2.0
+COMPLAINTS_BURST, COMPLAINTS_REFILL_SECONDS = 100, 10.0
+"""So many lines about refused gossip are logged at once, and one more each so many seconds: strangers can be many."""
 BLAME_MARKS = 20.0
 PRUNE_SECONDS = 600.0
 NO_CHANNEL = bytes(32)
@@ -106,6 +108,7 @@ class Gossip:
         self._ports: dict[bytes, PeerPort] = {}
         self._conduct: dict[bytes, Conduct] = {}
         self._queries = TokenBuckets(QUERY_BURST, QUERY_REFILL_SECONDS)
+        self._complaints = TokenBuckets(COMPLAINTS_BURST, COMPLAINTS_REFILL_SECONDS)
         self._pruned_at = clock()
 
     def runners(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
@@ -210,7 +213,8 @@ class Gossip:
             return
         conduct.blame(weight, now)
         if conduct.may_warn(now):
-            log.info("gossip of a peer refused", peer=node_id.hex(), reason=reason)
+            if self._complaints.take(None, now):
+                log.info("gossip of a peer refused", peer=node_id.hex(), reason=reason)
             port.send(encode(WarningMessage(NO_CHANNEL, reason.encode()[:400])))
 
     def _has_room(self) -> bool:

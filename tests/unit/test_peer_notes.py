@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import structlog
 
 from channeld.bolt.messages import ErrorMessage, WarningMessage
+from channeld.gossip.service import COMPLAINTS_BURST
 from channeld.node.bus import EventBus
 from channeld.node.notes import (
     MAX_PEERS,
@@ -18,6 +21,9 @@ from channeld.node.notes import (
 )
 from channeld.node.peer import PeerLink
 from channeld.node.peers import PeerChannels, Peers
+from tests.fuzz.target import Reader
+from tests.fuzz.targets.gossip import Storm
+from tests.gossip_support import FakePort
 
 PARTNER = b"\x02" + b"p" * 32
 STRANGER = b"\x02" + b"s" * 32
@@ -119,3 +125,16 @@ def test_buckets_of_peers_that_are_gone_take_no_memory(world: World) -> None:
         world.error(b"\x03" + number.to_bytes(32, "big"))
         world.now += OF_PEER_SECONDS
     assert len(world.peers._notes._of_peer) <= MAX_PEERS + 1
+
+
+async def test_wrong_gossip_is_answered_to_everybody_and_logged_a_few_times(tmp_path: Path) -> None:
+    gossip = Storm(Reader(b""), tmp_path).gossip
+    ports = [FakePort(number) for number in range(COMPLAINTS_BURST + 30)]
+    with structlog.testing.capture_logs() as logs:
+        for port in ports:
+            gossip.peer_connected(port)
+            before = len(port.sent)
+            gossip._blame(port.node_id, "that is not so", 1000.0)
+            assert len(port.sent) == before + 1
+    assert [entry["event"] for entry in logs].count("gossip of a peer refused") == COMPLAINTS_BURST
+    gossip.close()
