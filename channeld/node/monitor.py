@@ -33,7 +33,7 @@ from channeld.onchain.classify import revoked_number
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known, known_of
 from channeld.onchain.outcomes import to_look_for
-from channeld.onchain.outputs import Close
+from channeld.onchain.outputs import NEVER, Close
 from channeld.onchain.plans import Attempt, Plan
 from channeld.onchain.rates import Rates
 from channeld.onchain.report import CloseReport, report
@@ -44,6 +44,8 @@ from wallet.wallet import Wallet
 
 log = structlog.get_logger(__name__)
 TARGETS_BLOCKS = (1, 2, 3, 6, 12, 36, 144)
+ABSENCE_BLOCKS = 18
+"""More blocks at once are no accident of mining: the node was off."""
 
 
 class _Case:
@@ -108,7 +110,10 @@ class Monitor:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._rates = Rates()
+        self._wallet = wallet
         self._height = 0
+        self._away = NEVER
+        """Blocks that were caught up with at once: this node was off, or layer 1 away."""
         self._in_step = False
         """The last block that was looked at is layer 1's tip."""
 
@@ -118,6 +123,8 @@ class Monitor:
         """As it was when the node stopped; the channels are loaded."""
         self._facts.load(connection)
         self._stored = rows.load_closes(connection)
+        if self._wallet.tip is not None:
+            self._height = self._wallet.tip.height
 
     def reservations(self) -> set[int]:
         """Numbers of the wallet's coins that are in our transactions."""
@@ -141,6 +148,7 @@ class Monitor:
 
     async def synced(self, height: int) -> None:
         """The node is at layer 1's tip: time to look at every channel that ends."""
+        self._note_absence(height)
         self._height = height
         await self._refresh_rates()
         self._in_step = True
@@ -154,6 +162,18 @@ class Monitor:
                 self._now_due(channel_key)
             elif self._channels.by_key(channel_key) is None:
                 await self._store.commit(self._facts.forget(channel_key))  # we stopped right after it was over
+
+    def _note_absence(self, height: int) -> None:
+        missed = height - self._height
+        if self._height and missed > ABSENCE_BLOCKS:
+            first, last = self._away = (self._height + 1, height)
+            self._bus.publish(
+                "chain.missed",
+                f"{missed} blocks ({first} to {last}) came while this node was off or layer 1 away: what happened to "
+                "channels in them is looked at now",
+                first_height=first,
+                last_height=last,
+            )
 
     def touched(self, driver: Driver) -> None:
         """A channel that ends has changed; its rows are on their way to the database."""
@@ -256,7 +276,7 @@ class Monitor:
             return
         facts = self._facts.of(driver.channel_key)
         known = replace(await self._know(driver, state, facts), rival_tx=case.rival)
-        env = on.Env(known, facts, self._height, self._rates)
+        env = on.Env(known, facts, self._height, self._rates, self._away)
         step = on.advance(case.stored.resolution, on.Looked(), env)
         # Also what this look was based on (a preimage, say) is durable after this: commits come in order.
         await self._keep(case, case.stored._replace(resolution=step.state))
@@ -305,7 +325,9 @@ class Monitor:
         """What there is to tell now."""
         before, resolution = case.stored.report, case.stored.resolution
         funding_sat = env.known.params.funding_sat
-        told = report(close, funding_sat, resolution.attempts, resolution.fees, env.rates, over=over)
+        told = report(
+            close, funding_sat, resolution.attempts, resolution.fees, env.rates, over=over, away=resolution.away
+        )
         await self._keep(case, StoredClose(resolution, told, over))
         self._tell(case.driver, before, told)
 

@@ -24,6 +24,10 @@ or HTLC-success transaction. `trimmed_htlc`: an HTLC without an output in this c
 close."""
 
 
+NEVER = (0, -1)
+"""No blocks: the first and the last that a node missed."""
+
+
 class Theirs(Struct, frozen=True, tag="theirs"):
     """Nothing for us to take; `why` is a sentence."""
 
@@ -109,3 +113,11 @@ class Close(Struct, frozen=True):
     def depth(self, height: int) -> int:
         """Confirmations at the tip `height`."""
         return height - self.height + 1
+
+
+def while_off(output: Output, away: tuple[int, int]) -> str:
+    """Part of a sentence, if an output was taken in a block that this node missed when it was off; else empty."""
+    first, last = away
+    if output.spent is None or not first <= output.spent.height <= last:
+        return ""
+    return f" in block {output.spent.height}, when this node was off (it missed blocks {first} to {last})"

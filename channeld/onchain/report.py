@@ -11,7 +11,18 @@ from msgspec import Struct
 from channeld.bolt.transactions import Htlc, Side
 from channeld.channel.state import CloseKind
 from channeld.onchain.outcomes import IRREVOCABLE_DEPTH_BLOCKS
-from channeld.onchain.outputs import Close, HtlcTx, NeedsPreimage, Ours, Output, OutputKind, Sweep, Theirs
+from channeld.onchain.outputs import (
+    NEVER,
+    Close,
+    HtlcTx,
+    NeedsPreimage,
+    Ours,
+    Output,
+    OutputKind,
+    Sweep,
+    Theirs,
+    while_off,
+)
 from channeld.onchain.plans import Attempt, is_economic, is_hopeless
 from channeld.onchain.rates import LAZY_TARGET_BLOCKS, Rates
 from wallet.bitcoin import OutPoint
@@ -71,8 +82,9 @@ def report(
     rates: Rates,
     *,
     over: bool = False,
+    away: tuple[int, int] = NEVER,
 ) -> CloseReport:
-    """What there is to say now."""
+    """What there is to say now. `away`: blocks that this node missed when something was taken."""
     by_txid = _outputs_by_spender(close)
     others = {attempt.txid: attempt.others for attempt in attempts}
     pending: dict[OutPoint | None, Attempt] = {
@@ -87,7 +99,7 @@ def report(
         commitment_fee_sat=funding_sat - first,
         irrevocable_height=close.height + IRREVOCABLE_DEPTH_BLOCKS - 1,
         over=over,
-        outputs=tuple(_output(output, by_txid, pending, fees, others, rates) for output in close.outputs),
+        outputs=tuple(_output(output, by_txid, pending, fees, others, rates, away) for output in close.outputs),
     )
 
 
@@ -106,8 +118,12 @@ def _output(
     fees: Mapping[bytes, int],
     others: Mapping[bytes, int],
     rates: Rates,
+    away: tuple[int, int],
 ) -> OutputReport:
     status, text = _status(output, pending.get(output.outpoint), rates)
+    if status == "lost":
+        missed = while_off(output, away)
+        text = f"taken by the peer{missed}" if missed else text
     by = output.spent
     if status == "taken" and by is not None:
         text += _in_company(others.get(by.txid, 0))

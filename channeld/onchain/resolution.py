@@ -17,7 +17,7 @@ from channeld.onchain.classify import is_safe_to_publish
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known
 from channeld.onchain.outcomes import REASONABLE_DEPTH_BLOCKS, Outcome, is_over, outcomes
-from channeld.onchain.outputs import Close
+from channeld.onchain.outputs import NEVER, Close, while_off
 from channeld.onchain.plans import Attempt, Plan, is_live, plans
 from channeld.onchain.rates import Rates
 from channeld.onchain.resolve import resolve
@@ -31,15 +31,19 @@ class Resolution(Struct, frozen=True):
     attempts: tuple[Attempt, ...] = ()
     fees: dict[bytes, int] = {}
     told: frozenset[str] = frozenset()
+    away: tuple[int, int] = NEVER
+    """The first and the last block that this node missed when something of ours was taken."""
 
 
 class Env(Struct, frozen=True):
-    """The world for one step: what the channel knows, what the chain has, the tip's height, fee estimates."""
+    """The world for one step: what the channel knows, what the chain has, the tip's height, fee estimates. `away`: the
+    first and the last of the blocks that were caught up with at once, as the node was off."""
 
     known: Known
     facts: tuple[Fact, ...]
     height: int
     rates: Rates
+    away: tuple[int, int] = NEVER
 
 
 # --- events -------------------------------------------------------------------------------------------------------
@@ -153,7 +157,7 @@ def _look(state: Resolution, env: Env) -> Step:
     state, released = _drop(state, dead)
     actions += released
     actions += [Tell(outcome) for outcome in outcomes(env.known, close, env.height)]
-    state, alarms = _alarms(state, close)
+    state, alarms = _alarms(state, close, env.away)
     actions += alarms
     actions += [Publish(attempt) for attempt in state.attempts if is_live(attempt, close.outputs)]
     actions += [Make(plan) for plan in plans(close.outputs, state.attempts, env.rates, env.height)]
@@ -235,7 +239,7 @@ _SENTENCES: dict[CloseKind, str] = {
 }
 
 
-def _alarms(state: Resolution, close: Close) -> tuple[Resolution, list[Action]]:
+def _alarms(state: Resolution, close: Close, away: tuple[int, int]) -> tuple[Resolution, list[Action]]:
     """BOLT 5, "MUST inform the user of potentially lost funds", and what else must not go unheard; each once."""
     found: dict[str, str] = {}
     sentence = _SENTENCES.get(close.kind)
@@ -245,8 +249,11 @@ def _alarms(state: Resolution, close: Close) -> tuple[Resolution, list[Action]]:
         if output.taker == "remote" and output.owner == "local" and output.final and output.outpoint is not None:
             if output.htlc is not None and output.htlc.payment_hash in close.preimages:
                 continue  # it paid for that
+            missed = while_off(output, away)
+            if missed:
+                state = replace(state, away=away)
             found[f"onchain.lost {output.outpoint}"] = (
-                f"the peer took {output.amount_sat} sat of {output.kind} that were ours: {output.outpoint}"
+                f"the peer took {output.amount_sat} sat of {output.kind} that were ours{missed}: {output.outpoint}"
             )
     fresh = {key: text for key, text in found.items() if key not in state.told}
     if not fresh:
