@@ -259,6 +259,26 @@ async def test_a_tower_that_refuses_every_session_is_not_asked_for_ever_more(tmp
         assert len(tower.sessions) == 2
 
 
+async def test_a_tower_with_too_little_room_for_a_blob_is_no_backup(tmp_path: Path) -> None:
+    """What it cannot take is said, and asked for it the answer is no."""
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        tower.sessions.policy = msgspec.structs.replace(tower.sessions.policy, max_blob_bytes=300)
+        news: list[str] = []
+        towers.on_news = lambda kind, sentence: news.append(sentence)
+        await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], 2)
+        await settled(towers)
+        assert tower.sessions.total_appointments == 0
+        assert len(news) == 2
+        assert "commitment 1 of channel" in news[1]
+        (check,) = await towers.check(500)
+        assert "2 commitments were too large for it" in check.reasons
+    async with tower_of(tmp_path), client(tmp_path, node) as towers:
+        (check,) = await towers.check(500)
+        assert any("blobs of 300 bytes at most" in reason for reason in check.reasons)
+
+
 async def test_one_channel_that_fails_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
     """However many there are before and behind it."""
 

@@ -47,6 +47,8 @@ LOOK_SECONDS = 60.0
 """How often a tower is looked after when nothing is revoked."""
 SPARE_KEYS = 8
 """So many keys are tried for a new session: the tower may know some, in another mode, from before it was removed."""
+LEAST_BLOB_BYTES = 64 << 10
+"""A tower that takes only smaller ones cannot have what a busy channel needs."""
 STALE_BLOCKS = 3
 """A tower whose last block is so much older than ours is not up to date."""
 
@@ -102,6 +104,8 @@ class Uploader:
         self._problem = ""
         self._problem_since = 0.0
         self.sent = 0
+        self._too_large: dict[bytes, set[int]] = {}
+        """By channel, commitments that the tower cannot take."""
 
     # --- what the daemon does
 
@@ -215,8 +219,9 @@ class Uploader:
             return False
         session = await self._session(channel)
         secret = session_secret(self._master, self.tower.uri.tower_id, channel, session.number)
-        made, seconds = await asyncio.to_thread(_make, make_kits, session)
+        made, too_large, seconds = await asyncio.to_thread(_make, make_kits, session)
         self._pace.spend(seconds)
+        self._lacks(channel, [first + place for place in too_large])
         batch = [(first + place, each) for place, each in enumerate(made) if each is not None]
         receipts: list[Receipt] = []
         if batch:
@@ -227,6 +232,14 @@ class Uploader:
                 return True
         await self._acknowledged(channel, first + len(made), session, [n for n, _ in batch], receipts)
         return True
+
+    def _lacks(self, channel: bytes, numbers: Sequence[int]) -> None:
+        """Later commitments are not held up by one that the tower cannot take, but it must be heard."""
+        known = self._too_large.setdefault(channel, set()) if numbers else set()
+        for number in set(numbers) - known:
+            known.add(number)
+            sentence = f"commitment {number} of channel {channel.hex()} is too large for the tower {self.tower.uri}"
+            self._on_news("tower.trouble", f"{sentence}: use another one, or mode own, as well")
 
     async def _acknowledged(
         self, channel: bytes, count: int, session: KnownSession, numbers: Sequence[int], receipts: Sequence[Receipt]
@@ -371,6 +384,14 @@ class Uploader:
             reasons.append(str(error))
         finally:
             await connection.close()
+        lacking = sum(len(self._too_large.get(channel, ())) for channel in self._backups.counts())
+        if lacking:
+            reasons.append(f"{lacking} commitments were too large for it")
+        least = min(
+            (s.terms.max_blob_bytes for numbers in self._sessions.values() for s in numbers.values()), default=None
+        )
+        if least is not None and least < LEAST_BLOB_BYTES:
+            reasons.append(f"it takes blobs of {least} bytes at most: commitments with many HTLCs may be missing")
         behind = [channel for channel in self.status().channels if channel.backlog]
         if behind:
             backlog = sum(channel.backlog for channel in behind)
@@ -394,10 +415,12 @@ class Uploader:
         return ""
 
 
-def _make(make_kits: KitMaker, session: KnownSession) -> tuple[list[Appointment | None], float]:
-    """As many as one call may carry, and the processor's seconds that they took."""
+def _make(make_kits: KitMaker, session: KnownSession) -> tuple[list[Appointment | None], list[int], float]:
+    """As many as one call may carry, the places of those that are too large, and the processor's seconds that they
+    took."""
     began = time.thread_time()
     made: list[Appointment | None] = []
+    too_large: list[int] = []
     size = 0
     for kit in make_kits():
         appointment = None
@@ -409,5 +432,7 @@ def _make(make_kits: KitMaker, session: KnownSession) -> tuple[list[Appointment 
         size += len(appointment.blob) if appointment else 0
         if made and (size > BATCH_BYTES or len(made) == session.terms.max_appointments):
             break
+        if kit is not None and appointment is None:
+            too_large.append(len(made))
         made.append(appointment)
-    return made, time.thread_time() - began
+    return made, too_large, time.thread_time() - began
