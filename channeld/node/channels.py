@@ -280,7 +280,7 @@ class Channels:
         if self._links.get(link.node_id) is link:
             del self._links[link.node_id]
         for driver in self.of_peer(link.node_id):
-            driver.post(ev.Disconnected())
+            driver.post_disconnected(link)
 
     def peer_message(self, link: PeerLink, message: Message, raw: bytes) -> None:
         """A message about a channel."""

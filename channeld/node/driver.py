@@ -204,6 +204,14 @@ class ChannelDriver(Generic[S]):
         """From this event on, messages go out over `link`."""
         self._put(_Item(ev.Connected(remote_features), link, (), None))
 
+    def post_disconnected(self, link: Link) -> None:
+        """The connection is gone. One that came and went while the channel was busy is as if it never was: whoever
+        calls again and again does not fill the inbox."""
+        if any(item.link is link and isinstance(item.event, ev.Connected) for item in self._inbox):
+            self._inbox = deque(item for item in self._inbox if item.link is not link)
+        else:
+            self.post(ev.Disconnected())
+
     def _put(self, item: _Item) -> bool:
         """Whether the item is in the inbox now."""
         if not self._takes(item):

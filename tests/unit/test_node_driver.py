@@ -430,6 +430,35 @@ async def test_a_channel_that_stops_holds_nobody(driver: ChannelDriver[State], h
     assert link.holders == set()
 
 
+async def test_connections_that_come_and_go_meanwhile_leave_nothing(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    say(driver, link, "slow")
+    await asyncio.sleep(0)
+    driver.post_disconnected(link)
+    for _ in range(100):
+        passing = FakeLink()
+        driver.post_connected(passing, frozenset())
+        say(driver, passing, "never mind")
+        driver.post(ev.NewBlock())
+        driver.post_disconnected(passing)
+    newer = FakeLink()
+    driver.post_connected(newer, frozenset())
+    say(driver, newer, "new")
+    await host.commit()
+    assert driver.state == ("Connected", "slow", "signed", "Disconnected", *["block"] * 100, "Connected", "new", "signed")
+    assert driver.link is newer
+
+
+async def test_a_connection_that_was_used_is_not_forgotten(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    driver.post_disconnected(link)
+    await host.commit()
+    assert driver.state == ("Connected", "Disconnected")
+    assert driver.link is None
+
+
 async def test_who_comes_again_finds_the_same_inbox(
     driver: ChannelDriver[State], host: FakeHost, link: FakeLink
 ) -> None:
