@@ -107,11 +107,11 @@ from channeld.channel.state import (
 from wallet.bitcoin import Tx
 
 __all__ = [
-    "awaits_revocation",
     "OpenParams",
     "State",
     "Transition",
     "accept",
+    "awaits_revocation",
     "can_sign",
     "decode_state",
     "encode_state",
@@ -328,7 +328,7 @@ def can_sign(state: State) -> bool:
 
 def awaits_revocation(state: State) -> bool:
     """Whether nothing can be signed for until the peer has revoked: what is offered now has time."""
-    return isinstance(state, Normal) and isinstance(state.commitments.remote_next, AwaitingRevocation)
+    return isinstance(state, Normal) and isinstance(state.commitments.remote_next, cm.AwaitingRevocation)
 
 
 def prepare(state: State, env: Env) -> None:

@@ -3,6 +3,8 @@
 `post` puts an event into the channel's inbox. When the channel is idle, everything that waits is stepped through, one
 signature covers it, state and rows are committed in one transaction, and only then are the effects performed, in order.
 While a commit is under way events pile up and make the next batch: there is no timer and no task per HTLC.
+What we offer while the peer's revocation is awaited cannot be signed for before that comes, so it gathers for as long
+as more comes: one commit instead of many.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 CommandDone = Callable[[Exception | None], None]
 MAX_REASON_BYTES = 400
+QUIET_TURNS = 3
+"""Turns of the event loop after which what gathers is taken, because no more seems to come."""
+MOST_GATHERED = 200
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Of a peer's messages that wait for a channel's last commit. Who keeps to the rules never has as much under way: 483
 HTLCs, and the answers to 483 of ours, are less."""
@@ -74,6 +79,7 @@ class Machine(Protocol[S]):
 
     def step(self, state: S, event: ev.Event, env: Env) -> Transition[S]: ...
     def can_sign(self, state: S) -> bool: ...
+    def awaits_revocation(self, state: S) -> bool: ...
     def prepare(self, state: S, env: Env) -> None: ...
 
 
@@ -173,6 +179,8 @@ class ChannelDriver(Generic[S]):
         self._held: set[Link] = set()
         """Connections that are not read, because too much of what came over them waits."""
         self._busy = False
+        self._has_time = True
+        """Everything in the inbox is an HTLC to offer."""
         self._deaf_to: Link | None = None
         self._unstorable = False
         """The database failed: memory is ahead of it, the node stops."""
@@ -219,10 +227,21 @@ class ChannelDriver(Generic[S]):
                 item.done(ChannelFrozen(str(self.failure)))
             return False
         self._inbox.append(item)
+        self._has_time = self._has_time and isinstance(item.event, ev.AddHtlc)
         if not self._busy:
             self._busy = True
-            self._loop.call_soon(self._run)
+            self._loop.call_soon(self._gather)
         return True
+
+    def _gather(self, before: int = 0, quiet_turns: int = 0) -> None:
+        """Runs the batch, or looks again in the next turn of the event loop because more may come."""
+        waiting = len(self._inbox)
+        quiet_turns = quiet_turns + 1 if waiting == before else 0
+        may_wait = self._has_time and self.link is not None and self._machine.awaits_revocation(self.state)
+        if may_wait and quiet_turns < QUIET_TURNS and waiting < MOST_GATHERED:
+            self._loop.call_soon(self._gather, waiting, quiet_turns)
+        else:
+            self._run()
 
     def _read_on(self) -> None:
         """The inbox is about to be empty."""
@@ -250,6 +269,7 @@ class ChannelDriver(Generic[S]):
     def _run(self) -> None:
         batch = _Batch()
         before = self.state
+        self._has_time = True
         self._read_on()
         try:
             env = self._host.env(self)
@@ -405,6 +425,6 @@ class ChannelDriver(Generic[S]):
 
     def _next(self) -> None:
         if self._inbox:
-            self._loop.call_soon(self._run)
+            self._loop.call_soon(self._gather)
         else:
             self._busy = False

@@ -14,7 +14,16 @@ from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import writes as wr
 from channeld.channel.env import Env
-from channeld.node.driver import MAX_WAITING_BYTES, MESSAGE_BYTES, NO_REACTION, ChannelDriver, ChannelFrozen, Reaction
+from channeld.node.driver import (
+    MAX_WAITING_BYTES,
+    MESSAGE_BYTES,
+    MOST_GATHERED,
+    NO_REACTION,
+    QUIET_TURNS,
+    ChannelDriver,
+    ChannelFrozen,
+    Reaction,
+)
 from channeld.storage import Statement, StoreFailed, Write, rows
 from wallet.bitcoin import Tx
 
@@ -62,8 +71,18 @@ class ToyMachine:
     def prepare(self, state: State, env: Env) -> None:
         pass
 
+    is_waiting = False
+
+    def awaits_revocation(self, state: State) -> bool:
+        return self.is_waiting
+
     def can_sign(self, state: State) -> bool:
-        return bool(state) and state[-1] not in ("signed", "Connected") and not state[-1].startswith("closed")
+        return (
+            not self.is_waiting
+            and bool(state)
+            and state[-1] not in ("signed", "Connected")
+            and not state[-1].startswith("closed")
+        )
 
 
 class FakeLink:
@@ -186,6 +205,60 @@ async def test_what_waits_shares_one_commit_and_one_signature(
     await host.commit()
     assert link.words() == [b"one", b"signature", b"two", b"three", b"four", b"signature"]
     assert host.commits == []
+
+
+OFFER = ev.AddHtlc(1000, bytes(32), 500, b"", b"")
+
+
+@pytest.fixture
+def waiting_driver(driver: ChannelDriver[State], link: FakeLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver while the peer's revocation is awaited."""
+    monkeypatch.setattr(ToyMachine, "is_waiting", True)
+
+
+@pytest.mark.usefixtures("waiting_driver")
+async def test_what_is_offered_gathers_while_a_revocation_is_awaited(
+    driver: ChannelDriver[State], host: FakeHost
+) -> None:
+    for _ in range(10):
+        driver.post(OFFER)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert host.commits == []
+    for _ in range(QUIET_TURNS):
+        await asyncio.sleep(0)
+    await host.commit()
+    assert driver.state == ("Connected", *["AddHtlc"] * 10)
+    assert host.commits == []
+
+
+@pytest.mark.usefixtures("waiting_driver")
+async def test_what_gathers_has_a_limit(driver: ChannelDriver[State], host: FakeHost) -> None:
+    for _ in range(MOST_GATHERED):
+        driver.post(OFFER)
+        await asyncio.sleep(0)
+    await host.commit()
+    assert len(driver.state) == 1 + MOST_GATHERED
+
+
+@pytest.mark.usefixtures("waiting_driver")
+async def test_nothing_else_waits_for_more_offers(driver: ChannelDriver[State], host: FakeHost, link: FakeLink) -> None:
+    driver.post(OFFER)
+    await asyncio.sleep(0)
+    say(driver, link, "revoked")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(host.commits) == 1
+    await host.commit()
+    assert driver.state == ("Connected", "AddHtlc", "revoked")
+
+
+async def test_an_offer_that_can_be_signed_for_does_not_wait(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    driver.post(OFFER)
+    await host.commit()
+    assert driver.state == ("Connected", "AddHtlc", "signed")
 
 
 async def test_rows_of_a_transition_are_in_its_commit_and_in_memory(
