@@ -62,7 +62,8 @@ class Publisher:
         if waiting is None:
             return b""
         kind, _ = classify(known, waiting)
-        return waiting.serialize() if kind in ("remote_current", "remote_next") else b""
+        # A revoked one, too: what keeps ours out is better mined and punished than left to wait.
+        return waiting.serialize() if kind in ("remote_current", "remote_next", "revoked") else b""
 
     def _report(self, txid: bytes, what: str, result: BroadcastResult, feerate_per_kw: int | None) -> None:
         answer = f"{result.outcome.value} {result.reason}".strip()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any, cast
 
 from msgspec.structs import replace
 
+from channeld.channel import events as ev
+from channeld.node.bus import EventBus
+from channeld.node.monitor_publish import Publisher
 from channeld.onchain import build
+from channeld.onchain.anchor import anchor_plan
 from channeld.onchain.facts import Fact
 from channeld.onchain.outputs import Close
 from channeld.onchain.plans import Attempt, Plan, budget_sat, plans
@@ -26,7 +31,8 @@ from tests.unit.onchain_support import (
     known,
 )
 from tests.unit.test_onchain_plans import RATES, H, attempt, kinds, local_close, revoked_close
-from wallet.bitcoin import Tx, TxIn, TxOut
+from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
+from wallet.chain import BroadcastOutcome, BroadcastResult
 
 
 def made(peer: Peer, close: Close, facts: tuple[Fact, ...], plan: Plan, height: int) -> Attempt:
@@ -131,3 +137,34 @@ def test_a_sweep_does_not_wait_for_an_anchor_that_a_stranger_takes() -> None:
     (alone,) = [plan for plan in plans(close.outputs, (refused(out),), cheap, height) if plan.group == "sweep"]
     assert kinds(alone.outputs) == ["to_local"]
     assert (alone.replaces, alone.script_pubkey) == (out.txid, HOME)
+
+
+class FullMempool:
+    """Layer 1 that refuses all, because `waiting` is there."""
+
+    def __init__(self, waiting: Tx) -> None:
+        self.waiting = waiting
+
+    async def broadcast(self, tx: Tx) -> BroadcastResult:
+        return BroadcastResult(BroadcastOutcome.REJECTED, "insufficient fee", True, True)
+
+    async def spending_tx_in_mempool(self, outpoint: OutPoint) -> Tx | None:
+        return self.waiting if outpoint in self.waiting.spends() else None
+
+
+async def test_a_revoked_commitment_that_keeps_ours_out_is_lifted() -> None:
+    """A cheater may pin it: with our anchor in it, it is mined, and punished."""
+    pair = channel()
+    old = commitment(pair.clone().bob)
+    pair.connect()
+    pair.settle()
+    add(pair.alice, 5_000_000, 9, EXPIRY)
+    pair.settle()
+    pair.disconnect()
+    pair.alice.step(ev.ForceClose("test"))
+    publisher = Publisher(cast(Any, FullMempool(old)), EventBus())
+    rival = await publisher.publish_commitment(known(pair.alice), None)
+    assert rival == old.serialize()
+    plan = anchor_plan(replace(known(pair.alice), rival_tx=rival), (), Rates(((1, 8000),)), H)
+    assert plan is not None
+    assert plan.outpoints[0].txid == old.txid()
