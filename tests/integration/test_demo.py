@@ -81,6 +81,7 @@ async def test_an_interrupted_demo_leaves_nothing(tmp_path: Path) -> None:
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.usefixtures("cold_starts")  # whose command lines tell what they belong to
 def test_a_demo_that_fails_says_so_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
