@@ -54,7 +54,8 @@ async def test_the_whole_story(tmp_path: Path) -> None:
         *("Alice and Bob close together", "Gossip has told everybody", "went through Bob", "went through Carol"),
         *("Erin's machine hangs", "kill -9", "Bob forwarded", "Dave forwarded", "All channels are closed together"),
         *("A watchtower runs", "Bob copies his database", "the loan, paid back", "she switches her node off"),
-        *("Bob puts his old copy back", "The tower opens the envelope", "Alice is back and finds to_local, 700,000 sat"),
+        *("Bob puts his old copy back", "The tower opens the envelope"),
+        "Alice is back and finds to_local, 700,000 sat",
     )
     position = 0
     for step in story:
