@@ -160,6 +160,8 @@ class Spender:
             return "others build on its id (it funds a channel)"
         if self._ledger.live_children(wallet_tx.txid):
             return "another transaction spends it already"
+        if any(self._reservations.holds(OutPoint(wallet_tx.txid, vout)) for vout in range(len(wallet_tx.tx.outputs))):
+            return "another transaction is being made of it"
         if any(self._ledger.owner(txin.outpoint) is None for txin in wallet_tx.tx.inputs):
             return "it has inputs of somebody else"
         return None

@@ -184,6 +184,18 @@ async def test_a_parent_with_a_child_is_not_replaced(world: World) -> None:
     assert set(world.mempool.txs) == {sent.txid, bumped.txid}
 
 
+async def test_a_parent_whose_change_is_reserved_is_not_replaced(world: World) -> None:
+    """A channel's funding transaction that the peer signs for just now would be void."""
+    await world.receive(100_000)
+    sent = await world.wallet.send(STRANGER_ADDRESS, 40_000, RATE)
+    funding = await world.wallet.create_tx([TxOut(20_000, STRANGER)], RATE)
+    assert funding.tx.inputs[0].outpoint.txid == sent.txid
+    with pytest.raises(CannotBump, match="no unspent output"):
+        await world.wallet.bump(sent.txid, 4_000)
+    await world.wallet.release(funding.reservation)
+    assert (await world.wallet.bump(sent.txid, 4_000)).method == "rbf"
+
+
 async def test_nothing_to_bump_with(world: World) -> None:
     with pytest.raises(UnknownTransaction):
         await world.wallet.bump(bytes(32), 1_000)
