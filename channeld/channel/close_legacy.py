@@ -65,7 +65,8 @@ def _within_ranges(state: NegotiatingLegacy, message: ClosingSigned, range: FeeR
     else:
         ours = sent or _fundee_offer(state, range.max_fee_satoshis, env)
     least_sat = max(ours.min_fee_sat, range.min_fee_satoshis)
-    most_sat = min(ours.max_fee_sat, range.max_fee_satoshis)
+    # What the fundee accepts is as much as the opener says, which may be more than it has.
+    most_sat = min(ours.max_fee_sat, range.max_fee_satoshis, _affordable_sat(state))
     if least_sat > most_sat:
         # BOLT 2, "if there is no overlap between that and its own `fee_range`: SHOULD send a warning"
         raise ProtocolViolation(
@@ -114,9 +115,19 @@ def _fee_sat(state: NegotiatingLegacy, feerate_per_kw: int) -> int:
     return weight_fee_sat(closing_tx_weight(state.local_script, state.remote_script), feerate_per_kw)
 
 
+def _affordable_sat(state: NegotiatingLegacy) -> int:
+    """The highest fee that the opener can pay, with at least one output left."""
+    balances = _balances(state)
+    opener_sat, fundee_sat = balances.local_sat, balances.remote_sat
+    if not state.params.is_opener:
+        opener_sat, fundee_sat = fundee_sat, opener_sat
+    dust_limit_sat = state.params.local.dust_limit_sat
+    return opener_sat if fundee_sat >= dust_limit_sat else opener_sat - dust_limit_sat
+
+
 def _opener_offer(state: NegotiatingLegacy, env: Env) -> LegacyOffer:
     """BOLT 2, "SHOULD set the initial `fee_satoshis` according to its estimate of cost of inclusion in a block." """
-    affordable_sat = state.commitments.local.spec.to_local_msat // 1000
+    affordable_sat = _affordable_sat(state)
     fee_sat = min(_fee_sat(state, state.closing_feerate_per_kw), affordable_sat)
     least_sat = min(_fee_sat(state, env.policy.min_feerate_per_kw), fee_sat)
     return LegacyOffer(fee_sat, least_sat, min(fee_sat * MAX_FEE_FACTOR, affordable_sat))
@@ -125,7 +136,7 @@ def _opener_offer(state: NegotiatingLegacy, env: Env) -> LegacyOffer:
 def _fundee_offer(state: NegotiatingLegacy, received_max_sat: int, env: Env) -> LegacyOffer:
     """BOLT 2, "if it is not the funder: SHOULD set `max_fee_satoshis` to at least the `max_fee_satoshis` received,
     SHOULD set `min_fee_satoshis` to a fairly low value". It pays nothing: anything that gets relayed is fine."""
-    affordable_sat = state.commitments.local.spec.to_remote_msat // 1000
+    affordable_sat = _affordable_sat(state)
     fee_sat = min(_fee_sat(state, state.closing_feerate_per_kw), affordable_sat)
     least_sat = min(_fee_sat(state, env.policy.min_feerate_per_kw), fee_sat)
     return LegacyOffer(fee_sat, least_sat, max(received_max_sat, affordable_sat))

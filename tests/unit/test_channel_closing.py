@@ -257,6 +257,25 @@ def resigned(pair: Pair, message: ClosingSigned, fee_sat: int) -> ClosingSigned:
     return dataclasses.replace(message, fee_satoshis=fee_sat, signature=signature)
 
 
+@pytest.mark.parametrize("least_sat", [700_001, 1 << 63])
+def test_legacy_a_range_that_the_opener_cannot_pay(least_sat: int) -> None:
+    pair = legacy(feerates=(300, 5000))
+    offer = decode(pair.alice.outbox.popleft())
+    assert isinstance(offer, ClosingSigned)
+    absurd = dataclasses.replace(offer, fee_range=FeeRange(least_sat, (1 << 64) - 1))
+    with pytest.raises(ev.ProtocolViolation, match="we accept"):
+        pair.bob.step(ev.PeerMessage(resigned(pair, absurd, 1000)))
+
+
+@pytest.mark.parametrize("push_msat", [0, 300_000])
+def test_legacy_fees_leave_an_output(push_msat: int) -> None:
+    pair = open_pair(features=LEGACY, amount_sat=20_000, push_msat=push_msat, feerate_per_kw=253)
+    shut(pair, (60_000, 60_000))
+    pair.settle()
+    (output,) = closed_by(pair.bob).outputs
+    assert output.script_pubkey == script_of("alice")
+
+
 def test_legacy_without_fee_range_the_fees_approach_each_other() -> None:
     pair = legacy()
     pair.alice.outbox.clear()
