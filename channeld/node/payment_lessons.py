@@ -9,7 +9,7 @@ Source: BOLT 4, "Receiving Failure Codes", "Returning Errors".
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
@@ -47,13 +47,18 @@ class Lessons(NamedTuple):
 
     ignored_channels: frozenset[EdgeKey]
     ignored_nodes: frozenset[bytes]
-    policies: dict[EdgeKey, Policy]
-    most_msat: dict[int, int]
+    policies: Mapping[EdgeKey, Policy]
+    most_msat: Mapping[int, int]
     stop: str
+
+
+_NONE = Lessons(frozenset(), frozenset(), {}, {}, "")
 
 
 def lessons_of(record: PaymentRecord) -> Lessons:
     """All that the payment's failed parts teach it."""
+    if not record.parts:
+        return _NONE
     lessons = _Lessons()
     for part in record.parts:
         if part.state == "failed":

@@ -82,11 +82,8 @@ class Live:
 
     async def wait(self, timeout_seconds: float) -> PaymentView:
         """The outcome, or how it stands after `timeout_seconds`. Raises NodeError if it never came to be."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return (await asyncio.shield(self._outcome)).view()
-        except TimeoutError:
-            return self.record.view()
+        await asyncio.wait((self._outcome,), timeout=timeout_seconds)
+        return (self._outcome.result() if self._outcome.done() else self.record).view()
 
     async def exists(self) -> PaymentRecord:
         """As soon as it is durable. Raises NodeError if it never came to be."""

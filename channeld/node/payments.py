@@ -84,6 +84,8 @@ class Payments:
         self._probes: OrderedDict[bytes, PaymentRecord] = OrderedDict()
         """The last ones that are over, for who asked for them: the database keeps none."""
         self._next_id = 1
+        self._ended = 0
+        """How many have left `_live`."""
         self._background: set[asyncio.Task[None]] = set()
 
     # --- start and end
@@ -141,6 +143,7 @@ class Payments:
         self._live[live.record.payment_hash] = self._by_id[live.record.payment_id] = live
 
     def _leave(self, live: progress.Live) -> None:
+        self._ended += 1
         self._live.pop(live.record.payment_hash, None)
         self._by_id.pop(live.record.payment_id, None)
         if live.record.state == "failed" and live.record.kind == "rebalance":
@@ -180,8 +183,11 @@ class Payments:
     async def _launch(self, draft: Draft, extra: Extra) -> progress.Live:
         record, invoice = draft
         self._check_not_paid(record.payment_hash)
+        ended = self._ended
         plan = await self._planner.plan(record, invoice)
-        self._check_not_paid(record.payment_hash)
+        self._check_not_paying(record.payment_hash)
+        if self._ended != ended:
+            self._check_not_paid(record.payment_hash)
         payment_id, self._next_id = self._next_id, self._next_id + 1
         live = progress.Live(replace(record, payment_id=payment_id), invoice=invoice)
         parts = self._parts(live, plan)
@@ -208,9 +214,12 @@ class Payments:
             raise NodeError("failed_precondition", "the first call with this key came to nothing: nothing was paid")
         return decode(record)
 
-    def _check_not_paid(self, payment_hash: bytes) -> None:
+    def _check_not_paying(self, payment_hash: bytes) -> None:
         if payment_hash in self._live:
             raise NodeError("already_exists", "this invoice is being paid right now")
+
+    def _check_not_paid(self, payment_hash: bytes) -> None:
+        self._check_not_paying(payment_hash)
         if ("succeeded",) in self._store.lookup(rows.FIND_PAYMENTS, payment_hash):
             raise NodeError("already_exists", "this invoice has been paid already")
 
