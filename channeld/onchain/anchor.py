@@ -73,11 +73,22 @@ def anchor_of(known: Known, commitment: Commitment) -> Output | None:
     return None
 
 
-def deadlines_of(known: Known) -> set[int]:
-    """Heights by which our commitment must be in the chain, for the sake of its HTLCs."""
+CLAIM_BLOCKS = 6
+"""What is left of the time for an HTLC-success transaction, which cannot be mined before our commitment is: half of the
+time that there is, and at most so many blocks."""
+
+
+def deadlines_of(known: Known, height: int) -> set[int]:
+    """Heights by which our commitment must be in the chain, for the sake of its HTLCs, seen from the tip `height`."""
     return {
-        htlc.cltv_expiry + (OFFERED_DEADLINE_BLOCKS if htlc.offered else 0) for htlc in _htlcs_with_deadlines(known)
+        htlc.cltv_expiry + OFFERED_DEADLINE_BLOCKS if htlc.offered else _in_time_to_claim(htlc.cltv_expiry, height)
+        for htlc in _htlcs_with_deadlines(known)
     }
+
+
+def _in_time_to_claim(cltv_expiry: int, height: int) -> int:
+    left = cltv_expiry - height
+    return cltv_expiry if left < 1 else max(cltv_expiry - min(CLAIM_BLOCKS, left // 2), height + 2)
 
 
 def _htlcs_with_deadlines(known: Known) -> list[Htlc]:
@@ -137,7 +148,7 @@ def _wanted_feerate(known: Known, commitment: Commitment, budget_sat: int, rates
         return min(max(FLOOR_PER_KW, rate), CEILING_PER_KW)
 
     lazy = lazy_feerate(rates, most(budget_sat))
-    deadlines = deadlines_of(known)
+    deadlines = deadlines_of(known, height)
     if not deadlines:
         return lazy
     hurry_sat = min(budget_sat, urgent_stake_sat(known) * CONTESTED_PERMILLE // 1000)

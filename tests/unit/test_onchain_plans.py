@@ -14,6 +14,7 @@ from channeld.onchain.anchor import (
     CHILD_WEIGHT,
     anchor_plan,
     commitment_of,
+    deadlines_of,
     missing_fee_sat,
     stake_sat,
     urgent_stake_sat,
@@ -40,6 +41,7 @@ from tests.unit.onchain_support import (
     EXPIRY,
     HOME,
     OFFERED,
+    RECEIVED,
     RECEIVED_UNKNOWN,
     channel,
     close_of,
@@ -415,3 +417,20 @@ def test_the_most_urgent_comes_first() -> None:
     deadlines = [min(deadline for o in plan.outputs if (deadline := deadline_of(o)) is not None) for plan in found]
     assert deadlines == sorted(deadlines)
     assert len(deadlines) == 2
+
+
+def test_a_commitment_leaves_time_for_the_htlc_that_it_is_for() -> None:
+    """An HTLC-success transaction is mined a block later at the earliest, and the peer may take the HTLC then."""
+    alice = closing()
+    spec = known(alice).local.spec
+    received = {key: htlc for key, htlc in spec.htlcs.items() if not htlc.offered and htlc.id == RECEIVED}
+    stake = replace(known(alice), local=replace(known(alice).local, spec=replace(spec, htlcs=received)))
+    rates = [anchor_plan(stake, (), Rates(((1, 5000),)), height) for height in range(EXPIRY - 18, EXPIRY)]
+    found = [plan.feerate_per_kw for plan in rates if plan is not None]
+    assert len(found) == 18
+    assert found == sorted(found)
+    assert found[0] == 5000  # there is time
+    most = found[-1]
+    assert found[-4] == most > 4 * 5000  # everything, with four blocks left
+    assert found[-9] > 5000
+    assert deadlines_of(stake, EXPIRY) == {EXPIRY}
