@@ -39,7 +39,7 @@ from channeld.onchain.rates import Rates
 from channeld.onchain.report import CloseReport, report
 from channeld.storage import Store, Write
 from wallet.bitcoin import Tx
-from wallet.chain import ChainSource, ChainUnavailable
+from wallet.chain import ChainError, ChainSource, ChainUnavailable
 from wallet.wallet import Wallet
 
 log = structlog.get_logger(__name__)
@@ -295,7 +295,11 @@ class Monitor:
         """Where our own claims of expired HTLCs do not get through, the peer's may wait there to outlast the incoming
         side."""
         outputs = [] if step.close is None else to_look_for(env.known, step.close, env.height)
-        preimages = await self._publisher.preimages(outputs)
+        try:
+            preimages = await self._publisher.preimages(outputs)
+        except ChainError as error:
+            log.warning("the mempool could not be looked into", reason=str(error))
+            return
         for id, htlc in env.known.offered.items():
             if htlc.payment_hash in preimages:
                 driver.post(ev.HtlcOnChain(id, preimages[htlc.payment_hash]))
