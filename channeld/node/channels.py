@@ -134,6 +134,8 @@ class Channels:
         self.update_of_peer: Callable[[bytes], ChannelUpdate | None] = lambda channel_id: None
         """The peer's policy towards us, by `channel_id`."""
 
+        self.knows_height: Callable[[], bool] = lambda: True
+        """Whether layer 1 is followed."""
         self.on_closing: Callable[[Driver], None] = _nobody
         """Who must hear of every change of a channel that ends on chain."""
         self.on_forgotten: Callable[[int], list[Write]] = lambda channel_key: []
@@ -333,6 +335,8 @@ class Channels:
         temporary_id = message.temporary_channel_id
         if temporary_id in self._taken_ids or (link.node_id, temporary_id) in self._by_id or not any(temporary_id):
             refusal = "this temporary_channel_id is in use"
+        elif not self.knows_height():  # else its 2,016 blocks could be over at once
+            refusal = "this node is catching up with layer 1; try again later"
         else:
             everybody = (d.state for d in self._by_key.values())
             with_peer = [d.state for d in self.of_peer(link.node_id)]

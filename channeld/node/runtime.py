@@ -191,6 +191,7 @@ class Runtime:
             self.keys.network.chain_hash,
         )
         self.monitor = Monitor(store, source, self.wallet, self.channels, self._watches, bus)
+        self.channels.knows_height = lambda: self.chain.in_step
         self.channels.on_closing = self.monitor.touched
         self.channels.on_forgotten = self.monitor.forgotten
         self.chain = ChainFollower(

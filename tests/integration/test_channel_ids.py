@@ -138,6 +138,17 @@ async def test_an_opening_may_be_begun_again(world: World) -> None:
     assert isinstance(answer, ErrorMessage)
 
 
+async def test_no_channel_while_the_height_is_not_known(world: World) -> None:
+    bob = await world.node("bob")
+    stranger = Stranger(bob)
+    bob.runtime.chain.in_step = False
+    answer = await stranger.says(stranger.proposal(b"\x07" * 32))
+    assert isinstance(answer, ErrorMessage)
+    assert b"catching up" in answer.data
+    bob.runtime.chain.in_step = True
+    assert isinstance(await stranger.says(stranger.proposal(b"\x08" * 32)), AcceptChannel)
+
+
 async def test_an_error_for_all_channels_fails_them_all_and_no_other_peers(world: World) -> None:
     # BOLT 1, "if `channel_id` is all zero: MUST fail all channels with the sending node."
     alice, bob, carol = [await world.node(name) for name in ("alice", "bob", "carol")]
