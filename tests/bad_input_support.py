@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import pytest
 
 from channeld.lab import DaemonProcess, Lab
 from channeld.v1 import payments_pb2, peers_pb2, wallet_pb2
+from tests.programs import Ran, run
 
 SUCCEEDED = payments_pb2.PAYMENT_STATE_SUCCEEDED
 CAPACITY_SAT = 1_000_000
 PUSHED_SAT = 300_000
 ON_CHAIN_SAT = 2_000_000
-
-
-class Ran(NamedTuple):
-    """What a program said, and its exit status."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-
-async def run(*command: str, env: Mapping[str, str] | None = None) -> Ran:
-    """A program from start to end."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "400", **(env or {})},
-    )
-    try:
-        async with asyncio.timeout(30):
-            stdout, stderr = await process.communicate()
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-    assert process.returncode is not None
-    return Ran(process.returncode, stdout.decode(), stderr.decode())
 
 
 async def ctl(daemon: DaemonProcess, *arguments: str) -> Ran:

@@ -21,6 +21,21 @@ import msgspec
 from channeld.lab.processes import Child, ManagedProcess, spawn_program
 from tests.warm_start import READY, Request
 
+PROGRAMS = (
+    "channeld.config",
+    "channeld.api.server",
+    "channeld.daemon",
+    "channeld.cli.lncli_graph",
+    "channeld.cli.lncli_payments",
+    "channeld.cli.score_commands",
+    "channeld.cli.tower_commands",
+    "wallet.bitcoind",
+    "wallet.regtest.options",
+    "wallet.regtest.server",
+    "watchtower.rpc.commandline",
+    "uvloop",
+)
+"""What programs import: nothing that starts threads, as numpy does."""
 START_SECONDS = 60.0
 
 
@@ -52,7 +67,8 @@ class WarmChild:
 class WarmStarts:
     """The process to fork from; it is started when it is needed first."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = PROGRAMS) -> None:
+        self._modules = modules
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -73,7 +89,7 @@ class WarmStarts:
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = ["setpriv", "--pdeathsig", "KILL", "--"]
-        command += [sys.executable, "-m", "tests.warm_start", str(theirs.fileno())]
+        command += [sys.executable, "-m", "tests.warm_start", str(theirs.fileno()), *self._modules]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         ours.settimeout(START_SECONDS)

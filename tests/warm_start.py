@@ -1,6 +1,6 @@
-"""The process that warm starts are forked from: `python -m tests.warm_start FD`; see `tests.warm`.
+"""The process that warm starts are forked from: `python -m tests.warm_start FD MODULE...`; see `tests.warm`.
 
-It imports what the programs import, once. Then, for each request on the socket FD, it forks; the child becomes what
+It imports the modules, once. Then, for each request on the socket FD, it forks; the child becomes what
 `python -m MODULE ARGUMENTS` would be, and how it ended is written to a pipe that came with the request. There is one
 thread and no event loop in here: what is forked has nothing under way.
 """
@@ -21,17 +21,6 @@ from typing import NamedTuple
 
 import msgspec
 
-PROGRAMS = (
-    "channeld.config",
-    "channeld.api.server",
-    "channeld.daemon",
-    "wallet.bitcoind",
-    "wallet.regtest.options",
-    "wallet.regtest.server",
-    "watchtower.rpc.commandline",
-    "uvloop",
-)
-"""What is imported before the first start: nothing that starts threads, as numpy does."""
 MAX_REQUEST_BYTES = 1 << 17
 READY = b"ready"
 PR_SET_PDEATHSIG = 1
@@ -121,7 +110,7 @@ def main() -> None:
     """Until the other side of the socket is closed."""
     control = socket.socket(fileno=int(sys.argv[1]))
     gc.disable()
-    for name in PROGRAMS:
+    for name in sys.argv[2:]:
         import_module(name)
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"an import started {threads - 1} threads: what is forked would lack them"

@@ -16,7 +16,8 @@ import pytest_asyncio
 from channeld.lab import DaemonProcess, ManagedProcess
 from channeld.storage.migrate import HEAD
 from channeld.v1 import events_pb2
-from tests.bad_input_support import Net, ctl, net_in, run
+from tests.bad_input_support import Net, ctl, net_in
+from tests.programs import run
 from wallet.keys import Seed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -16,6 +16,7 @@ from channeld.lab.daemon import DaemonProcess
 from channeld.lab.lab import Lab
 from channeld.lab.tower import start, tower_process
 from channeld.v1 import towers_pb2
+from tests.programs import run
 from watchtower.client.connection import TowerUri
 from watchtower.tower.paths import tower_paths
 
@@ -32,9 +33,8 @@ async def tower(lab: Lab, directory: Path, *arguments: str) -> AsyncIterator[Tow
 async def channelctl(daemon: DaemonProcess, *arguments: str) -> tuple[int, str]:
     """Exit status and what it prints."""
     command = (sys.executable, "-m", "channeld.cli.main", "--datadir", str(daemon.paths.root), "tower", *arguments)
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    out, _ = await process.communicate()
-    return process.returncode or 0, out.decode()
+    ran = await run(*command)
+    return ran.status, ran.stdout
 
 
 async def up_to_date(daemon: DaemonProcess) -> towers_pb2.CheckTowersResponse:

@@ -64,7 +64,7 @@ async def test_an_unknown_module(program: Start) -> None:
 
 
 async def test_what_is_warm_ends_with_what_it_was_forked_from(tmp_path: Path) -> None:
-    warm = WarmStarts()
+    warm = WarmStarts(())
     with (tmp_path / "log").open("wb") as log:
         command = [sys.executable, "-m", "tests.start_teller", "wait"]
         child = await warm.spawn(command, log, {**os.environ, "WORD": "a word"})

@@ -13,24 +13,14 @@ import pytest
 from channeld.lab.lab import Lab
 from channeld.lab.processes import ProcessEnded
 from channeld.lab.tower import start, tower_process
+from tests.programs import Ran, run
 from watchtower.appointment import Appointment
 from watchtower.client.connection import Connection
 from watchtower.tower.paths import tower_paths
 
 
-async def ctl(directory: Path, *arguments: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "watchtower.cli.main",
-        "--datadir",
-        str(directory),
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, error = await process.communicate()
-    return process.returncode or 0, out.decode(), error.decode()
+async def ctl(directory: Path, *arguments: str) -> Ran:
+    return await run(sys.executable, "-m", "watchtower.cli.main", "--datadir", str(directory), *arguments)
 
 
 async def ctl_json(directory: Path, *arguments: str) -> Any:
