@@ -8,6 +8,8 @@ from tests.fuzz.child import WORK
 from tests.fuzz.target import CORPUS, Target
 
 KEPT_PER_TARGET = 60
+MAX_KEPT_BYTES = 2_000
+"""Longer ones reach little that shorter ones do not."""
 
 
 def size(target: Target) -> int:
@@ -17,7 +19,8 @@ def size(target: Target) -> int:
 
 def keep(target: Target) -> None:
     """Write the smallest inputs that together reach all that the corpus reaches, by lines of our code."""
-    inputs = sorted({path.read_bytes() for path in (WORK / target.name).glob("*") if path.is_file()}, key=len)
+    found = {path.read_bytes() for path in (WORK / target.name).glob("*") if path.is_file()}
+    inputs = sorted((data for data in found if len(data) <= MAX_KEPT_BYTES), key=lambda data: (len(data), data))
     seeds = set(target.seeds())
     reached: set[object] = set()
     kept: list[bytes] = []
@@ -28,8 +31,10 @@ def keep(target: Target) -> None:
             if data not in seeds:
                 kept.append(data)
     file = CORPUS / f"{target.name}.txt"
-    file.write_text("".join(f"{data.hex()}\n" for data in kept[:KEPT_PER_TARGET] if data))
-    print(f"{target.name}: {len(kept[:KEPT_PER_TARGET])} of {len(inputs)} inputs kept, {len(reached)} lines reached")
+    kept = [data for data in kept if data][:KEPT_PER_TARGET]
+    if kept:
+        file.write_text("".join(f"{data.hex()}\n" for data in kept))
+    print(f"{target.name}: {len(kept)} of {len(inputs)} inputs kept, {len(reached)} lines reached")
 
 
 def _lines(target: Target, data: bytes) -> set[object]:
