@@ -364,7 +364,11 @@ def _on_connection(state: State, event: Connected | Disconnected, env: Env) -> T
     if isinstance(event, Connected):
         if isinstance(state, Closing | WaitingForRemoteClose):
             linked = replace(state, link=Live(event.remote_features))
-            return Transition(linked, tuple(_repeat_error(linked)))
+            effects = _repeat_error(linked)
+            if isinstance(linked, WaitingForRemoteClose):
+                # Some nodes do not close over an `error`, but over the proof that we are behind.
+                effects = [Send(reestablish.where_we_stand(linked, env)), *effects]
+            return Transition(linked, tuple(effects))
         # A connection may replace one whose end nobody noticed.
         dropped = Transition(state) if isinstance(state.link, Offline) else _disconnected(state)
         assert isinstance(dropped.state, Funded)

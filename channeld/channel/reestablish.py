@@ -105,16 +105,20 @@ def compare(c: Commitments, message: ChannelReestablish, signer: ChannelSecrets)
 
 def on_connected(state: AnyFunded, remote_features: frozenset[int], env: Env) -> tuple[AnyFunded, list[Effect]]:
     """BOLT 2, "MUST transmit `channel_reestablish` for each channel." """
+    return replace(state, link=Syncing(remote_features)), [Send(where_we_stand(state, env))]
+
+
+def where_we_stand(state: AnyFunded, env: Env) -> ChannelReestablish:
+    """Our `channel_reestablish`."""
     c = state.commitments
     received = c.remote.index  # the peer revoked 0 .. received - 1
-    message = ChannelReestablish(
+    return ChannelReestablish(
         state.params.channel_id,
         c.local.index + 1,
         received,
         c.remote_secrets.secret(received - 1) if received else bytes(32),
         env.signer.per_commitment_point(c.local.index),
     )
-    return replace(state, link=Syncing(remote_features)), [Send(message)]
 
 
 def on_channel_reestablish(state: Open, message: ChannelReestablish, env: Env) -> Transition:

@@ -259,6 +259,11 @@ def test_who_lost_state_never_broadcasts() -> None:
     pair.bob.crash()
     assert isinstance(pair.bob.state, WaitingForRemoteClose)
     assert not pair.bob.broadcast
+    # On each connection it says again what makes the other side close: where it stands, and the error.
+    pair.bob.step(ev.Connected(pair.alice.features))
+    again = pair.bob.sent()
+    assert [type(message) for message in again] == [ChannelReestablish, ErrorMessage]
+    assert again[0] == greeting_of_old(pair, old)
     # Alice sees Bob's old numbers: it waits for Bob's error, which makes it close.
     pair.alice.step(ev.PeerMessage(greeting_of_old(pair, old)))
     assert isinstance(pair.alice.sent()[-1], WarningMessage)
