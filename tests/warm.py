@@ -88,8 +88,7 @@ class WarmStarts:
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = ["setpriv", "--pdeathsig", "KILL", "--"]
-        command += [sys.executable, "-m", "tests.warm_start", str(theirs.fileno()), *self._modules]
+        command = [sys.executable, "-m", "tests.warm_start", str(theirs.fileno()), *self._modules]
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         ours.settimeout(START_SECONDS)

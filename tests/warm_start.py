@@ -2,7 +2,8 @@
 
 It imports the modules, once. Then, for each request on the socket FD, it forks; the child becomes what
 `python -m MODULE ARGUMENTS` would be, and how it ended is written to a pipe that came with the request. There is one
-thread and no event loop in here: what is forked has nothing under way.
+thread and no event loop in here: what is forked has nothing under way. When the other side of the socket ends, however
+that may be, so does this process, and with it all that was forked from it.
 """
 
 from __future__ import annotations
