@@ -254,13 +254,13 @@ class ChannelDriver(Generic[S]):
 
     def start(self, effects: Sequence[fx.Effect], writes: Sequence[wr.Write], extra: Sequence[Write] = ()) -> None:
         """Commit and perform what `machine.initiate`, `accept` or `resume` led to; the state is set already. `extra`
-        rows go into the same transaction."""
+        rows go into the same transaction. A bug in what the node makes of it stops this channel, not the others."""
         batch = _Batch()
         batch.writes.extend(extra)
         self._busy = True
         env = self._host.env(self)
         self._keep(writes, batch)
-        self._react(effects, env, batch)
+        self._react(effects, env, batch, starts=True)
         batch.writes.extend(self._host.rows(self, None))
         self._host.submit(batch.writes, lambda error: self._committed(batch, error))
 
@@ -338,17 +338,17 @@ class ChannelDriver(Generic[S]):
                 self.adds.pop((write.offered, write.id), None)
             batch.writes.append(channel_write(self.channel_key, write))
 
-    def _react(self, effects: Iterable[fx.Effect], env: Env, batch: _Batch) -> None:
+    def _react(self, effects: Iterable[fx.Effect], env: Env, batch: _Batch, starts: bool = False) -> None:
         further: list[ev.Event] = []
         for effect in effects:
             batch.effects.append((effect, self.link))
             try:
                 reaction = self._host.react(self, effect)
             except Exception as error:
-                if self.failure is None:
+                if self.failure is None and not starts:
                     raise
-                # The channel is frozen already, perhaps by this very bug: it must not keep it from being closed.
-                log.critical("reaction failed", channel=self.channel_id.hex(), effect=repr(effect), exc_info=error)
+                # It must not keep the channel from being closed, or from what it promised before a restart.
+                self._freeze(effect, error)
                 batch.effects.pop()
                 continue
             batch.writes.extend(reaction.writes)
@@ -360,6 +360,10 @@ class ChannelDriver(Generic[S]):
                 log.warning(
                     "answer rejected", channel=self.channel_id.hex(), refused=repr(event), reason=str(rejection)
                 )
+            except Exception as error:
+                if not starts:
+                    raise
+                self._freeze(event, error)
 
     def _violated(self, violation: ev.ProtocolViolation, env: Env, batch: _Batch) -> None:
         """The one place where a peer's mistake becomes a message (BOLT 1, "The error and warning Messages")."""

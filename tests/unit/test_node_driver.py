@@ -333,6 +333,24 @@ async def test_a_bug_freezes_the_channel_and_keeps_what_was_done_before(
     assert host.commits == []
 
 
+@pytest.mark.parametrize("bug", ["reaction", "answer"])
+async def test_a_bug_at_the_start_freezes_one_channel_and_does_what_it_promised(
+    driver: ChannelDriver[State], host: FakeHost, bug: str
+) -> None:
+    """All channels are started one after the other: what stops one must not stop the node, nor keep a transaction from
+    being published."""
+    if bug == "reaction":
+        host.broken.add(fx.HtlcRemoved)
+    else:
+        host.reactions[fx.HtlcRemoved] = Reaction(events=[BUG])
+    over = fx.CloseCompleted(None, "over")
+    driver.start([fx.HtlcRemoved(1, True), over], [])
+    assert driver.failure is not None
+    assert len(host.frozen_by) == 1
+    await host.commit()
+    assert host.performed[-1] == over
+
+
 async def test_what_waited_behind_a_bug_is_answered(driver: ChannelDriver[State], host: FakeHost) -> None:
     answers: list[Any] = []
     driver.post(BUG)
@@ -519,7 +537,16 @@ async def test_connections_that_come_and_go_meanwhile_leave_nothing(
     driver.post_connected(newer, frozenset())
     say(driver, newer, "new")
     await host.commit()
-    assert driver.state == ("Connected", "slow", "signed", "Disconnected", *["block"] * 100, "Connected", "new", "signed")
+    assert driver.state == (
+        "Connected",
+        "slow",
+        "signed",
+        "Disconnected",
+        *["block"] * 100,
+        "Connected",
+        "new",
+        "signed",
+    )
     assert driver.link is newer
 
 
