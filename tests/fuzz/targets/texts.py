@@ -20,7 +20,8 @@ from wallet.bitcoin.encoding import SerializationError
 from wallet.bitcoin.secp import pubkey_of, sign_recoverable
 from wallet.bitcoin.tx import Block, BlockHeader
 from wallet.errors import PsbtError
-from wallet.psbt import complete, decode
+from wallet.keys import CHANGE, EXTERNAL, AddressKind, KeyPath, Keys
+from wallet.psbt import Decoded, InputInfo, complete, decode, encode, sign
 
 SECRET = sha256(b"payee").digest()
 REGTEST = BY_NAME["regtest"]
@@ -99,6 +100,12 @@ def short_channel_id(data: bytes) -> None:
     assert parse_short_channel_id(format_short_channel_id(value)) == value
 
 
+KEYS = Keys(b"\x07" * 64, REGTEST)
+OUTPOINTS = [OutPoint(sha256(b"ours %d" % number).digest(), number) for number in range(2)]
+PATHS = [KeyPath(AddressKind.P2TR, EXTERNAL, 0), KeyPath(AddressKind.P2WPKH, CHANGE, 1)]
+OURS = {outpoint: (TxOut(5000, KEYS.script(path)), path) for outpoint, path in zip(OUTPOINTS, PATHS, strict=True)}
+
+
 def _psbt_seeds() -> Iterator[bytes]:
     spent = OutPoint(sha256(b"coin").digest(), 0)
     tx = Tx(2, (TxIn(spent, b"", 0),), (TxOut(1000, b"\x00\x14" + bytes(20)), TxOut(5, b"\x51\x20" + bytes(32))), 0)
@@ -108,17 +115,35 @@ def _psbt_seeds() -> Iterator[bytes]:
     psbt.inputs[0].unknown = {b"\x13": bytes(64)}  # embit shares its empty one among all
     yield psbt.serialize()
     yield psbt.to_base64().encode()
+    tx = Tx(2, tuple(TxIn(outpoint) for outpoint in OURS), (TxOut(1000, OURS[OUTPOINTS[0]][0].script_pubkey),), 0)
+    inputs = [InputInfo(txout, path, None) for txout, path in OURS.values()]
+    text = encode(tx, inputs, [OURS[OUTPOINTS[0]][1]], KEYS)
+    yield base64.b64decode(text)
+    yield base64.b64decode(sign(decode(text), KEYS, OURS.get)[0])
 
 
 @target("psbt", _psbt_seeds, 6000)
 def psbt(data: bytes) -> None:
-    """PSBTs handed in: a sentence, or something that can be completed or not."""
+    """PSBTs handed in: a sentence, or something that we sign as far as it is ours, and that can be completed or not."""
     for text in (_text(data), base64.b64encode(data).decode()):
         try:
             decoded = decode(text)
-            complete(decoded)
         except PsbtError as error:
             assert str(error)
+            continue
+        for way in (complete, _sign):
+            try:
+                way(decoded)
+            except PsbtError as error:
+                assert str(error)
+
+
+def _sign(decoded: Decoded) -> None:
+    """What we have signed can be read, and is the same transaction."""
+    text, places = sign(decoded, KEYS, OURS.get)
+    again = decode(text)
+    assert again.tx == decoded.tx
+    assert places == [place for place, txin in enumerate(again.tx.inputs) if txin.outpoint in OURS]
 
 
 @target("transaction", lambda: [bytes.fromhex("0200000000010100" + "00" * 60)], 4096)
