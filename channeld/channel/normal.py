@@ -68,6 +68,9 @@ from channeld.channel.writes import ForgetAdd, SaveAdd, SaveRevocable, Write
 from wallet.bitcoin.secp import is_valid_pubkey, is_valid_secret, pubkey_of
 
 BADONION = 0x8000
+MAX_REASON_BYTES = 4096
+"""Of what a peer says of a failed HTLC: it is in the state until the HTLC is gone, and written with each commit. Nodes
+send 292 bytes, some more with a `channel_update` in it; a longer one cannot be read by whom it is for."""
 
 # --- commands -----------------------------------------------------------------------------------------------------
 
@@ -239,7 +242,7 @@ def on_update_fail_htlc(state: Normal | ShuttingDown, message: UpdateFailHtlc, e
     """The peer failed an HTLC; it counts once it is committed."""
     _offered(state.commitments, message.id, "update_fail_htlc")
     data = message.attribution_data.to_bytes() if message.attribution_data else b""
-    return _receive(state, HtlcFail(message.id, message.reason, data))
+    return _receive(state, HtlcFail(message.id, message.reason[:MAX_REASON_BYTES], data))
 
 
 def on_update_fail_malformed_htlc(

@@ -27,7 +27,7 @@ from channeld.bolt.transactions.commitment import _keyed
 from channeld.channel import commitments as cm
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
-from channeld.channel import limits, machine
+from channeld.channel import limits, machine, normal
 from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import Normal
 from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_of
@@ -360,6 +360,19 @@ def test_an_add_that_was_not_signed_is_reported_as_never_sent() -> None:
     assert not pair.bob.adds
     assert pair.alice.commitments.local_next_htlc_id == 0
     assert pair.bob.commitments.remote_next_htlc_id == 0
+
+
+def test_a_reason_is_not_kept_at_any_length() -> None:
+    """With 483 of them, each of our commits would write 30 MB."""
+    pair = open_pair()
+    for number in range(2):
+        add(pair.alice, 5_000_000, number)
+    pair.settle()
+    longest = bytes(range(256)) * (normal.MAX_REASON_BYTES // 256)
+    pair.bob.step(ev.FailHtlc(0, longest))
+    pair.bob.step(ev.FailHtlc(1, longest * 15))
+    pair.settle()
+    assert [failed.reason for failed in pair.alice.logged(fx.HtlcFailed)] == [longest, longest]
 
 
 # --- fees ---------------------------------------------------------------------------------------------------------
