@@ -9,6 +9,7 @@ when a closing channel changed (a preimage came), and after a restart. Asking ag
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Sequence
 from typing import NamedTuple, assert_never
 
@@ -228,8 +229,9 @@ class Monitor:
                 await self._round()
 
     async def _round(self) -> None:
-        """Each channel that is due, by itself; then what they want to sweep, together where that is cheaper."""
-        for channel_key in list(self._due):
+        """Each channel that is due, by itself, those with HTLCs that expire soon first: the wallet may not have coins
+        for all. Then what they want to sweep, together where that is cheaper."""
+        for channel_key in sorted(self._due, key=self._first_expiry):
             if not self._in_step:
                 break  # what was planned may be wrong now: a look at the new tip follows
             self._due.pop(channel_key, None)
@@ -240,6 +242,11 @@ class Monitor:
         self._sweeps.clear()
         if self._in_step:
             await self._sweep_all([sweep for sweep in sweeps if self._cases.get(sweep.channel_key) is sweep.case])
+
+    def _first_expiry(self, channel_key: int) -> float:
+        case = self._cases.get(channel_key)
+        htlcs = () if case is None else case.state.commitments.local.spec.htlcs.values()
+        return min((htlc.cltv_expiry for htlc in htlcs), default=math.inf)
 
     async def _guarded(self, case: _Case, work: Coroutine[None, None, None]) -> None:
         """What fails for one channel is heard of, and does not stop the others."""
