@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from watchtower.rpc.lean import import_structlog
+
 if TYPE_CHECKING:
     from channeld.config import Config
     from channeld.storage import CommitHook
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status: 0, or 1 with a sentence on stderr (2 for wrong flags)."""
     gc.disable()  # until everything is imported: collecting meanwhile would cost a sixth of the start
+    import_structlog()
     from channeld.config import load_config
     from watchtower.rpc.settings import ConfigError
 

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from watchtower.rpc.lean import import_structlog
+
 if TYPE_CHECKING:
     from watchtower.tower.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status: 0, or 1 with a sentence on stderr (2 for wrong flags)."""
+    import_structlog()
     from watchtower.rpc.settings import ConfigError
     from watchtower.tower.config import load_config
 

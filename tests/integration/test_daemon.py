@@ -7,6 +7,8 @@ import logging
 import re
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +83,14 @@ def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for flag in ("--datadir", "--network", "--listen", "--rpclisten", "--bitcoind-url", "--alias"):
         assert flag in text
+
+
+def test_structlog_comes_without_rich() -> None:
+    code = (
+        "import sys; from watchtower.rpc.lean import import_structlog; import_structlog(); "
+        "assert 'structlog' in sys.modules and 'rich' not in sys.modules; import rich.console"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # --- sentences ----------------------------------------------------------------------------------------------------
