@@ -122,7 +122,7 @@ def advance(state: ShuttingDown, env: Env, effects: list[Effect], writes: list[W
             effects += need_script(state, env)
             return Transition(state, tuple(effects), tuple(writes), reason)
         effects.append(Send(Shutdown(state.params.channel_id, state.local_script)))
-        state = replace(state, local_sent=True)
+        state = replace(state, local_sent=True, first_late_htlc_id=c.remote_next_htlc_id)
     if state.local_sent and state.remote_script and c.is_settled and not c.has_htlcs:
         # BOLT 2, "Once shutdown is complete, the channel is empty of HTLCs, there are no commitments for which a
         # revocation is owed, and all updates are included on both commitments"

@@ -91,6 +91,14 @@ class HtlcLockedIn(Struct, frozen=True):
     in-flight HTLCs")."""
     unfunded: bool = False
     """The same, because the peer could still take the channel's money back: its funding transaction left the chain."""
+    too_late: bool = False
+    """The same, because it was added after we said `shutdown`, and the close would never come (BOLT 2, "SHOULD fail to
+    route any HTLC added after it has sent `shutdown`")."""
+
+    @property
+    def must_fail(self) -> bool:
+        """Whatever it is for."""
+        return self.over_dust_exposure or self.unfunded or self.too_late
 
 
 class HtlcSettled(Struct, frozen=True):

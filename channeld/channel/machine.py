@@ -41,13 +41,12 @@ from channeld.bolt.messages import (
 )
 from channeld.bolt.messages import UpdateFee as UpdateFeeMessage
 from channeld.bolt.transactions.spec import Htlc
-from channeld.channel import chain, close_legacy, close_simple, closing, limits, normal, reestablish
+from channeld.channel import chain, close_legacy, close_simple, closing, normal, reestablish
 from channeld.channel import commitments as cm
 from channeld.channel import open as opening
 from channeld.channel.effects import (
     Broadcast,
     Effect,
-    HtlcLockedIn,
     PhaseChanged,
     ReleaseFunding,
     Send,
@@ -454,9 +453,7 @@ def resume(state: State, env: Env) -> Transition:
     if isinstance(following, ShuttingDown):
         effects += closing.need_script(following, env)
     effects += transition.effects
-    for htlc in cm.unanswered(following.commitments):
-        over = limits.exceeds_dust_exposure(following, htlc, env.policy)
-        effects.append(HtlcLockedIn(htlc, over, normal.is_unfunded(following)))
+    effects += [normal.locked_in(following, htlc, env) for htlc in cm.unanswered(following.commitments)]
     return Transition(following, tuple(effects), transition.writes)
 
 

@@ -392,8 +392,7 @@ def on_revoke_and_ack(
     removed: set[int] = set()
     for update in c.theirs.signed:
         if isinstance(update, HtlcAdd):
-            over = limits.exceeds_dust_exposure(state, update.htlc, env.policy)
-            effects.append(HtlcLockedIn(update.htlc, over, is_unfunded(state)))
+            effects.append(locked_in(state, update.htlc, env))
         elif not isinstance(update, FeeUpdate):
             removed.add(update.id)
             effects.extend(_outcome(c, update))
@@ -402,6 +401,17 @@ def on_revoke_and_ack(
         origins = {id: origin for id, origin in c.origins.items() if id not in removed}
         after = replace(after, origins=origins, learnt=c.learnt - removed)
     return replace(state, commitments=after), effects, writes
+
+
+def locked_in(state: Funded, htlc: Htlc, env: Env) -> HtlcLockedIn:
+    """What the node hears of a received HTLC that is irrevocable."""
+    first_late_id = state.first_late_htlc_id if isinstance(state, ShuttingDown) else None
+    return HtlcLockedIn(
+        htlc,
+        limits.exceeds_dust_exposure(state, htlc, env.policy),
+        is_unfunded(state),
+        first_late_id is not None and htlc.id >= first_late_id,
+    )
 
 
 def is_unfunded(state: Funded) -> bool:

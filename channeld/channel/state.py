@@ -228,6 +228,8 @@ class ShuttingDown(Funded, frozen=True, kw_only=True, tag="shutting_down"):
     local_script: bytes = b""
     local_sent: bool = False
     """We sent `shutdown`; before, our updates that are under way had to be signed for."""
+    first_late_htlc_id: int | None = None
+    """HTLCs of the peer's from this id on came after that."""
     remote_script: bytes = b""
     closing_feerate_per_kw: int = 0
 

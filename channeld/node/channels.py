@@ -426,7 +426,7 @@ class Channels:
         assert isinstance(driver, Driver)
         match effect:
             case fx.HtlcLockedIn():
-                return self.switch.locked_in(driver, effect.htlc, effect.over_dust_exposure or effect.unfunded)
+                return self.switch.locked_in(driver, effect.htlc, effect.must_fail)
             case fx.HtlcSettled():
                 return self.switch.settled(driver, effect)
             case fx.HtlcFailed():

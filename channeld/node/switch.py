@@ -92,7 +92,7 @@ class Switch:
         if seen[:2] != (driver.channel_key, htlc.id):
             return refuse(driver, htlc.id, onion.context.refusal(TemporaryNodeFailure(), "the onion was seen before"))
         if over_dust_exposure and not bound:
-            refusal = onion.context.refusal(TemporaryNodeFailure(), "too much is in HTLCs too small to claim")
+            refusal = onion.context.refusal(TemporaryNodeFailure(), "nothing may come in over this channel now")
             return refuse(driver, htlc.id, refusal)
         remember = rows.SAVE_ONION(replay_key, driver.channel_key, htlc.id, htlc.cltv_expiry)
         match onion:

@@ -122,6 +122,22 @@ def test_a_shutdown_over_unsigned_htlcs_is_refused() -> None:
         pair.bob.step(ev.PeerMessage(Shutdown(pair.bob.funded.params.channel_id, script_of("alice"))))
 
 
+def test_htlcs_that_came_after_our_shutdown_are_failed() -> None:
+    # BOLT 2, "SHOULD fail to route any HTLC added after it has sent `shutdown`."
+    pair = open_pair(push_msat=500_000_000)
+    add(pair.bob, 1_000_000, 0)
+    pair.deliver(pair.bob)
+    close(pair.alice)
+    add(pair.bob, 1_000_000, 1)
+    add(pair.bob, 1_000_000, 2)
+    pair.bob.sign()
+    pair.settle()
+    locked = pair.alice.locked_in
+    assert [(each.htlc.id, each.must_fail) for each in locked] == [(0, False), (1, True), (2, True)]
+    pair.alice.crash()
+    assert pair.alice.locked_in == locked
+
+
 def test_htlcs_are_resolved_first() -> None:
     pair = open_pair()
     add(pair.alice, 50_000_000)
