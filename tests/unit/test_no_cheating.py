@@ -19,10 +19,15 @@ PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 
 
 @cache
-def modules() -> list[tuple[str, ast.Module]]:
+def sources() -> dict[str, str]:
     """Everything that is installed."""
     paths = [path for package in PACKAGES for path in (ROOT / package.replace(".", "/")).glob("*.py")]
-    return [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in paths]
+    return {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+
+
+def modules_with(word: str) -> dict[str, ast.Module]:
+    """Modules in whose text a word is."""
+    return {path: ast.parse(source) for path, source in sources().items() if word in source}
 
 
 def test_tests_are_not_installed() -> None:
@@ -34,21 +39,19 @@ def test_tests_are_not_installed() -> None:
 
 
 def test_nothing_installed_imports_tests() -> None:
-    seen = 0
-    for path, module in modules():
-        seen += 1
+    assert len(sources()) > 200
+    for path, module in modules_with("tests").items():
         for node in ast.walk(module):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names.append(node.module or "")
             assert not [name for name in names if name.split(".")[0] == "tests"], path
-    assert seen > 200
 
 
 def test_the_daemon_hands_nobody_its_commits() -> None:
     """The hook that a cheat needs is an argument, and the installed program gives none."""
     found = {}
-    for path, module in modules():
+    for path, module in modules_with("run_daemon").items():
         for node in ast.walk(module):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run_daemon":
                 found[path] = (len(node.args), len(node.keywords))
