@@ -47,6 +47,10 @@ class Outcome(NamedTuple):
     crashes: int
     payments: int
     paid: int
+    done: Counter[str]
+    """Actions that had an effect."""
+    checked: Counter[str]
+    """How often what must hold was looked at."""
     trace: tuple[str, ...] = ()
 
 
@@ -64,7 +68,10 @@ def run(story: Story, trace: bool = False) -> Outcome:
         _tidy_up()
     paid = sum(getattr(book.result, "state", "") == "succeeded" for book in world.payments)
     crashes = sum(node.crashes for node in world.nodes.values()) - len(world.nodes)
-    return Outcome(reason, world.tap.messages, crashes, len(world.payments), paid, tuple(world.tap.trace or ()))
+    trace_lines = tuple(world.tap.trace or ())
+    return Outcome(
+        reason, world.tap.messages, crashes, len(world.payments), paid, world.done, world.checked, trace_lines
+    )
 
 
 def _reason(world: World, story: Story) -> str:
@@ -141,32 +148,38 @@ class Tally(NamedTuple):
 
     failures: list[Failure]
     totals: Counter[str]
+    done: Counter[str]
+    checked: Counter[str]
 
 
 def play_range(first: int, count: int, shrinks: bool = True) -> Tally:
     """Seeds `first` to `first + count - 1`."""
-    failures: list[Failure] = []
-    totals: Counter[str] = Counter()
+    tally = Tally([], Counter(), Counter(), Counter())
+    totals = tally.totals
     for seed in range(first, first + count):
         story = draw(seed)
         outcome = run(story)
         totals.update(seeds=1, messages=outcome.messages, crashes=outcome.crashes)
         totals.update(payments=outcome.payments, paid=outcome.paid)
         totals.update(action.name for action in story.actions)
+        tally.done.update(outcome.done)
+        tally.checked.update(outcome.checked)
         if outcome.reason:
             failure = shrink(story, outcome.reason) if shrinks else Failure(story, outcome.reason)
-            failures.append(failure)
-    return Tally(failures, totals)
+            tally.failures.append(failure)
+    return tally
 
 
 def _part(end: int, size: int, shrinks: bool, start: int) -> Tally:
     return play_range(start, min(size, end - start), shrinks)
 
 
-def _play_many(first: int, count: int, jobs: int, shrinks: bool) -> int:
+def _play_many(first: int, count: int, jobs: int, shrinks: bool, stats: bool) -> int:
     started = time.monotonic()
     size = 50
     totals: Counter[str] = Counter()
+    done: Counter[str] = Counter()
+    checked: Counter[str] = Counter()
     failed = 0
     starts = range(first, first + count, size)
     with ExitStack() as stack:
@@ -177,6 +190,8 @@ def _play_many(first: int, count: int, jobs: int, shrinks: bool) -> int:
             tallies = map(partial(_part, first + count, size, shrinks), starts)
         for tally in tallies:
             totals.update(tally.totals)
+            done.update(tally.done)
+            checked.update(tally.checked)
             for failure in tally.failures:
                 failed += 1
                 print(explain(failure), flush=True)
@@ -185,7 +200,19 @@ def _play_many(first: int, count: int, jobs: int, shrinks: bool) -> int:
                 print(f"{totals['seeds']} seeds in {passed:.0f} s, {failed} failed", flush=True)
     print(f"{totals['seeds']} seeds from {first} on in {time.monotonic() - started:.0f} s: {failed} failed")
     print(", ".join(f"{number} {name}" for name, number in sorted(totals.items())))
+    if stats:
+        _print_stats(totals, done, checked)
     return 1 if failed else 0
+
+
+def _print_stats(totals: Counter[str], done: Counter[str], checked: Counter[str]) -> None:
+    """How often each action was played, and to some effect; how often each thing that must hold was looked at."""
+    print(f"\n{'action':<28} {'drawn':>8} {'done':>8}")
+    for name in sorted(done):
+        print(f"{name:<28} {totals[name]:>8} {done[name]:>8}")
+    print(f"\n{'what must hold':<60} {'looked at':>10}")
+    for name, number in sorted(checked.items()):
+        print(f"{name:<60} {number:>10}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,13 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed (0)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("--no-shrink", action="store_true", help="do not look for the shortest story that fails")
+    parser.add_argument("--stats", action="store_true", help="tell how often each action and each check happened")
     parser.add_argument("--seed", type=int, help="play this seed alone")
     parser.add_argument("--replay", help="play this story, as printed with a failure")
     parser.add_argument("--trace", action="store_true", help="with --seed and --replay: print all that happens")
     options = parser.parse_args(arguments)
     sys.unraisablehook = lambda _: None  # coroutines of dead processes complain when they are thrown away
     if options.seed is None and options.replay is None:
-        return _play_many(options.first, options.seeds, options.jobs, not options.no_shrink)
+        return _play_many(options.first, options.seeds, options.jobs, not options.no_shrink, options.stats)
     story = from_text(options.replay) if options.replay is not None else draw(options.seed)
     outcome = run(story, options.trace)
     if outcome.trace:

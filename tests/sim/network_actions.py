@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
-from channeld.channel.chain import signed_local_commitment
-from channeld.channel.state import Normal
 from channeld.node.interface import NodeError
 from channeld.storage import StoreFailed
-from tests.sim.network_checks import ChannelBook
+from tests.sim import network_ends as ends
 from tests.sim.network_node import PORT, SimNode
 from tests.sim.network_store import When
+from tests.sim.network_tower import hire
 from tests.sim.network_world import KINDS, LATER_PUSH_MSAT, World
 
 PAUSES = (0.0, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 4.0)
 AMOUNTS_MSAT = (1_000_000, 7_000_001, 20_000_000, 60_000_000, 150_000_000, 390_000_000, 700_000_000)
 LEVELS = (253, 600, 1_500, 4_000)
 CLOSERS = ("close", "force", "cheat", "reorganise", "open")
+TWO_CHANNELS = KINDS.index(("ab", "ab"))
 
 
 class Action(NamedTuple):
@@ -58,13 +57,33 @@ def draw(seed: int) -> Story:
     for _ in range(dice.randint(4, 14)):
         numbers = tuple(dice.randrange(1 << 16) for _ in range(4))
         actions.append(Action(dice.choice(names), dice.randrange(1 << 32), numbers, dice.randrange(len(PAUSES))))
-    return Story(seed, kind, tuple(actions))
+    return _enriched(Story(seed, kind, tuple(actions)), random.Random(f"more of {seed}"))
+
+
+def _enriched(story: Story, dice: random.Random) -> Story:
+    """With what is in some stories only: towers, ends of several channels, channels out of others."""
+    names: list[str] = []
+    if dice.random() < 0.3:
+        names += dice.choices(("tower", "tower down", "rob"), (3, 4, 3), k=dice.randint(2, 5))
+    for name, share in (("heir", 0.07), ("late", 0.05), ("rush", 0.05), ("strike", 0.06), ("snap", 0.04)):
+        if dice.random() < share:
+            names.append(name)
+    actions = list(story.actions)
+    for name in names:
+        numbers = tuple(dice.randrange(1 << 16) for _ in range(4))
+        action = Action(name, dice.randrange(1 << 32), numbers, dice.randrange(len(PAUSES)))
+        # Whoever hires a tower does so early, and what ends a channel needs something that came before.
+        first, last = {"tower": (0, 2), "heir": (0, len(actions) // 2)}.get(name, (len(actions) // 3, len(actions)))
+        place = dice.randint(first, last)
+        actions.insert(place, action)
+    kind = TWO_CHANNELS if "rush" in names and dice.random() < 0.7 else story.kind
+    return story._replace(kind=kind, actions=tuple(actions))
 
 
 def carry_out(world: World, action: Action) -> None:
     """One action, and what follows within its pause. Raises Broken."""
     world.luck.turn(action.salt)
-    ACTIONS[action.name](world, *action.numbers)
+    world.done[action.name] += ACTIONS[action.name](world, *action.numbers)
     world.run(PAUSES[action.pause])
 
 
@@ -98,53 +117,50 @@ def _link(world: World, number: int) -> tuple[str, str]:
     return link[0], link[1]
 
 
-def _book(world: World, number: int) -> ChannelBook | None:
-    books = [book for book in world.books.values() if book.established and not book.fate]
-    return books[number % len(books)] if books else None
-
-
 # --- actions ------------------------------------------------------------------------------------------------------
 
 
-def _pay(world: World, payer: int, payee: int, amount: int, _: int) -> None:
-    world.pay(*_pair(world, payer, payee), _amount(amount))
+def _pay(world: World, payer: int, payee: int, amount: int, _: int) -> bool:
+    return world.pay(*_pair(world, payer, payee), _amount(amount))
 
 
-def _strike(world: World, way: int, amount: int, victim: int, when: int) -> None:
+def _strike(world: World, way: int, amount: int, victim: int, when: int) -> bool:
     """A payment all along the network, during which a node dies at one of its commits."""
     names = list(world.nodes)
     payer, payee = (names[0], names[-1]) if way % 2 else (names[-1], names[0])
     _crash(world, victim, when, when // 8, 0)
-    world.pay(payer, payee, _amount(amount))
+    paying = world.pay(payer, payee, _amount(amount))
     world.run((0.5, 1.5, 4)[way // 2 % 3])
+    return paying
 
 
-def _snap(world: World, way: int, moment: int, number: int, side: int) -> None:
+def _snap(world: World, way: int, moment: int, number: int, side: int) -> bool:
     """A payment all along the network, during which somebody closes a channel by force."""
     names = list(world.nodes)
     payer, payee = (names[0], names[-1]) if way % 2 else (names[-1], names[0])
     world.pay(payer, payee, _amount(2 + way // 2 % 3), cancel=way % 5 == 0)
     world.run(0.02 + moment % 40 / 100)
-    _force(world, number, side)
+    return ends.force(world, number, side)
 
 
 def _amount(number: int) -> int:
     return AMOUNTS_MSAT[number % len(AMOUNTS_MSAT)] + number % 997
 
 
-def _cancel(world: World, payer: int, payee: int, amount: int, _: int) -> None:
+def _cancel(world: World, payer: int, payee: int, amount: int, _: int) -> bool:
     """The payee thinks better of it, perhaps too late."""
-    world.pay(*_pair(world, payer, payee), _amount(amount), cancel=True)
+    return world.pay(*_pair(world, payer, payee), _amount(amount), cancel=True)
 
 
-def _wait(world: World, seconds: int, *_: int) -> None:
+def _wait(world: World, seconds: int, *_: int) -> bool:
     world.run((0.05, 0.5, 2, 8, 30, 70)[seconds % 6])
+    return True
 
 
-def _crash(world: World, number: int, when: int, count: int, _: int) -> None:
+def _crash(world: World, number: int, when: int, count: int, _: int) -> bool:
     node = _node(world, number)
     if not node.up:
-        return
+        return False
     how = ("now", "before", "before", "after", "after", "send before", "send after")[when % 7]
     if how == "now":
         node.crash()
@@ -152,40 +168,44 @@ def _crash(world: World, number: int, when: int, count: int, _: int) -> None:
         node.crash_at_send = (1 + count % 8, how.partition(" ")[2])
     else:
         node.store.crash_at(1 + count % 8, cast(When, how))
+    return True
 
 
-def _down(world: World, number: int, seconds: int, *_: int) -> None:
+def _down(world: World, number: int, seconds: int, *_: int) -> bool:
     """A node is off for a while."""
     node = _node(world, number)
-    if node.life.alive:
-        node.stays_down = True
-        node.crash()
+    if not node.life.alive:
+        return False
+    node.stays_down = True
+    node.crash()
 
-        def back() -> None:
-            node.stays_down = False
-            world.start_again(node)
+    def back() -> None:
+        node.stays_down = False
+        world.start_again(node)
 
-        world.loop.call_later((1, 10, 100)[seconds % 3], back, context=world.context)
-
-
-def _cut(world: World, link: int, *_: int) -> None:
-    world.network.cut(*_link(world, link))
+    world.loop.call_later((1, 10, 100)[seconds % 3], back, context=world.context)
+    return True
 
 
-def _hold(world: World, link: int, direction: int, seconds: int, _: int) -> None:
+def _cut(world: World, link: int, *_: int) -> bool:
+    return world.network.cut(*_link(world, link)) > 0
+
+
+def _hold(world: World, link: int, direction: int, seconds: int, _: int) -> bool:
     """Messages are delayed, one way or both."""
-    ends = world.network.between(*_link(world, link))
-    for place, end in enumerate(ends):
+    both = world.network.between(*_link(world, link))
+    for place, end in enumerate(both):
         if direction % 3 != place % 2:
             end.held = True
             world.loop.call_later((0.2, 2, 15)[seconds % 3], end.release, context=world.context)
+    return bool(both)
 
 
-def _away(world: World, number: int, seconds: int, *_: int) -> None:
+def _away(world: World, number: int, seconds: int, *_: int) -> bool:
     """A node's layer 1 does not answer for a while."""
     node = _node(world, number)
     if not node.up:
-        return
+        return False
     source = node.source
     source.away = True
 
@@ -193,83 +213,38 @@ def _away(world: World, number: int, seconds: int, *_: int) -> None:
         source.away = False
 
     world.loop.call_later((0.5, 5, 30)[seconds % 3], back, context=world.context)
+    return True
 
 
-def _fees(world: World, level: int, *_: int) -> None:
-    world.chain.level = LEVELS[level % len(LEVELS)]
+def _fees(world: World, level: int, *_: int) -> bool:
+    before, world.chain.level = world.chain.level, LEVELS[level % len(LEVELS)]
     world.chain.mine()
+    return world.chain.level != before
 
 
-def _mine(world: World, blocks: int, *_: int) -> None:
+def _mine(world: World, blocks: int, *_: int) -> bool:
     for _number in range(1 + blocks % 3):
         world.chain.mine()
+    return True
 
 
-def _reorganise(world: World, depth: int, keep: int, *_: int) -> None:
+def _reorganise(world: World, depth: int, keep: int, *_: int) -> bool:
     """Blocks of the run are replaced by others: never those that the world was made with."""
     first = world.first_height
+    if world.chain.height == first:
+        world.chain.mine()
+        world.run(0.5)
     depth = min(1 + depth % 3, world.chain.height - first)
     if depth > 0:
         world.chain.reorganise(depth, keep=keep % 4 > 0)
+    return depth > 0
 
 
-def _close(world: World, number: int, side: int, *_: int) -> None:
-    _command(world, _book(world, number), side, force=False)
-
-
-def _force(world: World, number: int, side: int, *_: int) -> None:
-    _command(world, _book(world, number), side, force=True)
-
-
-def _command(world: World, book: ChannelBook | None, side: int, force: bool) -> None:
-    if book is None:
-        return
-    node = world.nodes[book.names[side % 2]]
-    if not node.up:
-        return
-    book.fate = "force" if force else "close"
-
-    async def close() -> None:
-        try:
-            await node.api.close_channel(book.channel_id, force=force)
-        except (NodeError, StoreFailed):
-            return
-
-    node.spawn(close())
-
-
-def _cheat(world: World, number: int, side: int, age: int, _: int) -> None:
-    """A miner takes a commitment that one side has revoked."""
-    book = _book(world, number)
-    if book is None:
-        return
-    name = book.names[side % 2]
-    other = world.nodes[book.names[1 - side % 2]]
-    states = [world.nodes[n].durable().get(book.keys[n]) for n in book.names]
-    if not all(isinstance(state, Normal) for state in states):
-        return
-    theirs = other.durable()[book.keys[other.name]]
-    assert isinstance(theirs, Normal)
-    revoked = [s for i, s in book.history[name].items() if i < theirs.commitments.remote.index]
-    if not revoked:
-        return
-    secrets = world.secrets(name, book.keys[name])
-    old = revoked[age % len(revoked)]
-    tx = signed_local_commitment(cast(Any, old), cast(Any, SimpleNamespace(signer=secrets)))
-    if old.params.funding_outpoint in world.chain.spent or old.params.funding_outpoint not in world.chain.outputs:
-        return
-    for beside in world.books.values():
-        if name in beside.names and not beside.fate:
-            beside.fate = "beside"  # of HTLCs that it forwarded, the cheater knows no outcome
-    book.fate, book.cheater = "cheat", name
-    world.chain.mine(tx)
-
-
-def _open(world: World, one: int, other: int, amount: int, _: int) -> None:
+def _open(world: World, one: int, other: int, amount: int, _: int) -> bool:
     first, second = _pair(world, one, other)
     node = world.nodes[first]
     if not node.up or sum(len(n.drivers()) for n in world.nodes.values()) > 12:
-        return
+        return False
 
     async def open_channel() -> None:
         try:
@@ -279,9 +254,45 @@ def _open(world: World, one: int, other: int, amount: int, _: int) -> None:
             return
 
     node.spawn(open_channel())
+    return True
 
 
-ACTIONS: dict[str, Callable[..., None]] = {
+def _tower(world: World, number: int, mode: int, which: int, _: int) -> bool:
+    """A node begins to use a tower; there are two."""
+    node = _node(world, number)
+    if node.up:
+        hire(world, node, "u" if which % 4 == 0 else "t", ends.TOWER_MODES[mode % 2])
+    return node.up
+
+
+def _tower_down(world: World, number: int, how: int, count: int, _: int) -> bool:
+    """A tower is off for a while, dies at a commit, gives no answers, or has no layer 1."""
+    towers = list(world.towers.values())
+    if not towers or not towers[number % len(towers)].up:
+        return False
+    tower = towers[number % len(towers)]
+    seconds = (3, 20, 90)[count % 3]
+    match how % 7:
+        case 0 | 1:
+            tower.stays_down = True
+            tower.crash()
+        case 2 | 3 | 4:
+            tower.store.crash_at(1 + count % 8, "before" if how % 7 == 2 else "after")
+        case 5:
+            tower.is_mute = True
+        case 6:
+            tower.source.away = True
+    source = tower.source
+
+    def back() -> None:
+        tower.stays_down = tower.is_mute = source.away = False
+        tower.start_again()
+
+    world.loop.call_later(seconds, back, context=world.context)
+    return True
+
+
+ACTIONS: dict[str, Callable[..., bool]] = {
     "pay": _pay,
     "cancel": _cancel,
     "strike": _strike,
@@ -295,10 +306,16 @@ ACTIONS: dict[str, Callable[..., None]] = {
     "fees": _fees,
     "mine": _mine,
     "reorganise": _reorganise,
-    "close": _close,
-    "force": _force,
-    "cheat": _cheat,
+    "close": ends.close,
+    "force": ends.force,
+    "cheat": ends.cheat,
+    "rob": ends.rob,
+    "late": ends.late,
+    "rush": ends.rush,
+    "heir": ends.heir,
     "open": _open,
+    "tower": _tower,
+    "tower down": _tower_down,
 }
 
 __all__ = ["ACTIONS", "KINDS", "Action", "Story", "carry_out", "draw", "play"]

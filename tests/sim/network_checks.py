@@ -22,12 +22,14 @@ from wallet.bitcoin.secp import pubkey_of
 
 if TYPE_CHECKING:
     from tests.sim.network_node import SimNode
-    from tests.sim.network_world import World
+    from tests.sim.network_world import PayBook, World
 
 FULFILL, SIGNED, REVOKE = 130, 132, 133
 _revocable = msgspec.msgpack.Decoder(SaveRevocable)
 REBUILT = 6
 """So many of the newest revoked commitments are built again."""
+SMALL_MSAT = 12_000_000
+"""Where a channel ends on chain, HTLCs of less may not be worth their fees to those that they belong to."""
 BAD_EVENTS = ("channel.violation", "peer.error", "peer.warning")
 BUGS = ("channel.frozen", "monitor.failed", "node.failed")
 
@@ -41,6 +43,8 @@ class ChannelBook:
     names: tuple[str, str]
     fate: str = ""
     cheater: str = ""
+    cheat_txid: bytes = b""
+    """Of the revoked commitment that was published."""
     history: dict[str, dict[int, Funded]] = field(default_factory=dict)
     keys: dict[str, int] = field(default_factory=dict)
     opener: str = ""
@@ -106,6 +110,7 @@ class Tap:
         """No preimage before its HTLC is irrevocably committed, nor before that we are owed for it is on disk."""
         if (node.name, message.id) in book.revealed:
             return
+        self.world.checked["no preimage before its HTLC"] += 1
         c, wanted = state.commitments, htlc_key(message.id, False)
         if wanted not in c.remote.spec.htlcs or wanted not in c.local.spec.htlcs:
             self.world.problem(f"{node} reveals the preimage of HTLC {message.id} before it is irrevocably committed")
@@ -120,6 +125,7 @@ class Tap:
             self.world.problem(f"{node} settles HTLC {message.id}, and nothing on disk says why")
 
     def _signs(self, node: SimNode, key: int, c: Commitments) -> None:
+        self.world.checked["what is signed can be punished"] += 1
         following = c.remote_next
         if not isinstance(following, AwaitingRevocation):
             self.world.problem(f"{node} sends a signature that is not on disk")
@@ -131,6 +137,7 @@ class Tap:
             self.world.problem(f"{node} signs commitment {following.commit.index}, which it could not punish")
 
     def _revokes(self, node: SimNode, key: int, c: Commitments, message: RevokeAndAck) -> None:
+        self.world.checked["no secret before the next commitment"] += 1
         secret = self.world.secrets(node.name, key).per_commitment_secret(c.local.index - 1) if c.local.index else b""
         if message.per_commitment_secret != secret:
             self.world.problem(f"{node} reveals a secret other than that of the commitment before the one on disk")
@@ -180,18 +187,40 @@ class Tap:
 
 def check_step(world: World) -> None:
     """What holds whenever nothing is running, whatever is under way."""
+    versions = [node.database.version for node in world.nodes.values()]
+    if versions != world.checked_versions:
+        world.checked_versions = versions
+        for node in world.nodes.values():
+            for key, state in node.durable().items():
+                if isinstance(state, Funded):
+                    _remember(world, node, key, state)
+                    _conserves(world, node, state)
+                    _punishable(world, node, key, state)
+                    world.tap.circuits(node, key, state)
+        for book in world.payments:
+            _one_outcome(world, book)
     for node in world.nodes.values():
-        durable = node.durable()
-        for key, state in durable.items():
-            if isinstance(state, Funded):
-                _remember(world, node, key, state)
-                _conserves(world, node, state)
-                _punishable(world, node, key, state)
-                world.tap.circuits(node, key, state)
         if node.up and node.store.is_idle:
-            _memory_is_disk(world, node, durable)
+            _memory_is_disk(world, node, node.durable())
     for failure in world.loop.failures:
         world.problem(failure)
+
+
+def _one_outcome(world: World, book: PayBook) -> None:
+    """No payment has failed for the payer and was received by the payee."""
+    world.checked["no payment both failed and settled"] += 1
+    what = "WHERE payment_hash=? AND state="
+    if world.nodes[book.payer].database.rows(f"SELECT 1 FROM payments {what}'failed'", book.payment_hash):
+        received = world.nodes[book.payee].database.rows(f"SELECT 1 FROM invoices {what}'settled'", book.payment_hash)
+        if received and not may_be_lost(world, book):
+            world.problem(f"{book.payer} -> {book.payee}, {book.amount_msat} msat: failed, and was received")
+
+
+def may_be_lost(world: World, book: PayBook) -> bool:
+    """On chain an HTLC may not be worth its fees, and a commitment of old knows nothing of newer HTLCs: whose they are
+    is what punishing it says."""
+    fates = {kept.fate for kept in world.books.values()}
+    return "cheat" in fates or ("force" in fates and book.amount_msat < SMALL_MSAT)
 
 
 def _remember(world: World, node: SimNode, key: int, state: Funded) -> None:
@@ -214,6 +243,7 @@ def _remember(world: World, node: SimNode, key: int, state: Funded) -> None:
 
 
 def _conserves(world: World, node: SimNode, state: Funded) -> None:
+    world.checked["balances conserve"] += 1
     c, capacity_msat = state.commitments, state.params.capacity_sat * 1000
     for spec in (c.local.spec, c.remote.spec, c.latest_remote.spec):
         total = spec.to_local_msat + spec.to_remote_msat + sum(h.amount_msat for h in spec.htlcs.values())
@@ -224,6 +254,7 @@ def _conserves(world: World, node: SimNode, state: Funded) -> None:
 def _punishable(world: World, node: SimNode, key: int, state: Funded) -> None:
     """Whatever the peer may publish that it revoked can be punished with what is on disk."""
     c = state.commitments
+    world.checked["whatever is revoked can be punished"] += c.remote.index
     book = world.books[state.params.channel_id]
     peer = next(name for name in book.names if name != node.name)
     kept = dict(node.database.rows("SELECT commitment_index, txid FROM revocable WHERE channel_key=?", key))
@@ -246,6 +277,7 @@ def _punishable(world: World, node: SimNode, key: int, state: Funded) -> None:
 
 def _memory_is_disk(world: World, node: SimNode, durable: dict[int, State]) -> None:
     """What is in memory is what a restart would find."""
+    world.checked["memory is what the disk says"] += 1
     drivers = {driver.channel_key: driver for driver in node.drivers()}
     if any(driver._busy or driver._inbox for driver in drivers.values()):
         return
@@ -260,8 +292,8 @@ def _memory_is_disk(world: World, node: SimNode, durable: dict[int, State]) -> N
             continue
         if (
             driver.failure is None
-            and machine.encode_state(driver.state)
-            != node.database.rows("SELECT state FROM channels WHERE channel_key=?", key)[0][0]
+            and driver.state is not state
+            and machine.encode_state(driver.state) != node.stored_state(key)
         ):
             world.problem(f"{node} remembers channel {key} otherwise than its disk")
         if driver.adds != adds.get(key, {}):
@@ -285,6 +317,7 @@ def check_mirrors(world: World) -> None:
         one, other = (world.nodes[name].durable().get(book.keys.get(name, -1)) for name in book.names)
         if not isinstance(one, Normal) or not isinstance(other, Normal):
             continue
+        world.checked["both sides mirror each other at rest"] += 1
         for mine, theirs in ((one.commitments, other.commitments), (other.commitments, one.commitments)):
             if mine.local.txid != theirs.remote.txid or mine.local.index != theirs.remote.index:
                 world.problem(f"{book.names}: commitment {mine.local.index} is not what the other side thinks")
@@ -308,6 +341,7 @@ def check_kept(world: World) -> None:
 
 
 def _rebuild(world: World, node: SimNode, state: Funded, kept: SaveRevocable) -> None:
+    world.checked["what was kept rebuilds revoked commitments"] += 1
     htlcs = frozenset(
         Htlc(number, amount_msat, payment_hash, cltv_expiry, offered)
         for number, (offered, amount_msat, payment_hash, cltv_expiry) in enumerate(kept.htlcs)
@@ -330,6 +364,7 @@ def check_justice(world: World) -> None:
         victim = world.nodes[next(name for name in book.names if name != book.cheater)]
         funding = next(outpoint for outpoint, found in world.by_funding.items() if found is book)
         todo = [world.chain.spent[funding]]
+        world.checked["cheaters end with nothing"] += 1
         while todo:
             tx = todo.pop()
             for vout, output in enumerate(tx.outputs):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import os
 import random
 import time
@@ -205,6 +206,7 @@ def controlled(loop: SimLoop, luck: Luck) -> Iterator[None]:
     replaced = [
         (time, "time", lambda: EPOCH_SECONDS + loop.time()),
         (time, "monotonic", loop.time),
+        (time, "thread_time", _processor_time()),
         (os, "urandom", luck.urandom),
         (random, "_urandom", luck.urandom),
         (random, "Random", _SeededRandom),
@@ -220,6 +222,21 @@ def controlled(loop: SimLoop, luck: Luck) -> Iterator[None]:
     finally:
         for owner, name, original in kept:
             setattr(owner, name, original)
+
+
+def _processor_time() -> Callable[[], float]:
+    """Every look at it costs `THREAD_SECONDS`."""
+    looks = itertools.count()
+    return lambda: next(looks) * THREAD_SECONDS
+
+
+def late_bound(function: Any) -> None:
+    """Clocks that are a function's defaults are looked up when they are read, so that they may be the simulation's."""
+    function = getattr(function, "__func__", function)
+    clocks = {time.time: lambda: time.time(), time.monotonic: lambda: time.monotonic()}
+    defaults = function.__defaults__ or ()
+    assert any(clock in clocks for clock in defaults if callable(clock)), function
+    function.__defaults__ = tuple(clocks.get(each, each) if callable(each) else each for each in defaults)
 
 
 def _secret(luck: Luck) -> bytes:

@@ -117,6 +117,7 @@ class SimNode:
         self.crash_at_send: tuple[int, str] | None = None
         self.stays_down = False
         self._decoded: dict[int, tuple[bytes, State]] = {}
+        self._durable: tuple[int, dict[int, State]] = (-1, {})
 
     def __repr__(self) -> str:
         return self.name
@@ -151,7 +152,7 @@ class SimNode:
 
     async def _start(self) -> None:
         world = self.world
-        self.store = SimStore(self.database, self.life, world.luck, self.crash)
+        self.store = SimStore(self.database, self.life, world.luck, self._crash_at_commit)
         self.source = SimSource(world.chain, self.life, world.luck, lambda tx: world.tap.broadcast(self, tx))
         settings = NodeSettings(
             alias=self.name, listen=((self.name, PORT),), policy=POLICY, birthday_height=self.world.birthday
@@ -188,6 +189,10 @@ class SimNode:
             self.store.release()
         self.world.node_crashed(self)
 
+    def _crash_at_commit(self) -> None:
+        self.world.done["crashed at a commit"] += 1
+        self.crash()
+
     def dies_at_send(self) -> bool:
         """Counts a message; whether the process is gone before it is handed to the socket."""
         if self.crash_at_send is None:
@@ -196,6 +201,7 @@ class SimNode:
         self.crash_at_send = (left, when)
         if left > 0:
             return False
+        self.world.done["crashed at a message"] += 1
         if when == "before":
             self.crash()
             return True
@@ -206,13 +212,20 @@ class SimNode:
 
     def durable(self) -> dict[int, State]:
         """The channels' states in the database, by channel_key."""
-        found = {}
-        for key, blob in self.database.rows("SELECT channel_key, state FROM channels"):
-            known = self._decoded.get(key)
-            if known is None or known[0] != blob:
-                known = self._decoded[key] = (blob, machine.decode_state(blob))
-            found[key] = known[1]
-        return found
+        version = self.database.version
+        if self._durable[0] != version:
+            found = {}
+            for key, blob in self.database.rows("SELECT channel_key, state FROM channels"):
+                known = self._decoded.get(key)
+                if known is None or known[0] != blob:
+                    known = self._decoded[key] = (blob, machine.decode_state(blob))
+                found[key] = known[1]
+            self._durable = (version, found)
+        return self._durable[1]
+
+    def stored_state(self, channel_key: int) -> bytes:
+        """A channel's state as it is on disk; after `durable`."""
+        return self._decoded[channel_key][0]
 
     def drivers(self) -> list[Driver]:
         """The channels of this life; none while it is down."""

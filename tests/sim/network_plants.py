@@ -22,9 +22,17 @@ from channeld.channel.commitments import HtlcAdd, htlc_key
 from channeld.channel.effects import HtlcLockedIn
 from channeld.channel.state import Funded
 from channeld.channel.writes import ForgetAdd
+from channeld.node import towers as node_towers
 from channeld.node.channels import Channels
 from channeld.node.forwarding import Forwarder
+from channeld.node.monitor_facts import Facts
 from channeld.node.receive import _Set
+from channeld.onchain.facts import Fact
+from watchtower.client.connection import TowerAway
+from watchtower.client.uploader import Uploader
+from watchtower.tower import daemon as tower_daemon
+from watchtower.tower.index import prefix_of
+from watchtower.tower.intake import Intake
 
 Patch = tuple[Any, Any, Any]
 """Owner, name, and what takes its place; an item if the owner is a dict."""
@@ -240,6 +248,60 @@ def _first_part_pays() -> list[Patch]:
     return [(_Set, "received_msat", lambda self: self.total_msat)]
 
 
+def _old_channels_key() -> list[Patch]:
+    def scan(self: Any, tx: Any, txid: bytes, height: int, position: int) -> Any:
+        writes = []
+        for txin in tx.inputs:
+            known = self._outputs.get(txin.outpoint)
+            channel_key = next(iter(known)) if known else self._watches.channel_of(txin.outpoint)
+            if channel_key is not None:
+                writes += self._keep(channel_key, Fact(height, txid, tx), position)
+        return writes
+
+    return [(Facts, "scan", scan)]
+
+
+# --- towers -------------------------------------------------------------------------------------------------------
+
+
+def _tower_confirms_first() -> list[Patch]:
+    async def commit(self: Any, writes: Any, fresh: Any) -> Any:
+        asyncio.get_running_loop().call_later(0.05, self._store.submit, writes, lambda error: None)
+        self._index.add(prefix_of(row.locator) for row in fresh)
+        return self._on_stored(fresh)
+
+    return [(Intake, "_commit", commit)]
+
+
+def _backups_given_up() -> list[Patch]:
+    original = Uploader._upload
+
+    async def upload(self: Any, channel: bytes, first: int, newest: int) -> bool:
+        try:
+            return await original(self, channel, first, newest)
+        except TowerAway:
+            self.progress[channel].count = newest
+            raise
+
+    return [(Uploader, "_upload", upload)]
+
+
+def _breaches_forgotten() -> list[Patch]:
+    daemon: Any = tower_daemon
+    original = daemon.load
+    return [(daemon, "load", lambda connection: original(connection)._replace(breaches=[]))]
+
+
+def _keys_of_another_commitment() -> list[Patch]:
+    original = node_towers.make_kit
+
+    def make_kit(*args: Any) -> Any:
+        kit = original(*args)
+        return None if kit is None else replace(kit, revocation_secret=kit.payment_secret or b"\x01" * 32)
+
+    return [(node_towers, "make_kit", make_kit)]
+
+
 ON_THE_WAY = '{"seed": 0, "kind": 1, "actions": [["crash", 5, [1, 1, 2, 0], 1], ["pay", 12, [0, 1, 2, 0], 7]]}'
 """The node in the middle dies while a payment is on the way."""
 STRANDED = '{"seed": 0, "kind": 1, "actions": [["snap", 7, [5, 5, 1, 1], 5]]}'
@@ -249,6 +311,20 @@ CUT_OFF = (
     '["pay", 200, [0, 0, 1, 0], 2], ["cut", 0, [0, 0, 0, 0], 5]]}'
 )
 """The connection breaks while HTLCs wait for the peer's revocation."""
+HEIR = '{"seed": 0, "kind": 0, "actions": [["heir", 1, [0, 1, 0, 1], 5]]}'
+"""The output of a mutual close funds the next channel, in which the peer cheats."""
+WATCHED = '{"seed": 0, "kind": 0, "actions": [["tower", 3, [0, 0, 1, 0], 4], ["pay", 4, [0, 0, 1, 0], 6]]}'
+"""A payment in a channel that a tower watches."""
+TOWER_AWAY = (
+    '{"seed": 0, "kind": 0, "actions": [["tower", 3, [0, 0, 1, 0], 4], ["tower down", 5, [0, 0, 0, 0], 1], '
+    '["pay", 4, [0, 0, 1, 0], 6]]}'
+)
+"""The same while the tower is off."""
+ROBBED = (
+    '{"seed": 0, "kind": 0, "actions": [["tower", 3, [0, 0, 1, 0], 4], ["pay", 4, [0, 0, 3, 0], 6], '
+    '["rob", 6, [0, 1, 0, 6], 4]]}'
+)
+"""A peer cheats while the other side is off and has a tower, which dies right after it saw the breach."""
 
 PLANTS = (
     Plant(
@@ -292,4 +368,19 @@ PLANTS = (
         (CUT_OFF,),
     ),
     Plant("first part pays", "the first part of a payment settles it", _first_part_pays, (38,)),
+    Plant(
+        "old channel's key",
+        "the end of a channel whose funds came out of an old one counts as the old one's",
+        _old_channels_key,
+        (HEIR,),
+    ),
+    Plant("tower confirms first", "a tower confirms what is not on its disk", _tower_confirms_first, (WATCHED,)),
+    Plant("backups given up", "what a tower could not be given is not sent again", _backups_given_up, (TOWER_AWAY,)),
+    Plant("breaches forgotten", "after a restart a tower knows of no breach", _breaches_forgotten, (ROBBED,)),
+    Plant(
+        "another commitment's key",
+        "a tower is given a key that takes nothing",
+        _keys_of_another_commitment,
+        (ROBBED,),
+    ),
 )

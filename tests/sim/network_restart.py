@@ -22,6 +22,7 @@ def check_restart(world: World, turn: int) -> None:
     """For a node, another one each turn: making a runtime takes as long as the rest of a run. All are at rest."""
     nodes = list(world.nodes.values())
     for node in nodes[turn % len(nodes) :][:1]:
+        world.checked["a restart changes nothing"] += 1
         before = _memory(node.running)
         database = Database(node.database)
         life = Life(f"{node.name} again")

@@ -8,9 +8,9 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from importlib import import_module
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
@@ -20,21 +20,19 @@ from wallet.db.statements import compile_statement, group
 from wallet.db.store import _Connection, _Job
 
 When = Literal["before", "after"]
+T = TypeVar("T")
 _numbers = iter(range(1 << 62))
 
 
-def _template() -> sqlite3.Connection:
+@lru_cache
+def _empty(make_tables: Callable[[Engine], None]) -> sqlite3.Connection:
     """An empty database of the present version."""
-    connection = sqlite3.connect("file:sim-template?mode=memory&cache=shared", uri=True)
-    engine = make_engine("sqlite:///file:sim-template?mode=memory&cache=shared&uri=true")
-    upgrade(engine)
+    name = f"file:sim-template-{next(_numbers)}?mode=memory&cache=shared"
+    connection = sqlite3.connect(name, uri=True)
+    engine = make_engine(f"sqlite:///{name}&uri=true")
+    make_tables(engine)
     engine.dispose()
     return connection
-
-
-@lru_cache
-def _empty() -> sqlite3.Connection:
-    return _template()
 
 
 @lru_cache
@@ -45,13 +43,16 @@ def _base() -> Engine:
 
 
 class Database:
-    """A node's disk. It is there as long as this object is."""
+    """A node's or a tower's disk, a copy of `image` or with empty tables. It is there as long as this object is."""
 
-    def __init__(self, image: Database | None = None) -> None:
+    def __init__(self, image: Database | None = None, make_tables: Callable[[Engine], None] = upgrade) -> None:
         self.name = f"file:sim-{next(_numbers)}?mode=memory&cache=shared"
         self._keeper = sqlite3.connect(self.name, uri=True, isolation_level=None)
-        (_empty() if image is None else image._keeper).backup(self._keeper)
+        (_empty(make_tables) if image is None else image._keeper).backup(self._keeper)
         self.engine = self._make_engine()
+        self.version = 0
+        """Counts the transactions."""
+        self._reading: Connection | None = None
 
     def _make_engine(self) -> Engine:
         """Engines share a dialect, and so what SQLAlchemy compiled."""
@@ -69,7 +70,15 @@ class Database:
         """What is durable."""
         return self._keeper.execute(query, parameters).fetchall()
 
+    def reading(self) -> Connection:
+        """A connection for queries of whichever life: opening one for each would take longer than most queries."""
+        if self._reading is None:
+            self._reading = self.engine.connect()
+        return self._reading
+
     def close(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
         self._keeper.close()
 
 
@@ -86,6 +95,7 @@ class SimStore(Store):
 
     def __init__(self, database: Database, life: Life, luck: Luck, on_crash: Callable[[], None]) -> None:
         self._engine = database.engine
+        self._database = database
         self._life = life
         self._luck = luck
         self._on_crash = on_crash
@@ -130,6 +140,7 @@ class SimStore(Store):
             return
         if has_rows:
             self._writer.transaction(group(job.writes for job in jobs), None)
+            self._database.version += 1
         self._loop.call_soon(self._finish, jobs, None, context=self._life.context)
         if has_rows:
             self.commits += 1
@@ -147,6 +158,13 @@ class SimStore(Store):
         if left == 0:
             self._on_crash()
         return left == 0
+
+    def read_now(self, query: Callable[[Connection], T]) -> T:
+        connection = self._database.reading()
+        try:
+            return query(connection)
+        finally:
+            connection.rollback()
 
     async def close(self) -> None:
         """Commit what waits, then close."""

@@ -6,15 +6,18 @@ A world is made once for each kind of network, with its channels open, and then 
 from __future__ import annotations
 
 import contextvars
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, cast
 
 import structlog
 
 from channeld.bolt.transactions import ChannelSecrets
+from channeld.channel.chain import signed_local_commitment
 from channeld.channel.state import (
     AwaitingFunding,
     Closing,
@@ -37,8 +40,10 @@ from tests.sim.network_loop import LIFE, Luck, SimLoop, controlled
 from tests.sim.network_node import PORT, SimNode, keys_of, use_short_gap, use_sim_gossip
 from tests.sim.network_restart import check_restart
 from tests.sim.network_store import Database, use_cached_statements
+from tests.sim.network_tower import SimTower, use_sim_towers
+from tests.sim.network_tower_checks import check_towers, unrest_of_towers
 from tests.sim.network_wires import Network
-from wallet.bitcoin import OutPoint
+from wallet.bitcoin import OutPoint, Tx
 
 KINDS: tuple[tuple[str, ...], ...] = (("ab",), ("ab", "bc"), ("ab", "bc", "cd"), ("ab", "ab"), ("ab", "bc", "ca"))
 """Kinds of networks: who opened a channel to whom."""
@@ -49,6 +54,10 @@ FUNDS_SAT = 3_000_000
 COINS = 3
 SETTLE_SECONDS = 400.0
 MOST_BLOCKS = 260
+ENOUGH_BLOCKS = 7
+"""On top of a mutual close: then nothing happens any more but that it is forgotten a hundred blocks later."""
+BURIED_EVERY = 4
+"""One run of so many sees that, too."""
 RESTART_SECONDS = (0.02, 0.3, 2.0)
 
 
@@ -100,6 +109,14 @@ class World:
         self.gift_msat = PUSH_MSAT if image is None else LATER_PUSH_MSAT
         self.public: dict[bytes, tuple[int, bytes, bytes, int]] = {}
         self.nodes: dict[str, SimNode] = {}
+        self.towers: dict[str, SimTower] = {}
+        """Those that a node was told to use, by name."""
+        self.done: Counter[str] = Counter()
+        """Actions that had an effect."""
+        self.checked_versions: list[int] = []
+        """Of the nodes' databases, when all that is on disk was looked at."""
+        self.checked: Counter[str] = Counter()
+        """How often what must hold was looked at."""
         self.granted_sat: dict[str, int] = dict.fromkeys(self.node_ids, FUNDS_SAT)
         for name in self.node_ids:
             database = Database(None if image is None else image.nodes[name].database)
@@ -117,6 +134,11 @@ class World:
     def secrets(self, name: str, channel_key: int) -> ChannelSecrets:
         """A node's secrets of one of its channels."""
         return _secrets(name, channel_key)
+
+    def signed_commitment(self, name: str, book: ChannelBook, state: Funded) -> Tx:
+        """A commitment as its owner could publish it, whether it is revoked or not."""
+        env = SimpleNamespace(signer=self.secrets(name, book.keys[name]))
+        return signed_local_commitment(cast(Any, state), cast(Any, env))
 
     def problem(self, sentence: str) -> None:
         """Something that must hold does not."""
@@ -184,10 +206,12 @@ class World:
 
     # --- payments
 
-    def pay(self, payer: str, payee: str, amount_msat: int, cancel: bool = False) -> None:
-        """The payee makes an invoice, and the payer pays it, if both live long enough."""
-        if self.nodes[payer].up and self.nodes[payee].up:
-            self.nodes[payee].spawn(self._invoice(payer, payee, amount_msat, cancel))
+    def pay(self, payer: str, payee: str, amount_msat: int, cancel: bool = False) -> bool:
+        """The payee makes an invoice, and the payer pays it, if both live long enough. Whether both live now."""
+        if not self.nodes[payer].up or not self.nodes[payee].up:
+            return False
+        self.nodes[payee].spawn(self._invoice(payer, payee, amount_msat, cancel))
+        return True
 
     async def _invoice(self, payer: str, payee: str, amount_msat: int, cancel: bool) -> None:
         node = self.nodes[payee]
@@ -237,12 +261,19 @@ class World:
             if node.life.alive and node.up:
                 node.store.disarm()
                 node.source.away = False
+        for tower in self.towers.values():
+            tower.stays_down = tower.is_mute = False
+            if tower.up:
+                tower.store.disarm()
+                tower.source.away = False
         deadline = self.loop.time() + SETTLE_SECONDS
         blocks = 0
         pause = 0.2
         while True:
             for node in self.nodes.values():
                 self.start_again(node)
+            for tower in self.towers.values():
+                tower.start_again()
             self.run(pause)
             pause = min(2 * pause, 5.0)
             why, blocks_help = self._unrest()
@@ -276,6 +307,8 @@ class World:
                 return f"{node} is not at the tip", False
             if not node.store.is_idle:
                 return f"{node} is writing", False
+        if self.towers and (trouble := unrest_of_towers(self)) is not None:
+            return trouble, False
         found = [self._unrest_of(node, driver) for node in self.nodes.values() for driver in node.drivers()]
         why = next((sentence for sentence, _ in found if sentence), None)
         blocks_help = any(helps for _, helps in found) or bool(self.chain.pool)
@@ -308,8 +341,10 @@ class World:
 
     def _needs_blocks(self, node: SimNode, driver: Any) -> bool:
         state = driver.state
-        if isinstance(state, AwaitingFunding) or state.kind == "mutual" or state.confirmed_height is None:
+        if isinstance(state, AwaitingFunding) or state.confirmed_height is None:
             return True
+        if state.kind == "mutual":
+            return self.seed % BURIED_EVERY == 0 or self.chain.height - state.confirmed_height < ENOUGH_BLOCKS
         stored = node.running.monitor._stored.get(driver.channel_key)
         if stored is None or stored.report is None or set(state.commitments.origins) - state.commitments.learnt:
             return True
@@ -337,6 +372,7 @@ class World:
         checks.check_kept(self)
         checks.check_justice(self)
         check_accounts(self)
+        check_towers(self)
         self.stop_if_broken()
         check_restart(self, self.seed)
         self.stop_if_broken()
@@ -347,6 +383,10 @@ class World:
             node.stays_down = True
             node.crash()
             node.database.close()
+        for tower in self.towers.values():
+            tower.stays_down = True
+            tower.crash()
+            tower.database.close()
         self.loop.close()
 
 
@@ -382,6 +422,7 @@ def running(world: World) -> Iterator[World]:
         stack.callback(use_sim_gossip())
         stack.callback(use_short_gap())
         stack.callback(use_cached_statements())
+        stack.callback(use_sim_towers(world))
         stack.callback(_listen_to_logs(world))
         stack.callback(_listen_to_links(world))
         yield world
