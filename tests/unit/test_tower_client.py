@@ -178,6 +178,46 @@ async def test_a_tower_that_forgets_gets_everything_again(tmp_path: Path) -> Non
         assert tower.sessions.total_appointments == 8
 
 
+async def test_what_a_tower_forgot_while_nothing_is_revoked_is_sent_again(tmp_path: Path) -> None:
+    """Its session ended while we were off, say: one with the old key would be there, and empty."""
+    node = Node()
+    async with tower_of(tmp_path) as tower:
+        async with client(tmp_path, node) as towers:
+            await use(towers, tower)
+            revoke(towers, node, CHANNELS[0], 8)
+            revoke(towers, node, CHANNELS[1], 2)
+            await settled(towers)
+        (old,) = [session for session in tower.sessions.newest(9) if session.appointments == 7]
+        await tower.sessions.end(old)
+        await tower.sessions.wait_removed()
+        assert tower.sessions.total_appointments == 2
+        async with client(tmp_path, node) as towers:
+            await until(lambda: tower.sessions.total_appointments == 9)
+            await settled(towers)
+            evidence = await towers.evidence(towers.all[0].uri.tower_id, CHANNELS[0], 5)
+            assert evidence.terms.is_signed()
+        asked = node.asked
+        async with client(tmp_path, node) as towers:
+            look(towers)
+            await until(lambda: len(uploaders(towers)[0]._seen) == 2)
+            await settled(towers)
+        assert node.asked == asked, "once is enough"
+
+
+async def test_a_tower_that_was_restored_from_an_old_copy_is_noticed(tmp_path: Path) -> None:
+    node = Node()
+    async with tower_of(tmp_path) as tower:
+        async with client(tmp_path, node) as towers:
+            await use(towers, tower)
+            revoke(towers, node, CHANNELS[0], 8)
+            await settled(towers)
+        (session,) = tower.sessions.newest(9)
+        session.appointments = 6
+        async with client(tmp_path, node) as towers:
+            await until(lambda: [session.appointments for session in tower.sessions.newest(9)] == [7, 6])
+            await settled(towers)
+
+
 async def test_sessions_that_end_soon_are_extended_though_nothing_is_revoked(tmp_path: Path) -> None:
     """Full ones too: the tower forgets what an ended session holds, and a channel may rest for a year."""
     node, source = Node(), FakeSource()

@@ -6,7 +6,7 @@ the difference between that and `tower_backups`, and costs a payment nothing.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Integer, LargeBinary, String, Table
+from sqlalchemy import BigInteger, Column, Connection, ForeignKey, Integer, LargeBinary, String, Table, func, select
 
 from wallet.db.columns import KEY, named_metadata
 from wallet.db.statements import delete, insert, lookup, update, upsert
@@ -83,3 +83,12 @@ DELETE_OF_TOWER = tuple(delete(table, "tower_key") for table in (tower_receipts,
 DELETE_OF_CHANNEL = tuple(
     delete(table, "tower_key", "channel") for table in (tower_receipts, tower_backups, tower_sessions)
 )
+
+
+def count_receipts(connection: Connection, tower_key: int, channel: bytes, session_number: int) -> int:
+    """How many appointments the tower has confirmed in a session."""
+    table = tower_receipts.c
+    query = select(func.count()).where(
+        table.tower_key == tower_key, table.channel == channel, table.session_number == session_number
+    )
+    return int(connection.execute(query).scalar_one())

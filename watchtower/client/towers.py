@@ -248,7 +248,9 @@ def _read(connection: Connection) -> tuple[list[KnownTower], _Progress, _Session
         progress[row.tower_key][row.channel] = Behind(row.saved, row.milliseconds / 1000)
     sessions: _Sessions = defaultdict(dict)
     for row in connection.execute(select(tables.tower_sessions).order_by(tables.tower_sessions.c.number)):
-        sessions[row.tower_key].setdefault(row.channel, {})[row.number] = _session_decoder.decode(row.terms)
+        session = _session_decoder.decode(row.terms)
+        if not session.gone:
+            sessions[row.tower_key].setdefault(row.channel, {})[row.number] = session
     return known, progress, sessions
 
 

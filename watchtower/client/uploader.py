@@ -104,6 +104,8 @@ class Uploader:
         self._problem = ""
         self._problem_since = 0.0
         self.sent = 0
+        self._seen: set[tuple[bytes, int]] = set()
+        """Sessions (channel, number) that the tower was seen to have, with all that it confirmed."""
         self._too_large: dict[bytes, set[int]] = {}
         """By channel, commitments that the tower cannot take."""
 
@@ -136,7 +138,8 @@ class Uploader:
                 await self._pause()
                 continue
             if not busy:
-                self._idle.set()
+                if not self._wake.is_set():
+                    self._idle.set()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), max(0.0, self._until_look()))
 
@@ -262,17 +265,52 @@ class Uploader:
         self.sent += len(receipts)
 
     async def _look_after(self) -> None:
-        """Is the tower there? And more time for sessions that end soon: also for those of channels that rest, and for
-        those that are full. With a session's end the tower forgets what it holds."""
+        """Is the tower there, and does it have what it confirmed? And more time for sessions that end soon: also for
+        those of channels that rest, and for those that are full. With a session's end the tower forgets what it holds,
+        and one that is asked for under its old key is a new and empty one: so whether it is there comes first."""
         info = await self._connection.get_info()
         counts = self._backups.counts()
         for channel, numbers in list(self._sessions.items()):
             for number, session in list(numbers.items()) if channel in counts else ():
-                if session.terms.expires_height - info.block_height < RENEW_BLOCKS:
+                ends = session.terms.expires_height - info.block_height < RENEW_BLOCKS
+                if (ends or (channel, number) not in self._seen) and not await self._is_there(channel, session):
+                    await self._forgotten(channel)
+                    break
+                self._seen.add((channel, number))
+                if ends:
                     await self._new_session(channel, number)
         self._look_again = self._clock() + self.look_seconds
         if not info.synced_to_chain:
             raise TowerAway(f"it is not in step with the chain: it has searched blocks to height {info.block_height}")
+
+    async def _is_there(self, channel: bytes, session: KnownSession) -> bool:
+        """Whether the tower has a session, and as many appointments in it as it confirmed."""
+        secret = session_secret(self._master, self.tower.uri.tower_id, channel, session.number)
+        key, number = self.tower.key, session.number
+        confirmed = await self._storage.read(lambda c: tables.count_receipts(c, key, channel, number))
+        try:
+            return int((await self._connection.get_session(secret)).appointments) >= confirmed
+        except TowerRefuses as error:
+            if error.kind != "not_found":
+                raise
+            return False
+
+    async def _forgotten(self, channel: bytes) -> None:
+        """What the tower confirmed is gone: it gets everything of the channel again."""
+        _log.error("the tower has forgotten a session", tower=str(self.tower.uri), channel=channel.hex())
+        self._on_news("tower.trouble", f"the tower {self.tower.uri} has forgotten what it confirmed: it is sent again")
+        old = self._sessions.get(channel, {})
+        another = await self._another_session(channel, max(old) + 1)
+        gone = [
+            msgspec.structs.replace(session, gone=True) for number, session in old.items() if number < another.number
+        ]
+        writes: list[Write] = [tables.SAVE_BACKUP(self.tower.key, channel, 0, 0)]
+        writes += [tables.SAVE_SESSION(self.tower.key, channel, s.number, msgspec.msgpack.encode(s)) for s in gone]
+        await self._storage.commit(writes)
+        self._sessions[channel] = {another.number: another}
+        self._unproven[channel] = another.number
+        self.progress[channel] = Behind()
+        self.notify()
 
     async def _session(self, channel: bytes) -> KnownSession:
         numbers = self._sessions.get(channel)
@@ -305,13 +343,7 @@ class Uploader:
         if self._unproven.get(channel) == session.number:
             raise error
         if error.kind == "not_found":
-            # What the tower confirmed is gone: it gets everything again.
-            _log.error("the tower has forgotten a session", tower=str(self.tower.uri), channel=channel.hex())
-            another = await self._another_session(channel, session.number + 1)
-            self._unproven[channel] = another.number
-            self._sessions[channel] = {another.number: another}
-            await self._storage.commit([tables.SAVE_BACKUP(self.tower.key, channel, 0, 0)])
-            self.progress[channel] = Behind()
+            await self._forgotten(channel)
             return
         if error.kind in ("failed_precondition", "already_exists"):
             self._unproven[channel] = (await self._another_session(channel, session.number + 1)).number

@@ -61,6 +61,8 @@ class KnownSession(Struct, frozen=True):
     number: int
     terms: SessionTerms
     ladder_per_kw: tuple[int, ...]
+    gone: bool = False
+    """The tower has forgotten it: it is kept for its receipts, which prove what the tower promised."""
 
     @property
     def blob_terms(self) -> Terms:
