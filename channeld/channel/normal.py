@@ -5,6 +5,7 @@ The rules are here; the bookkeeping is in `commitments`. All functions are pure:
 
 from __future__ import annotations
 
+import dataclasses
 from hashlib import sha256
 from typing import Any
 
@@ -68,6 +69,8 @@ from channeld.channel.writes import ForgetAdd, SaveAdd, SaveRevocable, Write
 from wallet.bitcoin.secp import is_valid_pubkey, is_valid_secret, pubkey_of
 
 BADONION = 0x8000
+MAX_ADD_BYTES = 2048
+"""An `update_add_htlc` has 1,487; one with more in it is stored without what we do not know."""
 MAX_REASON_BYTES = 4096
 """Of what a peer says of a failed HTLC: it is in the state until the HTLC is gone, and written with each commit. Nodes
 send 292 bytes, some more with a `channel_update` in it; a longer one cannot be read by whom it is for."""
@@ -206,7 +209,9 @@ def on_update_add_htlc(state: Normal | ShuttingDown, message: UpdateAddHtlc, raw
     after = cm.apply(params.commitment, "local", cm.next_local(c), (update,), False)
     limits.check_received_add(params, htlc, after)
     c = replace(cm.receive(c, params.commitment, update, after), remote_next_htlc_id=htlc.id + 1)
-    return Transition(replace(state, commitments=c), (), (SaveAdd(False, htlc.id, raw or encode(message)),))
+    if not raw or len(raw) > MAX_ADD_BYTES:
+        raw = encode(dataclasses.replace(message, unknown_tlvs=()))
+    return Transition(replace(state, commitments=c), (), (SaveAdd(False, htlc.id, raw),))
 
 
 def on_update_fulfill_htlc(state: Normal | ShuttingDown, message: UpdateFulfillHtlc, env: Env) -> Transition:

@@ -362,6 +362,17 @@ def test_an_add_that_was_not_signed_is_reported_as_never_sent() -> None:
     assert pair.bob.commitments.remote_next_htlc_id == 0
 
 
+def test_what_nobody_knows_of_a_long_add_is_not_kept() -> None:
+    pair = open_pair(push_msat=500_000_000)
+    short, long = ((65_537, b"x"),), ((65_537, bytes(60_000)),)
+    path_key = pair.alice.signer.keys.funding_pubkey
+    for number, tlvs in enumerate((short, long)):
+        message = an_add(pair.alice, unknown_tlvs=tlvs, path_key=path_key)
+        pair.alice.receive(encode(message))
+        kept = decode(pair.alice.adds[False, number])
+        assert kept == (message if tlvs is short else dataclasses.replace(message, unknown_tlvs=()))
+
+
 def test_a_reason_is_not_kept_at_any_length() -> None:
     """With 483 of them, each of our commits would write 30 MB."""
     pair = open_pair()
