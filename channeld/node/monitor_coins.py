@@ -92,7 +92,7 @@ class Maker:
         held = self._wallet.reservations().get(number, [])
         freed = self._wallet.unreserve(number) if number else []
         try:
-            least = FLOOR_PER_KW if replaced is None else least_bump(replaced.feerate_per_kw)
+            least = FLOOR_PER_KW if replaced is None or replaced.problem else least_bump(replaced.feerate_per_kw)
             made = self._paid(plan, known, signer, height, least, held)
         except BaseException:
             if number:

@@ -32,7 +32,7 @@ async def test_a_replacement_that_cannot_be_made_leaves_the_coins_to_what_is_out
     request = Request((TxOut(amount_sat, STRANGER),), RATE)
     monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _, rate: replace(request, feerate_sat_per_kw=rate))
     plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=max_fee_sat, feerate_per_kw=RATE))
-    replaced = cast(Any, SimpleNamespace(reservation=published.reservation, feerate_per_kw=RATE // 2))
+    replaced = cast(Any, SimpleNamespace(reservation=published.reservation, feerate_per_kw=RATE // 2, problem=""))
     with pytest.raises(CannotMake):
         Maker(wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, replaced)
     assert wallet.reservations() == held
@@ -51,7 +51,7 @@ async def test_a_transaction_that_is_too_dear_loses_no_script_of_the_wallet(monk
     request = Request((TxOut(20_000, STRANGER),), RATE)
     monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _, rate: replace(request, feerate_sat_per_kw=rate))
     plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=1, feerate_per_kw=RATE))
-    replaced = cast(Any, SimpleNamespace(reservation=published.reservation, feerate_per_kw=RATE // 2))
+    replaced = cast(Any, SimpleNamespace(reservation=published.reservation, feerate_per_kw=RATE // 2, problem=""))
     for _ in range(3):
         with pytest.raises(CannotMake):
             Maker(wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, replaced)
@@ -99,3 +99,23 @@ async def test_a_replacement_spends_the_coins_of_what_it_replaces(monkeypatch: p
             assert coins >= {txin.outpoint for txin in Tx.parse(before.raw).inputs}
         assert set(*wallet.reservations().values()) == coins
         before, rate = made.attempt, rate * 2
+
+
+async def test_what_layer_1_refused_needs_not_be_outbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    await world.start()
+    await world.receive(60_000)
+    wallet = world.wallet
+    published = await wallet.create_tx([TxOut(30_000, STRANGER)], RATE)
+    request = Request((TxOut(40_000, STRANGER),), RATE)
+    monkeypatch.setattr(monitor_coins, "_htlc_request", lambda _, rate: replace(request, feerate_sat_per_kw=rate))
+    monkeypatch.setattr(Maker, "_signed", lambda self, plan, funded, signer: funded.tx)
+    plan = cast(Any, SimpleNamespace(group="htlc", max_fee_sat=50_000, feerate_per_kw=90_000, outpoints=()))
+    for problem in ("", "insufficient fee"):
+        before = SimpleNamespace(reservation=published.reservation, feerate_per_kw=80_000, problem=problem)
+        if problem:
+            made = Maker(wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, cast(Any, before))
+            assert made.attempt.feerate_per_kw < 80_000
+        else:
+            with pytest.raises(CannotMake):
+                Maker(wallet)._with_coins(plan, cast(Any, None), cast(Any, None), 100, cast(Any, before))
