@@ -224,6 +224,13 @@ class Net:
             await self.server.node.mine(script, txs)
             await self.settle()
 
+    async def skip(self, count: int) -> None:
+        """Blocks in quick succession: the nodes look when they are through with all."""
+        await self.settle()
+        for _ in range(count):
+            await self.server.node.mine(STRANGER)
+        await self.settle()
+
     async def settle(self) -> None:
         """Until both nodes have seen the tip and their monitors rest."""
         for node in self.nodes:

@@ -255,7 +255,7 @@ class ChannelVerbs:
         if isinstance(driver.state, Opening):
             event: ev.Event = ev.ForgetChannel("given up by the operator")
         elif force:
-            doubt = _doubt(driver.state)
+            doubt = doubt_of(driver.state)
             if doubt and not even_if_outdated:
                 raise NodeError("failed_precondition", doubt)
             event = ev.ForceClose("closed by the operator", even_if_outdated=True)
@@ -291,7 +291,7 @@ def _has_left_opening(driver: Driver) -> bool:
     return not isinstance(driver.state, Opening)
 
 
-def _doubt(state: State) -> str:
+def doubt_of(state: State) -> str:
     """Why our commitment may be revoked for all we know; empty if it is not."""
     if isinstance(state, Closing):
         gone = not state.local_tx and state.confirmed_height is None

@@ -16,7 +16,7 @@ from watchtower.tower import tables
 from watchtower.tower.daemon import Tower
 from watchtower.tower.sessions import GRACE_BLOCKS
 
-YEARS_BLOCKS = 1_200
+YEARS_BLOCKS = 1_000
 SESSION_BLOCKS = 300
 
 

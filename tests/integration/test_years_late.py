@@ -22,7 +22,7 @@ from channeld.onchain.resolve import resolve
 from tests.onchain_net import POLICY, STRANGER, Net, TestNode, preimage
 from wallet.bitcoin import Tx
 
-YEARS_BLOCKS = 1_200
+YEARS_BLOCKS = 1_000
 EXPIRY_BLOCKS = 45
 
 
@@ -172,7 +172,5 @@ async def test_what_can_be_had_is_and_what_is_lost_is_explained(tmp_path: Path) 
         home = ours.amount_sat + sum(o.amount_sat for o in forced.outputs if o.status == "taken")
         mutual = sum(output.amount_sat for output in together.outputs if output.status == "ours")
         assert home + mutual - 3_000 < net.alice.balance_sat() - before <= home + mutual
-        for _ in range(100):
-            await net.server.node.mine(STRANGER)
-        await net.mine(1)
+        await net.skip(101)
         assert not list(net.alice.runtime.channels.all())

@@ -9,6 +9,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.chain import signed_local_commitment
 from channeld.channel.state import Closing, Funded, Normal, Standing
+from channeld.node.channel_verbs import COPIED, doubt_of
 from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, script_of
 from tests.unit.bolt3_support import script_ok
 from tests.unit.closing_support import closed_together
@@ -62,7 +63,7 @@ def test_a_mutual_close_that_left_the_chain_leaves_a_way_out(simple: bool) -> No
     pair, tx = closed_together(simple=simple)
     for peer in (pair.alice, pair.bob):
         state = left_the_chain(peer, tx)
-        assert (state.kind, state.standing) == ("mutual", "latest")
+        assert (state.kind, state.standing, doubt_of(state)) == ("mutual", "latest", "")
         is_published(peer)
         # It may be mined after all, and is no surprise then.
         peer.step(ev.FundingSpent(tx, HEIGHT + 5, 1))
@@ -94,10 +95,13 @@ def test_the_peers_commitments_leave_a_way_out() -> None:
 def test_our_commitment_by_a_foreign_hand_is_for_the_operator_to_decide() -> None:
     pair = channel()
     assert left_the_chain(pair.alice, commitment(pair.alice)).standing == "doubtful"
+    assert pair.alice.state is not None
+    assert doubt_of(pair.alice.state) == COPIED
     with pytest.raises(ev.CommandRejected, match="may be revoked"):
         pair.alice.step(FORCED)
     published = pair.alice.step(ev.ForceClose("I am sure", even_if_outdated=True))
     assert any(isinstance(effect, fx.Broadcast) for effect in published)
+    assert doubt_of(pair.alice.state) == ""
 
 
 def test_doubts_from_before_stay(monkeypatch: pytest.MonkeyPatch) -> None:
