@@ -16,7 +16,7 @@ from channeld.node.feerates import FeeRates
 from channeld.node.idempotency import Idempotency, Mark
 from channeld.node.interface import CoinView, ErrorKind, NodeError, TransactionView
 from channeld.node.wallet_store import to_rows
-from channeld.storage import Store, Write
+from channeld.storage import Store, StoreFailed, Write
 from wallet import errors as we
 from wallet.bitcoin import Tx, TxOut
 from wallet.bitcoin.address import AddressError, script_of
@@ -81,6 +81,9 @@ class Coins:
         except we.WalletError as error:
             driver.post(ev.FundingFailed(str(error)))
             return
+        except Exception:
+            driver.post(ev.FundingFailed("the funding transaction could not be made: an internal error"))
+            raise
         self._planned[funded.txid] = funded
         await self._store.commit(to_rows(writes))
         driver.post(ev.FundingTxReady(funded.tx, funded.vout_of(need.script_pubkey)))
@@ -121,7 +124,13 @@ class Coins:
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, StoreFailed):  # of which the node has heard
+            log.critical("the wallet's part of a channel failed", exc_info=error)
 
     async def close(self) -> None:
         """Wait for what is under way."""
