@@ -33,6 +33,8 @@ from channeld.routing.values import (
 )
 
 MILLION = 1_000_000
+_FEW_EDGES = 64
+"""A network with as many is searched without scipy."""
 _REACHABLE = 1e300
 """Below infinity: Dijkstra's limit, so that forbidden edges are not followed."""
 
@@ -200,6 +202,8 @@ class Problem:
 
     def distances(self, weights: Floats, *, backward: bool = False) -> Floats:
         """The least sum of weights from the root to every node, or from every node to the destination."""
+        if len(weights) <= _FEW_EDGES:
+            return self._few_distances(weights, backward)
         start, targets, edges = self.csr()
         ordered = weights[edges]
         shape = (self.nodes, self.nodes)
@@ -208,6 +212,24 @@ class Problem:
             return np.asarray(dijkstra(matrix, indices=self.target_index, limit=_REACHABLE), np.float64)
         matrix = csr_array((ordered, targets, start), shape=shape)
         return np.asarray(dijkstra(matrix, indices=self.root, limit=_REACHABLE), np.float64)
+
+    def _few_distances(self, weights: Floats, backward: bool) -> Floats:
+        """The same for a small network, where what scipy checks first takes ten times as long as the search
+        (Bellman and Ford's, which needs no order)."""
+        ends = self.sources.tolist(), self.targets.tolist()
+        first, second = reversed(ends) if backward else ends
+        edges = [edge for edge in zip(first, second, weights.tolist(), strict=True) if edge[2] <= _REACHABLE]
+        found = [np.inf] * self.nodes
+        found[self.target_index if backward else self.root] = 0.0
+        for _ in range(self.nodes):
+            is_shorter = False
+            for start, end, weight in edges:
+                if (length := found[start] + weight) < found[end] and length <= _REACHABLE:
+                    found[end] = length
+                    is_shorter = True
+            if not is_shorter:
+                break
+        return np.array(found)
 
     def part(self, amount_msat: int, max_fee_msat: int) -> Problem:
         """The same problem for a part of the amount; what one reserves the other sees."""

@@ -254,6 +254,11 @@ class Graph:
             (self._policy(slot, 0), self._policy(slot, 1)),
         )
 
+    def capacity_sat(self, short_channel_id: int) -> int | None:
+        """How much a channel holds, 0 if nobody told; None if it is not known."""
+        slot = self._slots.get(short_channel_id)
+        return None if slot is None else int(self._capacity_sat[slot])
+
     def policy(self, key: EdgeKey) -> Policy | None:
         """What the source of a direction asks, if an update is known."""
         slot = self._slots.get(key.short_channel_id)

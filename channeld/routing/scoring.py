@@ -355,9 +355,9 @@ class Scorer:
 
 
 def _capacity_msat(graph: Graph, key: EdgeKey) -> int | None:
+    capacity_sat = graph.capacity_sat(key.short_channel_id)
+    if capacity_sat is None or capacity_sat:
+        return None if capacity_sat is None else capacity_sat * 1000
     channel = graph.channel(key.short_channel_id)
-    if channel is None:
-        return None
-    if channel.capacity_sat:
-        return channel.capacity_sat * 1000
+    assert channel is not None
     return max((policy.htlc_maximum_msat for policy in channel.policies if policy is not None), default=0)

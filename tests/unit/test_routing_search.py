@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from math import inf
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +27,7 @@ from channeld.routing import (
     RouteRequest,
     Scorer,
     blinded_edges,
+    costs,
     explain,
     find_route,
     hint_edges,
@@ -108,6 +110,21 @@ def test_no_path_is_better_than_the_one_found(
     mine = next(way for way in ways if way.keys == tuple(hop.key for hop in answer.hops))
     assert mine.amounts == tuple(hop.amount_msat for hop in answer.hops)
     assert (mine.total_msat, mine.blocks) == (answer.total_amount_msat, answer.total_cltv_blocks)
+
+
+@FAST
+@given(links(), requests, st.booleans())
+def test_few_edges_are_as_far_as_many(network: list[Link], request: RouteRequest, backward: bool) -> None:
+    problem = costs.lay_out(build(*network), Scorer(), request, NOW)
+    if problem.target_index < 0:
+        return
+    weights = problem.floor(request.model)
+    assert len(weights) <= costs._FEW_EDGES
+    few = problem.distances(weights, backward=backward)
+    with mock.patch.object(costs, "_FEW_EDGES", 0):
+        assert few == pytest.approx(problem.distances(weights, backward=backward), rel=1e-12)
+        answer = find_route(build(*network), Scorer(), request, NOW)
+    assert isinstance(answer, NoRoute) == isinstance(find_route(build(*network), Scorer(), request, NOW), NoRoute)
 
 
 def test_the_example_of_bolt_7() -> None:
