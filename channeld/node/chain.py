@@ -156,12 +156,12 @@ class ChainFollower:
             await self._store.commit(writes)
         await self._feerates.refresh()
         self.synced = self.in_step = True
-        self._was_away = False
+        was_away, self._was_away = self._was_away, False
         self._bus.publish(
             "chain.block", f"at block {event.height}", height=event.height, block_hash=event.hash[::-1].hex()
         )
         self._tell_channels(event.height)
-        await self._monitor.synced(event.height)
+        await self._monitor.synced(event.height, was_away)
         await self._publish()
         self._on_synced()
 

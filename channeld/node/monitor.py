@@ -46,7 +46,7 @@ from wallet.wallet import Wallet
 log = structlog.get_logger(__name__)
 TARGETS_BLOCKS = (1, 2, 3, 6, 12, 36, 144)
 ABSENCE_BLOCKS = 18
-"""More blocks at once are no accident of mining: the node was off."""
+"""Who missed more than these hears of it."""
 
 
 class _Case:
@@ -113,6 +113,8 @@ class Monitor:
         self._rates = Rates()
         self._wallet = wallet
         self._height = 0
+        self._is_on = False
+        """It was in step with layer 1 since the start."""
         self._away = NEVER
         """Blocks that were caught up with at once: this node was off, or layer 1 away."""
         self._in_step = False
@@ -147,9 +149,9 @@ class Monitor:
         self._in_step = False
         return self._facts.disconnected(height)
 
-    async def synced(self, height: int) -> None:
-        """The node is at layer 1's tip: time to look at every channel that ends."""
-        self._note_absence(height)
+    async def synced(self, height: int, was_away: bool) -> None:
+        """The node is at layer 1's tip: time to look at every channel that ends. `was_away`: layer 1 was, before."""
+        self._note_absence(height, was_away)
         self._height = height
         await self._refresh_rates()
         self._in_step = True
@@ -164,9 +166,10 @@ class Monitor:
             elif self._channels.by_key(channel_key) is None:
                 await self._store.commit(self._facts.forget(channel_key))  # we stopped right after it was over
 
-    def _note_absence(self, height: int) -> None:
+    def _note_absence(self, height: int, was_away: bool) -> None:
         missed = height - self._height
-        if self._height and missed > ABSENCE_BLOCKS:
+        away, self._is_on = was_away or not self._is_on, True
+        if self._height and away and missed > ABSENCE_BLOCKS:
             first, last = self._away = (self._height + 1, height)
             self._bus.publish(
                 "chain.missed",
