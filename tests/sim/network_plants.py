@@ -302,6 +302,44 @@ def _keys_of_another_commitment() -> list[Patch]:
     return [(node_towers, "make_kit", make_kit)]
 
 
+ONE_PAYMENT = '{"seed": 0, "kind": 3, "actions": [["pay", 801997237, [50449, 41555, 31733, 38054], 4]]}'
+"""A payment of one hop."""
+REVOKED_AND_CUT = (
+    '{"seed": 1, "kind": 1, "actions": [["cut", 3294916953, [12302, 63944, 3715, 51093], 7], '
+    '["pay", 95872739, [34908, 29984, 13399, 41606], 0], ["hold", 1001090105, [49965, 28390, 55327, 3806], 3], '
+    '["cut", 2758633299, [28676, 60241, 37982, 2816], 2]]}'
+)
+"""A payment between cuts."""
+HELD_AND_CUT = (
+    '{"seed": 1, "kind": 1, "actions": [["pay", 95872739, [34908, 29984, 13399, 41606], 0], '
+    '["hold", 1001090105, [49965, 28390, 55327, 3806], 3], ["cut", 2758633299, [28676, 60241, 37982, 2816], 2]]}'
+)
+"""The connection breaks after messages were held back."""
+TWO_PAYMENTS = (
+    '{"seed": 5, "kind": 1, "actions": [["pay", 715045388, [17333, 232, 696, 27453], 5], '
+    '["pay", 1425304169, [54382, 21752, 19097, 34578], 0]]}'
+)
+"""Two payments, one after the other."""
+ANSWERED_WHILE_AWAY = (
+    '{"seed": 103, "kind": 4, "actions": [["crash", 509765578, [10228, 15980, 50099, 60446], 1], '
+    '["pay", 4130878097, [17318, 29161, 3240, 5774], 2], ["pay", 1068939516, [38492, 24042, 53666, 54399], 5]]}'
+)
+"""Payments to a node that dies."""
+ALONG_THE_WAY = (
+    '{"seed": 3, "kind": 1, "actions": [["open", 647532367, [11602, 45099, 8730, 53800], 4], '
+    '["fees", 193016889, [55986, 54420, 15586, 5792], 5], ["pay", 330586681, [36578, 30926, 4720, 40589], 0], '
+    '["pay", 2962381006, [25871, 53469, 38222, 34520], 5]]}'
+)
+"""Payments along the way, while fees change."""
+CRASHES_ALONG_THE_WAY = (
+    '{"seed": 3, "kind": 1, "actions": [["crash", 3350403033, [1985, 8392, 20892, 5608], 4], '
+    '["open", 647532367, [11602, 45099, 8730, 53800], 4], ["fees", 193016889, [55986, 54420, 15586, 5792], 5], '
+    '["pay", 330586681, [36578, 30926, 4720, 40589], 0], ["pay", 2962381006, [25871, 53469, 38222, 34520], 5], '
+    '["crash", 2233696452, [41134, 47211, 18130, 49517], 1]]}'
+)
+"""The same with a node that dies."""
+PARTS = '{"seed": 38, "kind": 3, "actions": [["pay", 1633781753, [64029, 18458, 57230, 32302], 0]]}'
+"""A payment that takes both channels."""
 ON_THE_WAY = '{"seed": 0, "kind": 1, "actions": [["crash", 5, [1, 1, 2, 0], 1], ["pay", 12, [0, 1, 2, 0], 7]]}'
 """The node in the middle dies while a payment is on the way."""
 STRANDED = '{"seed": 0, "kind": 1, "actions": [["snap", 7, [5, 5, 1, 1], 5]]}'
@@ -331,22 +369,39 @@ PLANTS = (
         "retransmission order",
         "signature and revocation come again in the other order",
         _retransmission_order,
-        (1, 11),
+        (REVOKED_AND_CUT,),
     ),
-    Plant("lost acks", "a revocation that was lost is not sent again", _lost_acks, (1, 11)),
-    Plant("early preimage", "an HTLC is settled as soon as the peer has signed for it", _early_preimage, (0, 1)),
-    Plant("forgotten HTLC info", "what a revoked commitment had in HTLCs is not kept", _forgotten_htlc_info, (0, 1)),
-    Plant("upstream first", "a preimage goes upstream before it is on disk", _settles_upstream_first, (3, 5)),
-    Plant("speaks first", "messages go out before what they say is on disk", _speaks_first, (0, 1)),
-    Plant("state not stored", "a new commitment of ours is not stored with its revocation", _state_not_stored, (5, 20)),
-    Plant("wrong fee side", "the side that did not open the channel pays for the commitment", _wrong_fee_side, (0, 1)),
+    Plant("lost acks", "a revocation that was lost is not sent again", _lost_acks, (HELD_AND_CUT,)),
+    Plant(
+        "early preimage", "an HTLC is settled as soon as the peer has signed for it", _early_preimage, (ONE_PAYMENT,)
+    ),
+    Plant(
+        "forgotten HTLC info",
+        "what a revoked commitment had in HTLCs is not kept",
+        _forgotten_htlc_info,
+        (ONE_PAYMENT,),
+    ),
+    Plant("upstream first", "a preimage goes upstream before it is on disk", _settles_upstream_first, (ALONG_THE_WAY,)),
+    Plant("speaks first", "messages go out before what they say is on disk", _speaks_first, (ONE_PAYMENT,)),
+    Plant(
+        "state not stored",
+        "a new commitment of ours is not stored with its revocation",
+        _state_not_stored,
+        (TWO_PAYMENTS,),
+    ),
+    Plant(
+        "wrong fee side",
+        "the side that did not open the channel pays for the commitment",
+        _wrong_fee_side,
+        (ONE_PAYMENT,),
+    ),
     Plant(
         "nothing upstream",
         "what timed out on chain is not failed upstream",
         _fails_nothing_upstream,
         (STRANDED,),
     ),
-    Plant("wrong secret", "the secret of the present commitment is revealed", _wrong_secret, (0, 1)),
+    Plant("wrong secret", "the secret of the present commitment is revealed", _wrong_secret, (ONE_PAYMENT,)),
     Plant(
         "forwards twice",
         "after a restart an HTLC is forwarded again",
@@ -354,12 +409,17 @@ PLANTS = (
         (ON_THE_WAY,),
     ),
     Plant("circuits dropped", "after a restart nobody knows what was forwarded", _circuits_dropped, (ON_THE_WAY,)),
-    Plant("adds forgotten", "the onion of an HTLC is thrown away once it was signed for", _adds_forgotten, (3, 6)),
+    Plant(
+        "adds forgotten",
+        "the onion of an HTLC is thrown away once it was signed for",
+        _adds_forgotten,
+        (CRASHES_ALONG_THE_WAY,),
+    ),
     Plant(
         "answers forgotten",
         "answers decided while the peer was away are lost",
         _answers_forgotten,
-        (103, 20),
+        (ANSWERED_WHILE_AWAY,),
     ),
     Plant(
         "dropped adds untold",
@@ -367,7 +427,7 @@ PLANTS = (
         _dropped_adds_untold,
         (CUT_OFF,),
     ),
-    Plant("first part pays", "the first part of a payment settles it", _first_part_pays, (38,)),
+    Plant("first part pays", "the first part of a payment settles it", _first_part_pays, (PARTS,)),
     Plant(
         "old channel's key",
         "the end of a channel whose funds came out of an old one counts as the old one's",
