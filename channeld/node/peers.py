@@ -34,6 +34,8 @@ LAST_RETRY_SECONDS = 300.0
 CROSSING_SECONDS = 10.0
 """Two connections that came about within this time crossed each other."""
 MAX_PEERS_WITHOUT_CHANNELS = 200
+MAX_STARTING_PER_PEER = 3
+"""Connections of one node that have not said `init` yet: it may try again before we have noticed that one is dead."""
 
 
 class PeerChannels(Protocol):
@@ -88,7 +90,7 @@ class Peers:
         self._features = features
         self._chain_hash = chain_hash
         self._peers: dict[bytes, Peer] = {}
-        self._starting: set[PeerLink] = set()
+        self._starting: dict[PeerLink, None] = {}  # in order of arrival
         self._channels: PeerChannels | None = None
         self._gossip: PeerGossip | None = None
         self._messenger: PeerMessenger | None = None
@@ -245,7 +247,11 @@ class Peers:
         # Whom we called, and who has locked coins with us, comes before strangers.
         if not link.inbound or self.channels.has_stake(link.node_id):
             link.prefer()
-        self._starting.add(link)
+        begun = [other for other in self._starting if other.node_id == link.node_id and other.inbound]
+        if link.inbound and len(begun) >= MAX_STARTING_PER_PEER:
+            begun[0].close("replaced by a newer connection")
+            self._starting.pop(begun[0], None)
+        self._starting[link] = None
         link.start()
 
     def _keep_calling(self, peer: Peer, at_once: bool = False) -> None:
@@ -270,7 +276,7 @@ class Peers:
 
     def ready(self, link: PeerLink) -> None:
         """`init` went both ways."""
-        self._starting.discard(link)
+        self._starting.pop(link, None)
         peer = self._peer(link.node_id)
         old = peer.link
         if old is not None:
@@ -352,7 +358,7 @@ class Peers:
     def closed(self, link: PeerLink, reason: str) -> None:
         """A connection is gone."""
         was_starting = link in self._starting
-        self._starting.discard(link)
+        self._starting.pop(link, None)
         peer = self._peers.get(link.node_id)
         if peer is None:
             return

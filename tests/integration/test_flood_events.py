@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from channeld.bolt.messages import AcceptChannel, ErrorMessage, Init, encode
 from channeld.node import transport
 from channeld.node.notes import OF_STRANGERS_BURST, Notes
 from channeld.node.peer import PeerLink
+from channeld.node.peers import MAX_STARTING_PER_PEER
 from tests.integration.test_channel_ids import Stranger
-from tests.integration.world import TestNode, World, world_in
+from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
 
 PROPOSALS = 60
 """Each of them has two events or more: the channel's end is told twice."""
@@ -68,6 +70,31 @@ async def test_connections_that_come_and_go(world: World) -> None:
     assert told(bob, "peer.disconnected") == OF_STRANGERS_BURST
     await bob.connect(alice)
     assert told(bob, "peer.connected") == OF_STRANGERS_BURST + 1, "whom we call is no stranger"
+
+
+async def test_a_peer_with_a_channel_has_few_connections_that_say_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are not kept out by them, and they do not use up all sockets; the newest are the ones that count."""
+    bob = await world.node("bob")
+    monkeypatch.setattr(bob.runtime.channels, "has_stake", lambda node_id: True)
+    secret = os.urandom(32)
+    silent = []
+    for _ in range(4 * MAX_STARTING_PER_PEER):
+        silent.append(await transport.connect("127.0.0.1", bob.port, secret, bob.node_id))
+        silent[-1].set_receiver(lambda data: None)
+    over = silent[:-MAX_STARTING_PER_PEER]
+    async with asyncio.timeout(STEP_SECONDS):
+        await asyncio.gather(*(connection.wait_closed() for connection in over))
+    assert len(bob.runtime.peers._starting) == MAX_STARTING_PER_PEER
+    silent[-1].send(encode(Init(b"", b"\x02\xaa\xa2", networks=None)))
+
+    async def connected() -> bool:
+        return bob.runtime.peers.num_connected() == 1
+
+    await bob.until(connected)
+    for connection in silent:
+        connection.abort("the test is over")
 
 
 async def come_and_go(bob: TestNode) -> None:
