@@ -6,11 +6,12 @@ embit reads and writes the format; what is signed and whether it is signed right
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import Any, Final, NamedTuple
 
-from embit import ec
+from embit import compact, ec
 from embit.base import EmbitError
-from embit.psbt import PSBT, DerivationPath, InputScope
+from embit.psbt import PSBT, DerivationPath, InputScope, OutputScope, read_string, ser_string
 from embit.script import Script
 from embit.transaction import Transaction, TransactionInput, TransactionOutput
 
@@ -36,7 +37,29 @@ _EMBIT_ERRORS: Final = (
 """What embit raises (or asserts) over garbage, and SerializationError, which is a ValueError."""
 
 
+_VERSION_2: Final = "this is a PSBT of version 2; version 0 (BIP 174) is understood"
+_IN_TAP_BIP32_DERIVATION: Final = 0x16
+_OUT_TAP_BIP32_DERIVATION: Final = 0x07
+_COUNTS_OF_VERSION_2: Final = frozenset((b"\x04", b"\x05"))
+"""Global fields of BIP 370: how many inputs and outputs there are."""
+
+
+def _with_real_leaf_hashes(stream: Any) -> Any:
+    """The value that comes next, for embit, which believes any number of leaf hashes and would count for ever."""
+    value = read_string(stream)
+    if 32 * compact.read_from(BytesIO(value)) > len(value):
+        raise PsbtError("this is no readable PSBT: a taproot derivation has fewer leaf hashes than it says")
+    again = BytesIO()
+    ser_string(again, value)
+    again.seek(0)
+    return again
+
+
 class _Input(InputScope):  # type: ignore[misc]
+    def read_value(self, stream: Any, k: bytes) -> None:
+        """One field."""
+        super().read_value(_with_real_leaf_hashes(stream) if k[0] == _IN_TAP_BIP32_DERIVATION else stream, k)
+
     @property
     def vin(self) -> Any:
         """embit takes a sequence of 0 for none at all."""
@@ -44,8 +67,21 @@ class _Input(InputScope):  # type: ignore[misc]
         return TransactionInput(self.txid, self.vout, sequence=sequence)
 
 
+class _Output(OutputScope):  # type: ignore[misc]
+    def read_value(self, stream: Any, k: bytes) -> None:
+        """One field."""
+        super().read_value(_with_real_leaf_hashes(stream) if k[0] == _OUT_TAP_BIP32_DERIVATION else stream, k)
+
+
 class _Psbt(PSBT):  # type: ignore[misc]
     PSBTIN_CLS = _Input
+    PSBTOUT_CLS = _Output
+
+    def parse_unknowns(self) -> None:
+        """Global fields. embit makes as many inputs and outputs as version 2 says that there are."""
+        if _COUNTS_OF_VERSION_2 & self.unknown.keys():
+            raise PsbtError(_VERSION_2)
+        super().parse_unknowns()
 
 
 class InputInfo(NamedTuple):
@@ -100,7 +136,7 @@ def decode(text: str) -> Decoded:
     try:
         psbt = _Psbt.from_string(text)
         if psbt.version == 2:
-            raise PsbtError("this is a PSBT of version 2; version 0 (BIP 174) is understood")
+            raise PsbtError(_VERSION_2)
         for scope in psbt.inputs:
             scope.verify(ignore_missing=True)
         tx = Tx.parse(psbt.tx.serialize())

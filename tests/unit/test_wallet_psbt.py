@@ -144,6 +144,29 @@ def test_garbage_is_refused(text: str) -> None:
         psbt.decode(text)
 
 
+MANY = "ff" + "ff" * 7 + "00"
+XONLY = "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (UNSIGNED + "00000000" + "00" + "2116" + XONLY + "0d" + MANY + "00" * 4, "fewer leaf hashes"),
+        (UNSIGNED + "00000000" + "00" + "00" + "2107" + XONLY + "0d" + MANY + "00" * 4, "fewer leaf hashes"),
+        ("70736274ff" + "01fb" + "0402000000" + "0104" + "09" + MANY + "00", "version 2"),
+        ("70736274ff" + "0105" + "09" + MANY + "00", "version 2"),
+        (
+            "70736274ff" + "01fb" + "0402000000" + "0102" + "0402000000" + "0104" + "0101" + "0105" + "0101" + "00",
+            "version 2",
+        ),
+    ],
+)
+def test_numbers_without_what_they_count(text: str, sentence: str) -> None:
+    """Refused at once: whoever believed them would fill the memory."""
+    with pytest.raises(PsbtError, match=sentence):
+        psbt.decode(text)
+
+
 @given(st.binary(max_size=200), st.integers(0, 400))
 @settings(max_examples=200, deadline=None)
 def test_no_bytes_escape_as_another_error(noise: bytes, cut: int) -> None:
