@@ -166,6 +166,9 @@ class ChannelDriver(Generic[S]):
         adds: MutableMapping[tuple[bool, int], bytes] | None = None,
     ) -> None:
         self.state = state
+        self.settled: S | None = None
+        """The state whose batch was performed last: durable, and what follows from it was said. Whoever speaks of the
+        channel beside its driver must not know more."""
         self.channel_key = channel_key
         self.channel_id = channel_id
         self.adds = adds if adds is not None else {}
@@ -410,6 +413,7 @@ class ChannelDriver(Generic[S]):
                 self._freeze(effect, bug)
         for done in batch.done:
             done(None)
+        self.settled = self.state
         self._host.batch_done(self)
         self._next()
 

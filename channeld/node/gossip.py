@@ -358,7 +358,7 @@ class NodeGossip:
             self.core.remove_channel(driver.channel_id)
 
     def _as_own(self, driver: Driver) -> OwnChannel | None:
-        state = driver.state
+        state = driver.settled  # BOLT 7: what is said here comes after `channel_ready`, which may wait for a commit
         if not isinstance(state, Funded):
             return None
         params, keys = state.params, state.params.commitment

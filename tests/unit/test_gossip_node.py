@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,8 +24,10 @@ from channeld.bolt.messages import (
     encode,
 )
 from channeld.gossip.interface import FundingUnknown
+from channeld.gossip.own import ForwardingPolicy, OwnChannel
 from channeld.gossip.service import GOSSIP_MESSAGES
-from channeld.node.gossip import REGTEST, ChainFunding, GraphFeed
+from channeld.node.channels import Driver
+from channeld.node.gossip import REGTEST, ChainFunding, GraphFeed, NodeGossip
 from channeld.routing.graph import Graph
 from channeld.routing.values import EdgeKey
 from tests.gossip_net import network
@@ -41,6 +45,8 @@ from tests.gossip_support import (
     node_id_of,
     scid_of,
 )
+from tests.machine import harness
+from tests.unit.test_channel_open import peers
 from tests.unit.test_gossip_store import random_changes
 from wallet.bitcoin import OutPoint, TxOut
 from wallet.chain import ChainError, ChainUnavailable, UnspentOutput
@@ -108,6 +114,30 @@ async def test_few_blocks_are_kept(source: FakeSource) -> None:
     for height in range(200):
         await funding.lookup([scid_of(height)])
     assert len(funding._txids) <= 16
+
+
+# --- our channels
+
+
+def test_others_hear_of_a_channel_after_its_peer_did() -> None:
+    """The peer may get `announcement_signatures` only after `channel_ready`, which waits for a commit (BOLT 7)."""
+    pair = harness.start_open(*peers())
+    harness.fund(pair)
+    waiting = pair.bob.state
+    harness.confirm(pair)
+    policy = ForwardingPolicy(1, 1, 1, 1, 1)
+    node = cast(NodeGossip, SimpleNamespace(policy_of=lambda driver: policy))
+
+    def as_own(settled: object) -> OwnChannel | None:
+        driver = SimpleNamespace(state=pair.bob.state, settled=settled, channel_id=bytes(32), peer_id=bytes(33))
+        return NodeGossip._as_own(node, cast(Driver, driver))
+
+    committing, committed = as_own(waiting), as_own(pair.bob.state)
+    assert committing is not None
+    assert committed is not None
+    assert (committing.is_ready, committing.depth) == (False, 0)
+    assert (committed.is_ready, committed.depth) == (True, 6)
+    assert as_own(None) is None
 
 
 # --- the graph

@@ -192,6 +192,25 @@ async def test_nothing_is_said_before_it_is_durable(
     assert link.words() == [b"one", b"signature"]
 
 
+async def test_what_is_settled_is_durable_and_was_said(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
+) -> None:
+    before = driver.settled
+    assert before == driver.state
+    say(driver, link, "one")
+    await asyncio.sleep(0)
+    assert driver.state != before
+    assert driver.settled == before
+    await host.commit()
+    assert driver.settled == driver.state
+    say(driver, link, "two")
+    with structlog.testing.capture_logs():
+        await host.commit(StoreFailed("the disk is full"))
+    assert "two" in driver.state
+    assert driver.settled is not None
+    assert "two" not in driver.settled
+
+
 async def test_what_waits_shares_one_commit_and_one_signature(
     driver: ChannelDriver[State], host: FakeHost, link: FakeLink
 ) -> None:
