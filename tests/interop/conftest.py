@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from channeld.lab import DaemonProcess, Lab
 from tests.interop import ldk_peer
@@ -62,6 +65,15 @@ class MixedLab(Lab):
             await peer.stop()
         await super().close()
 
+    @asynccontextmanager
+    async def ldks(self, *names: str, **config: Any) -> AsyncIterator[list[LdkPeer]]:
+        """LDK nodes for a while."""
+        peers = list(await asyncio.gather(*(self.ldk(name, **config) for name in names)))
+        try:
+            yield peers
+        finally:
+            await asyncio.gather(*(peer.stop() for peer in peers))
+
     async def connect_ldk(self, peer: LdkPeer, daemon: DaemonProcess) -> None:
         """LDK dials our daemon; returns when both know of the connection."""
         host, _, port = daemon.address.rpartition(":")
@@ -69,8 +81,9 @@ class MixedLab(Lab):
         await daemon.wait_peer(peer.node_id)
 
 
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[MixedLab]:
-    mixed = MixedLab(tmp_path)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[MixedLab]:
+    """One for all tests of a file, which know of each other's nodes, but leave no channel behind."""
+    mixed = MixedLab(tmp_path_factory.mktemp("interop"))
     async with mixed:
         yield mixed

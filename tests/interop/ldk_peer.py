@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent / "ldk"
+# Most of LDK's WebAssembly runs a few times only in a test: checking and optimising it costs more than it saves.
+NODE = ("node", "--wasm-lazy-validation", "--wasm-tiering-budget=20000000")
 Event = dict[str, Any]
+WAIT_SECONDS = 60.0
+"""More than anything takes that does not hang, also on a machine that does much else."""
 
 
 def missing() -> str | None:
@@ -69,7 +73,7 @@ class LdkPeer:
         """Starts (or restarts) the process and waits until it listens."""
         mark = self.mark()
         self._process = await asyncio.create_subprocess_exec(
-            "node",
+            *NODE,
             str(HERE / "main.mjs"),
             json.dumps(self.config),
             stdin=asyncio.subprocess.PIPE,
@@ -86,6 +90,8 @@ class LdkPeer:
             message = json.loads(line)
             if "re" in message:
                 future = self._answers.pop(message["re"])
+                if future.done():
+                    continue  # nobody waits any more
                 if "err" in message:
                     future.set_exception(LdkError(message["err"]))
                 else:
@@ -95,13 +101,14 @@ class LdkPeer:
                 self.events.append(message)
                 self._arrived.notify_all()
         for future in self._answers.values():
-            future.set_exception(LdkError("the LDK process ended"))
+            if not future.done():
+                future.set_exception(LdkError("the LDK process ended"))
         self._answers.clear()
         async with self._arrived:
             self.events.append({"ev": "exit"})
             self._arrived.notify_all()
 
-    async def call(self, command: str, timeout_seconds: float = 20, **arguments: Any) -> Any:
+    async def call(self, command: str, timeout_seconds: float = WAIT_SECONDS, **arguments: Any) -> Any:
         """The command's result. Raises LdkError."""
         assert self._process is not None
         assert self._process.stdin is not None
@@ -115,7 +122,11 @@ class LdkPeer:
         return len(self.events)
 
     async def wait(
-        self, name: str, since: int = 0, where: Callable[[Event], bool] | None = None, timeout_seconds: float = 20
+        self,
+        name: str,
+        since: int = 0,
+        where: Callable[[Event], bool] | None = None,
+        timeout_seconds: float = WAIT_SECONDS,
     ) -> Event:
         """The first event called `name` from `since` on for which `where` holds. Fails at once if the process ends."""
         position = since

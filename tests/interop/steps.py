@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+from channeld.bolt.invoice import decode_invoice, encode_invoice
 from channeld.lab import DaemonProcess
 from channeld.v1 import channels_pb2, invoices_pb2, payments_pb2, peers_pb2
 from tests.interop.conftest import MixedLab
-from tests.interop.ldk_peer import LdkPeer
+from tests.interop.ldk_peer import WAIT_SECONDS, LdkPeer
 
 SUCCEEDED = payments_pb2.PAYMENT_STATE_SUCCEEDED
+FAILED = payments_pb2.PAYMENT_STATE_FAILED
 CAPACITY_SAT = 1_000_000
+# BOLT 4, "Failure Messages"
+INVALID_ONION_VERSION, INVALID_ONION_HMAC, INVALID_ONION_KEY = 0xC004, 0xC005, 0xC006
+TEMPORARY_CHANNEL_FAILURE = 0x1007
+UNKNOWN_NEXT_PEER = 0x400A
+FEE_INSUFFICIENT, INCORRECT_CLTV_EXPIRY = 0x100C, 0x100D
+INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS = 0x400F
 
 
 async def we_open(
@@ -53,6 +63,11 @@ async def hold_invoice(alice: DaemonProcess, amount_msat: int, preimage: bytes, 
     return await alice.invoice(amount_msat, "held", payment_hash=sha256(preimage).digest(), **fields)
 
 
+async def settle(alice: DaemonProcess, preimage: bytes) -> None:
+    """We take what waits for this preimage."""
+    await alice.client.invoices.Settle(invoices_pb2.SettleInvoiceRequest(payment_preimage=preimage))
+
+
 async def wait_accepted(alice: DaemonProcess, payment_hash: bytes) -> None:
     """Until the payment of a hold invoice of ours is here."""
 
@@ -69,6 +84,42 @@ async def ldk_holds(alice: DaemonProcess, ldk: LdkPeer, amount_msat: int) -> tup
     paying = asyncio.ensure_future(alice.pay(bolt11))
     claimable = await ldk.wait("PaymentClaimable", mark)
     return paying, bytes.fromhex(claimable["payment_hash"]), bytes.fromhex(claimable["preimage"])
+
+
+async def we_hold(alice: DaemonProcess, ldk: LdkPeer, amount_msat: int, delta_blocks: int = 40) -> bytes:
+    """LDK pays us, and it waits here for the preimage, which is returned. The HTLC expires `delta_blocks` from now, or
+    a little later."""
+    preimage = os.urandom(32)
+    invoice = await hold_invoice(alice, amount_msat, preimage, min_final_cltv_expiry_delta_blocks=delta_blocks)
+    # LDK adds some blocks, so that nobody can tell who the payee is, but no more than this in all.
+    await ldk.call("pay", bolt11=invoice.bolt11, most_blocks=delta_blocks + 6)
+    await wait_accepted(alice, invoice.payment_hash)
+    return preimage
+
+
+async def reworded(payee: LdkPeer, bolt11: str, **changes: Any) -> str:
+    """An invoice of LDK's that says something else, with its signature."""
+    secret = bytes.fromhex(await payee.call("secret"))
+    return encode_invoice(replace(decode_invoice(bolt11), **changes), secret)
+
+
+async def refused(alice: DaemonProcess, bolt11: str, code: int, failing_hop: int = 0) -> None:
+    """Our payment fails; its first part came back with this code from this hop."""
+    started = await alice.pay(bolt11, max_parts=1, timeout_seconds=0.5)  # nothing is gained by other ways
+    payment = await alice.wait_payment(started.payment_hash)
+    assert payment.state == FAILED
+    assert payment.failure
+    first = (await attempts(alice, payment.payment_hash))[0]
+    assert (hex(first.failure_code), first.failing_hop) == (hex(code), failing_hop)
+
+
+async def ldk_refused(payer: LdkPeer, refuser: bytes, code: int, command: str = "pay", **arguments: Any) -> None:
+    """A payment of LDK's fails, and it reads this code from this node."""
+    mark = payer.mark()
+    payment_id = await payer.call(command, retries=0, **arguments)
+    told = await payer.wait("onion_error", mark)
+    assert (told["from"], hex(told["code"])) == (refuser.hex(), hex(code))
+    await payer.wait("PaymentFailed", mark, lambda event: event["payment_hash"] in (payment_id, None))
 
 
 async def attempts(alice: DaemonProcess, payment_hash: bytes) -> list[payments_pb2.Attempt]:
@@ -98,7 +149,7 @@ async def ldk_pays(ldk: LdkPeer, alice: DaemonProcess, amount_msat: int) -> None
 async def balances_agree(alice: DaemonProcess, ldk: LdkPeer, channel_id: bytes) -> int:
     """Both sides count the same once nothing is under way; our msat."""
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_SECONDS):
         while True:  # each round asks both over the network; the last revocation is no event for either
             (ours,) = [channel for channel in await alice.channels() if channel.channel_id == channel_id]
             (theirs,) = [c for c in await ldk.call("channels") if c["channel_id"] == channel_id.hex()]

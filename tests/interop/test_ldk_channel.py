@@ -5,74 +5,143 @@ from __future__ import annotations
 import asyncio
 import os
 
+import grpc
 import pytest
+import pytest_asyncio
 
-from channeld.v1 import invoices_pb2, payments_pb2
+from channeld.lab import DaemonProcess
+from channeld.v1 import channels_pb2
 from tests.interop.conftest import MixedLab
+from tests.interop.ldk_peer import LdkPeer
 from tests.interop.steps import (
-    CAPACITY_SAT,
+    FAILED,
+    INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS,
+    SUCCEEDED,
+    attempts,
     balances_agree,
     closed_on_chain,
-    hold_invoice,
     ldk_holds,
     ldk_opens,
     ldk_pays,
+    ldk_refused,
     pay_ldk,
-    wait_accepted,
+    refused,
+    reworded,
+    settle,
+    we_hold,
     we_open,
 )
 
-pytestmark = pytest.mark.interop
-ANCHORS, STATIC_REMOTEKEY = "401000", "1000"
+pytestmark = [pytest.mark.interop, pytest.mark.asyncio(loop_scope="module")]
+STATIC_REMOTEKEY_BIT, ANCHORS_BIT = 12, 22
+MANY = 50
 
 
-async def test_we_open_to_ldk(lab: MixedLab) -> None:
+class Pair:
+    """Our daemon and an LDK node."""
+
+    def __init__(self, lab: MixedLab, alice: DaemonProcess, ldk: LdkPeer) -> None:
+        self.lab = lab
+        self.alice = alice
+        self.ldk = ldk
+
+    async def open(self, opener: str, push_msat: int, *, anchors: bool = True) -> channels_pb2.Channel:
+        """Either opens the channel, the only one."""
+        if opener == "we":
+            return await we_open(self.lab, self.alice, self.ldk, push_msat=push_msat)
+        return await ldk_opens(self.lab, self.ldk, self.alice, push_msat=push_msat, anchors=anchors)
+
+    async def close(self, closer: str, channel_id: bytes) -> asyncio.Task[object]:
+        """Either asks for the close; the task of asking."""
+        if closer == "we":
+            return asyncio.ensure_future(self.alice.close_channel(channel_id))
+        return asyncio.ensure_future(self.ldk.call("close", channel_id=channel_id.hex()))
+
+    async def end(self, channel_id: bytes) -> None:
+        """Closed together, so that the next test is alone."""
+        await self.alice.close_channel(channel_id)
+        await self.lab.mine(6)
+        await self.alice.wait_closed(channel_id)
+
+    async def agree(self, channel_id: bytes) -> int:
+        """Both count the same; our msat."""
+        return await balances_agree(self.alice, self.ldk, channel_id)
+
+    async def confirmed_sat(self) -> int:
+        """In our wallet."""
+        return int((await self.alice.balance()).confirmed_sat)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(lab: MixedLab) -> Pair:
     (alice,) = await lab.daemons("alice")
-    ldk = await lab.ldk("ldk")
-    channel = await we_open(lab, alice, ldk, push_msat=200_000_000)
-    assert any("anchors" in name for name in channel.channel_type)
-    for amount_msat in (1_000_000, 50_000_000, 123_456_789):
-        await pay_ldk(alice, ldk, amount_msat)
-    await ldk_pays(ldk, alice, 33_000_000)
-    local_msat = await balances_agree(alice, ldk, channel.channel_id)
-    assert local_msat == 800_000_000 - 1_000_000 - 50_000_000 - 123_456_789 + 33_000_000
-
-    before_sat = (await alice.balance()).confirmed_sat
-    mark = ldk.mark()
-    await alice.close_channel(channel.channel_id)
-    await closed_on_chain(lab, alice, ldk, channel.channel_id, mark)
-    gained_sat = (await alice.balance()).confirmed_sat - before_sat
-    assert 0 <= local_msat // 1000 - gained_sat < 20_000  # the closing fee, which the opener pays
+    return Pair(lab, alice, await lab.ldk("ldk"))
 
 
-@pytest.mark.parametrize(("anchors", "channel_type"), [(True, ANCHORS), (False, STATIC_REMOTEKEY)])
-async def test_ldk_opens_to_us(lab: MixedLab, anchors: bool, channel_type: str) -> None:
-    (alice,) = await lab.daemons("alice")
-    ldk = await lab.ldk("ldk")
-    channel = await ldk_opens(lab, ldk, alice, push_msat=100_000_000, anchors=anchors)
+@pytest.mark.parametrize(
+    ("opener", "anchors", "closer", "waiting"),
+    [("we", True, "we", False), ("ldk", True, "ldk", False), ("we", True, "ldk", True), ("ldk", False, "we", True)],
+)
+async def test_a_channels_life(pair: Pair, opener: str, anchors: bool, closer: str, waiting: bool) -> None:
+    """Until it is closed together; where something is `waiting`, with an HTLC each way still under way then."""
+    alice, ldk = pair.alice, pair.ldk
+    channel = await pair.open(opener, push_msat=300_000_000, anchors=anchors)
     (theirs,) = await ldk.call("channels")
-    assert theirs["channel_type"] == channel_type
-    await ldk_pays(ldk, alice, 250_000_000)
-    await pay_ldk(alice, ldk, 60_000_000)
-    assert await balances_agree(alice, ldk, channel.channel_id) == 290_000_000
+    bits = int(theirs["channel_type"], 16)
+    assert bool(bits >> ANCHORS_BIT & 1) == anchors
+    assert bits >> STATIC_REMOTEKEY_BIT & 1
+    for amount_msat in (1_000, 353_999, 354_000, 50_000_000, 123_456_789):  # with and without an output of its own
+        await pay_ldk(alice, ldk, amount_msat)
+        await ldk_pays(ldk, alice, amount_msat + 7)
+    expected_msat = (700_000_000 if opener == "we" else 300_000_000) + 35
+    assert await pair.agree(channel.channel_id) == expected_msat
+    before_sat = await pair.confirmed_sat()
     mark = ldk.mark()
-    await ldk.call("close", channel_id=channel.channel_id.hex())
-    await closed_on_chain(lab, alice, ldk, channel.channel_id, mark)
-    assert (await alice.balance()).confirmed_sat == 290_000  # LDK opened: it pays the closing fee
+    if waiting:
+        await _close_over_htlcs(pair, closer, channel.channel_id)
+        expected_msat += 5_000_000 - 20_000_000
+    else:
+        await (await pair.close(closer, channel.channel_id))
+    await closed_on_chain(pair.lab, alice, ldk, channel.channel_id, mark)
+    paid_sat = expected_msat // 1000 - (await pair.confirmed_sat() - before_sat)
+    assert 0 < paid_sat < 20_000 if opener == "we" else paid_sat == 0  # the opener pays the closing fee
 
 
-async def test_both_come_back(lab: MixedLab) -> None:
+async def _close_over_htlcs(pair: Pair, closer: str, channel_id: bytes) -> None:
+    """Nothing new is taken once `shutdown` was said; what is under way still arrives (BOLT 2, "Channel Close")."""
+    await pair.ldk.call("set", auto={"claim": False})
+    paying, _, preimage = await ldk_holds(pair.alice, pair.ldk, 20_000_000)
+    held = await we_hold(pair.alice, pair.ldk, 5_000_000)
+    mark = pair.ldk.mark()
+    closing = await pair.close(closer, channel_id)
+
+    async def said() -> bool:
+        (channel,) = await pair.alice.channels()
+        return bool(channel.phase == "shutting_down")
+
+    await pair.alice.wait_until(said)
+    late = await pair.ldk.call("invoice", amount_msat=1_000_000)
+    with pytest.raises(grpc.aio.AioRpcError, match="shutting_down"):
+        await pair.alice.pay(late)
+    (channel,) = await pair.alice.channels()
+    assert len(channel.htlcs) == 2
+    await pair.ldk.call("claim", preimage=preimage.hex())
+    assert (await paying).state == SUCCEEDED
+    await settle(pair.alice, held)
+    assert (await pair.ldk.wait("PaymentSent", mark))["preimage"] == held.hex()
+    await closing
+    await pair.ldk.call("set", auto={"claim": True})
+
+
+async def test_both_come_back(pair: Pair) -> None:
     """kill -9 of our daemon, then of LDK, with an HTLC pending each way: the channel goes on, both arrive once."""
-    (alice,) = await lab.daemons("alice")
-    ldk = await lab.ldk("ldk", auto={"claim": False})
-    channel = await we_open(lab, alice, ldk, push_msat=200_000_000)
+    alice, ldk = pair.alice, pair.ldk
+    channel = await pair.open("we", push_msat=200_000_000)
     expected_msat = 800_000_000
     for victim in ("we", "ldk"):
+        await ldk.call("set", auto={"claim": False})
         paying, payment_hash, preimage = await ldk_holds(alice, ldk, 20_000_000)
-        held = os.urandom(32)
-        invoice = await hold_invoice(alice, 5_000_000, held)
-        await ldk.call("pay", bolt11=invoice.bolt11)
-        await wait_accepted(alice, invoice.payment_hash)
+        held = await we_hold(alice, ldk, 5_000_000)
         if victim == "we":
             await alice.kill()
             await asyncio.gather(paying, return_exceptions=True)
@@ -84,40 +153,49 @@ async def test_both_come_back(lab: MixedLab) -> None:
         mark = ldk.mark()
         await ldk.call("claim", preimage=preimage.hex())
         assert (await alice.wait_payment(payment_hash)).payment_preimage == preimage
-        await alice.client.invoices.Settle(invoices_pb2.SettleInvoiceRequest(payment_preimage=held))
+        await settle(alice, held)
         assert (await ldk.wait("PaymentSent", mark))["preimage"] == held.hex()
         expected_msat += 5_000_000 - 20_000_000
-        assert await balances_agree(alice, ldk, channel.channel_id) == expected_msat
+        assert await pair.agree(channel.channel_id) == expected_msat
     await asyncio.gather(paying, return_exceptions=True)
-    await ldk.call("set", auto={"claim": True})
     await ldk_pays(ldk, alice, 5_000_000)
     await pay_ldk(alice, ldk, 1_000_000)
-    assert await balances_agree(alice, ldk, channel.channel_id) == expected_msat + 4_000_000
+    assert await pair.agree(channel.channel_id) == expected_msat + 4_000_000
+    await pair.end(channel.channel_id)
 
 
-async def test_many_at_once_and_dust(lab: MixedLab) -> None:
-    (alice,) = await lab.daemons("alice")
-    ldk = await lab.ldk("ldk")
-    channel = await we_open(lab, alice, ldk, push_msat=400_000_000)
-    amounts_msat = [1_000 * (number + 1) if number % 2 else 2_000_000 + number for number in range(20)]
+async def test_many_at_once(pair: Pair) -> None:
+    """A hundred, half of them each way, half of these too small for an output on the commitments."""
+    channel = await pair.open("ldk", push_msat=400_000_000)
+    amounts_msat = [1_000 * (number + 1) if number % 2 else 1_000_000 + number for number in range(MANY)]
     await asyncio.gather(
-        *(pay_ldk(alice, ldk, amount_msat) for amount_msat in amounts_msat),
-        *(ldk_pays(ldk, alice, amount_msat + 7) for amount_msat in amounts_msat),
+        *(pay_ldk(pair.alice, pair.ldk, amount_msat) for amount_msat in amounts_msat),
+        *(ldk_pays(pair.ldk, pair.alice, amount_msat + 7) for amount_msat in amounts_msat),
     )
-    assert await balances_agree(alice, ldk, channel.channel_id) == 600_000_000 + 7 * len(amounts_msat)
+    assert await pair.agree(channel.channel_id) == 400_000_000 + 7 * MANY
+    await pair.end(channel.channel_id)
 
 
-async def test_failures_are_told(lab: MixedLab) -> None:
-    """What LDK does not want comes back as a failure that we can read, and nothing is lost."""
-    (alice,) = await lab.daemons("alice")
-    ldk = await lab.ldk("ldk", auto={"claim": False})
-    channel = await we_open(lab, alice, ldk)
-    mark = ldk.mark()
-    invoice = await ldk.call("invoice", amount_msat=9_000_000, description="refused")
-    paying = asyncio.ensure_future(alice.pay(invoice))
-    claimable = await ldk.wait("PaymentClaimable", mark)
-    await ldk.call("fail", payment_hash=claimable["payment_hash"])
-    payment = await paying
-    assert payment.state == payments_pb2.PAYMENT_STATE_FAILED
-    assert payment.failure
-    assert await balances_agree(alice, ldk, channel.channel_id) == CAPACITY_SAT * 1000
+async def test_failures_are_told(pair: Pair) -> None:
+    """What either does not want comes back as a failure that the other can read, and nothing is lost."""
+    alice, ldk = pair.alice, pair.ldk
+    channel = await pair.open("we", push_msat=300_000_000)
+    await ldk.call("set", auto={"claim": False})
+    paying, payment_hash, _ = await ldk_holds(alice, ldk, 9_000_000)
+    await ldk.call("fail", payment_hash=payment_hash.hex())
+    assert (await paying).state == FAILED
+    (attempt,) = await attempts(alice, payment_hash)
+    assert (attempt.failure_code, attempt.failing_hop) == (INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS, 0)
+    await ldk.call("set", auto={"claim": True})
+    for change in ({"payment_secret": os.urandom(32)}, {"payment_hash": os.urandom(32)}, {"amount_msat": 1_000_000}):
+        bolt11 = await ldk.call("invoice", amount_msat=9_000_000)
+        await refused(alice, await reworded(ldk, bolt11, **change), INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS)
+
+    for wrong in ({"secret": os.urandom(32).hex()}, {"underpay_msat": 1_000}):
+        bolt11 = (await alice.invoice(9_000_000)).bolt11
+        await ldk_refused(ldk, alice.node_id, INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS, bolt11=bolt11, **wrong)
+    unasked = {"node_id": alice.node_id.hex(), "amount_msat": 9_000_000, "preimage": os.urandom(32).hex()}
+    soon = {"final_delta": 4, "most_blocks": 5}
+    await ldk_refused(ldk, alice.node_id, INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS, "keysend", **unasked, **soon)
+    assert await pair.agree(channel.channel_id) == 700_000_000
+    await pair.end(channel.channel_id)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
+import pytest_asyncio
 
 from channeld.lab import DaemonProcess
-from channeld.v1 import payments_pb2
+from channeld.v1 import invoices_pb2, payments_pb2
 from tests.interop.conftest import MixedLab
-from tests.interop.ldk_peer import LdkPeer
+from tests.interop.knife import ADD, HMAC_BYTE, KEY_BYTE, VERSION_BYTE, Knife
+from tests.interop.ldk_peer import WAIT_SECONDS, LdkPeer
 from tests.interop.steps import (
+    INVALID_ONION_HMAC,
+    INVALID_ONION_KEY,
+    INVALID_ONION_VERSION,
     balances_agree,
     closed_on_chain,
     connect,
@@ -19,12 +23,13 @@ from tests.interop.steps import (
     ldk_opens,
     ldk_pays,
     pay_ldk,
+    refused,
     we_open,
 )
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.asyncio(loop_scope="module")]
 READY, SHUTDOWN, CLOSING_SIGNED = 36, 38, 39
-ADD, FULFILL, FAIL, SIGNED, REVOKE, FEE, REESTABLISH = 128, 130, 131, 132, 133, 134, 136
+FULFILL, FAIL, SIGNED, REVOKE, FEE, REESTABLISH = 130, 131, 132, 133, 134, 136
 PAID_BY_US = [
     ("out", ADD, 1),
     ("out", SIGNED, 1),
@@ -41,27 +46,12 @@ PAID_BY_LDK = [("in" if way == "out" else "out", kind, nth) for way, kind, nth i
 """The same dance with the parts exchanged."""
 
 
-class Knife:
+class Cuts(Knife):
     """Our daemon, whose connection can be cut at a message, and LDK."""
 
     def __init__(self, lab: MixedLab, ldk: LdkPeer) -> None:
-        self._file = lab.directory / "cut.json"
+        super().__init__(lab, "alice")
         self.ldk = ldk
-        self.daemon = lab.add_daemon("alice", env={"CUT_FILE": str(self._file)}, module="tests.interop.cutting_daemon")
-
-    def at(self, way: str, kind: int, nth: int = 1) -> None:
-        """Cut at the `nth` message of a kind from now on; that message is lost."""
-        draft = self._file.with_suffix(".draft")
-        draft.write_text(json.dumps({"way": way, "type": kind, "nth": nth}))
-        draft.rename(self._file)
-
-    async def made(self) -> None:
-        """Until the cut was made; an event of our daemon's follows."""
-
-        async def cut() -> bool:
-            return not self._file.exists()
-
-        await self.daemon.wait_until(cut)
 
     async def mend(self) -> None:
         """Connects again."""
@@ -73,12 +63,16 @@ class Knife:
         await self.mend()
 
 
-async def test_cut_at_every_message(lab: MixedLab) -> None:
-    ldk = await lab.ldk("ldk")
-    knife = Knife(lab, ldk)
-    alice = knife.daemon
-    await alice.start()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def knife(lab: MixedLab) -> Cuts:
+    knife = Cuts(lab, await lab.ldk("ldk"))
+    await knife.daemon.start()
     await lab.wait_synced()
+    return knife
+
+
+async def test_cut_at_every_message(lab: MixedLab, knife: Cuts) -> None:
+    alice, ldk = knife.daemon, knife.ldk
     channel = await we_open(lab, alice, ldk, push_msat=400_000_000)
     expected_msat = 600_000_000
     for number, cut in enumerate(PAID_BY_US):
@@ -97,6 +91,7 @@ async def test_cut_at_every_message(lab: MixedLab) -> None:
         await alice.wait_channel(channel.channel_id)
         # Also at rest: the next cut is not to meet the end of this dance.
         assert await balances_agree(alice, ldk, channel.channel_id) == expected_msat, cut
+    await _onions_are_spoiled(knife)
     await _refusal_is_lost(knife)
     await _fee_is_lost(lab, knife)
     await _reestablish_is_lost(knife)
@@ -105,7 +100,22 @@ async def test_cut_at_every_message(lab: MixedLab) -> None:
     await _closing_is_cut(lab, knife, channel.channel_id)
 
 
-async def _refusal_is_lost(knife: Knife) -> None:
+async def _onions_are_spoiled(knife: Cuts) -> None:
+    """What cannot be peeled is given back with `update_fail_malformed_htlc`, either way round."""
+    alice, ldk = knife.daemon, knife.ldk
+    wrong = ((VERSION_BYTE, INVALID_ONION_VERSION), (KEY_BYTE, INVALID_ONION_KEY), (HMAC_BYTE, INVALID_ONION_HMAC))
+    for place, code in wrong:
+        knife.at("out", ADD, spoil=place)
+        await refused(alice, await ldk.call("invoice", amount_msat=4_000_000), code)
+        knife.at("in", ADD, spoil=place)
+        mark, invoice = ldk.mark(), await alice.invoice(4_000_000)
+        await ldk.call("pay", bolt11=invoice.bolt11)
+        failed = await ldk.wait("PaymentFailed", mark)  # LDK does not tell the code that its own peer gave
+        assert failed["payment_hash"] == invoice.payment_hash.hex()
+        assert (await alice.received(invoice.payment_hash)).state == invoices_pb2.INVOICE_STATE_OPEN
+
+
+async def _refusal_is_lost(knife: Cuts) -> None:
     """`update_fail_htlc` of LDK's does not arrive, then it does."""
     await knife.ldk.call("set", auto={"claim": False})
     paying, payment_hash, _ = await ldk_holds(knife.daemon, knife.ldk, 5_000_000)
@@ -116,7 +126,7 @@ async def _refusal_is_lost(knife: Knife) -> None:
     await knife.ldk.call("set", auto={"claim": True})
 
 
-async def _fee_is_lost(lab: MixedLab, knife: Knife) -> None:
+async def _fee_is_lost(lab: MixedLab, knife: Cuts) -> None:
     """Our `update_fee` does not arrive: it is made again, and LDK signs for it."""
     knife.at("out", FEE)
     await set_layer1_feerate(lab, 1000)
@@ -132,7 +142,7 @@ async def set_layer1_feerate(lab: MixedLab, per_kw: int) -> None:
 
 async def wait_feerate(alice: DaemonProcess, ldk: LdkPeer, per_kw: int) -> None:
     """Until the channel's commitments pay this on both sides."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WAIT_SECONDS):
         while True:  # no event tells; each round asks both
             (ours,) = await alice.channels()
             (theirs,) = await ldk.call("channels")
@@ -140,7 +150,7 @@ async def wait_feerate(alice: DaemonProcess, ldk: LdkPeer, per_kw: int) -> None:
                 return
 
 
-async def _reestablish_is_lost(knife: Knife) -> None:
+async def _reestablish_is_lost(knife: Cuts) -> None:
     """Even `channel_reestablish` is lost, once each way."""
     for way in ("in", "out"):
         knife.at(way, REESTABLISH)
@@ -151,7 +161,7 @@ async def _reestablish_is_lost(knife: Knife) -> None:
     await knife.daemon.wait_channel(channel.channel_id)
 
 
-async def _closing_is_cut(lab: MixedLab, knife: Knife, channel_id: bytes) -> None:
+async def _closing_is_cut(lab: MixedLab, knife: Cuts, channel_id: bytes) -> None:
     """The cooperative close begins again as often as it is cut (BOLT 2, "Closing Negotiation")."""
     mark = knife.ldk.mark()
     knife.at("out", SHUTDOWN)
@@ -164,11 +174,9 @@ async def _closing_is_cut(lab: MixedLab, knife: Knife, channel_id: bytes) -> Non
     await closed_on_chain(lab, knife.daemon, knife.ldk, channel_id, mark)
 
 
-async def test_ldk_opens_and_channel_ready_is_lost(lab: MixedLab) -> None:
+async def test_ldk_opens_and_channel_ready_is_lost(lab: MixedLab, knife: Cuts) -> None:
     """`channel_ready` is lost both ways; then LDK, the opener, changes the feerate, and that is cut, too."""
-    ldk = await lab.ldk("ldk")
-    knife = Knife(lab, ldk)
-    await knife.daemon.start()
+    ldk = knife.ldk
     knife.at("in", READY)
     opening = asyncio.ensure_future(ldk_opens(lab, ldk, knife.daemon, push_msat=300_000_000))
     await knife.fell()
@@ -185,3 +193,13 @@ async def test_ldk_opens_and_channel_ready_is_lost(lab: MixedLab) -> None:
     await pay_ldk(knife.daemon, ldk, 10_000_000)
     await ldk_pays(ldk, knife.daemon, 20_000_000)
     assert await balances_agree(knife.daemon, ldk, channel.channel_id) == 310_000_000
+    await _feerate_falls(knife)
+
+
+async def _feerate_falls(knife: Cuts) -> None:
+    """LDK, the opener, asks for less again, and we sign for that, too."""
+    await knife.ldk.call("set", fees={"normal": 1500})  # LDK follows downwards only when it is halved
+    await knife.ldk.call("tick")
+    await wait_feerate(knife.daemon, knife.ldk, 1500)
+    await pay_ldk(knife.daemon, knife.ldk, 10_000_000)
+    await ldk_pays(knife.ldk, knife.daemon, 10_000_000)

@@ -2,16 +2,17 @@
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import * as ldk from "lightningdevkit";
-import { NodeLDKNet } from "lightningdevkit-node-net";
+import { Net } from "./net.mjs";
 import { Chain, hex, reversed, unhex } from "./chain.mjs";
 import { Rpc } from "./rpc.mjs";
 import { handleEvent } from "./events.mjs";
-import { makeBumper, oldCommitment } from "./wallet.mjs";
+import { raiseGhost } from "./ghost.mjs";
+import { COMMANDS } from "./commands.mjs";
+import { makeBumper } from "./wallet.mjs";
 
 const require = createRequire(import.meta.url);
-const some64 = (value) => ldk.Option_u64Z.constructor_some(BigInt(value));
+const SAVED = /^(manager|monitor-[0-9a-f]{64}-\d+)\.(\d+)$/;
 const ONION_ERROR = /^Onion Error\[from ([0-9a-f]{66}): (\w+)\((0x[0-9a-f]+)\)/;
-const none64 = () => ldk.Option_u64Z.constructor_none();
 export const optional = (option) => ("some" in option ? option.some : null);
 
 export function must(result, what) {
@@ -28,6 +29,9 @@ export class LdkNode {
     this.logLine = logLine;
     this.die = die;
     this.queue = [];
+    this.saved = new Map();
+    this.monitorPairs = [];
+    this.ghost = null;
     this.auto = { accept: true, claim: true, fund: true, bump: true, ...config.auto };
     this.fees = { normal: 253, maximum: 10000 };
     this.rpc = new Rpc(config.rpc_url, config.rpc_auth);
@@ -71,10 +75,10 @@ export class LdkNode {
       broadcast_transactions: this.guard((txs) => this.chain.broadcast(txs)),
     });
     const persist = this.guard((outpoint, monitor) => {
-      const name = `${this.config.datadir}/monitor-${hex(outpoint.get_txid())}-${outpoint.get_index()}`;
+      const name = `monitor-${hex(outpoint.get_txid())}-${outpoint.get_index()}`;
       const bytes = monitor.write();
       this.save(name, bytes);
-      if (this.config.keep_versions) fs.writeFileSync(`${name}.v${monitor.get_latest_update_id()}`, bytes);
+      if (this.config.keep_versions) fs.writeFileSync(this.versionFile(name, monitor.get_latest_update_id()), bytes);
       // A manager older than its monitors closes the channel at the next start: keep the gap short.
       setImmediate(this.guard(() => this.manager && this.persistManager()));
       return ldk.ChannelMonitorUpdateStatus.LDKChannelMonitorUpdateStatus_Completed;
@@ -86,9 +90,26 @@ export class LdkNode {
     });
   }
 
+  // Each time under a new number, then the last one goes: to replace a file costs the disk far more.
   save(name, bytes) {
-    fs.writeFileSync(`${name}.tmp`, bytes);
-    fs.renameSync(`${name}.tmp`, name);
+    const path = `${this.config.datadir}/${name}`;
+    const last = this.saved.get(name) ?? 0;
+    fs.writeFileSync(`${path}.tmp`, bytes);
+    fs.renameSync(`${path}.tmp`, `${path}.${last + 1}`);
+    this.saved.set(name, last + 1);
+    fs.rmSync(`${path}.${last}`, { force: true });
+  }
+
+  load(name) {
+    return fs.readFileSync(`${this.config.datadir}/${name}.${this.saved.get(name)}`);
+  }
+
+  // What earlier processes saved: the newest number of each name.
+  findSaved() {
+    for (const file of fs.readdirSync(this.config.datadir)) {
+      const [, name, number] = SAVED.exec(file) ?? [];
+      if (name) this.saved.set(name, Math.max(Number(number), this.saved.get(name) ?? 0));
+    }
   }
 
   makeUserConfig(overrides = {}) {
@@ -133,7 +154,8 @@ export class LdkNode {
     );
     this.messageRouter = ldk.DefaultMessageRouter.constructor_new(this.graph, this.entropy);
     this.userConfig = this.makeUserConfig();
-    if (fs.existsSync(this.managerFile())) this.restore();
+    this.findSaved();
+    if (this.saved.has("manager")) this.restore();
     else this.create();
     this.connectNetwork();
     this.handler = ldk.EventHandler.new_impl({
@@ -148,8 +170,8 @@ export class LdkNode {
     this.chainTimer = setInterval(this.guard(() => this.sync()), 200);
   }
 
-  managerFile() {
-    return `${this.config.datadir}/manager`;
+  versionFile(name, version) {
+    return `${this.config.datadir}/${name}.v${version}`;
   }
 
   create() {
@@ -166,17 +188,12 @@ export class LdkNode {
 
   restore() {
     const monitors = [];
-    for (const name of fs.readdirSync(this.config.datadir)) {
-      if (!/^monitor-[0-9a-f]{64}-\d+$/.test(name)) continue;
-      const bytes = fs.readFileSync(`${this.config.datadir}/${name}`);
-      const read = ldk.UtilMethods.constructor_C2Tuple_ThirtyTwoBytesChannelMonitorZ_read(
-        bytes, this.entropy, this.signerProvider,
-      );
-      monitors.push(must(read, "read monitor").get_b());
+    for (const name of this.saved.keys()) {
+      if (name !== "manager") monitors.push(this.readMonitor(this.load(name)));
     }
     this.restored = must(
       ldk.UtilMethods.constructor_C2Tuple_ThirtyTwoBytesChannelManagerZ_read(
-        fs.readFileSync(this.managerFile()), this.entropy, this.nodeSigner, this.signerProvider, this.feeEstimator,
+        this.load("manager"), this.entropy, this.nodeSigner, this.signerProvider, this.feeEstimator,
         this.chainMonitor.as_Watch(), this.broadcaster, this.router.as_Router(), this.messageRouter.as_MessageRouter(),
         this.logger, this.userConfig, monitors,
       ),
@@ -187,6 +204,13 @@ export class LdkNode {
     this.catchUp(this.manager.current_best_block(), this.managerListener());
     const watch = this.chainMonitor.as_Watch();
     for (const monitor of monitors) must(watch.watch_channel(monitor.get_funding_txo().get_a(), monitor), "watch");
+  }
+
+  readMonitor(bytes) {
+    const read = ldk.UtilMethods.constructor_C2Tuple_ThirtyTwoBytesChannelMonitorZ_read(bytes, this.entropy, this.signerProvider);
+    const pair = must(read, "read monitor");
+    this.monitorPairs.push(pair); // LDK holds weak references only
+    return pair.get_b();
   }
 
   // A monitor is not persisted at each block, so each is brought to the tip from where it stood.
@@ -224,13 +248,24 @@ export class LdkNode {
     };
   }
 
-  sync() {
+  listeners() {
+    if (this.ghost) return [this.monitorListener(this.ghost)];
     const listen = this.chainMonitor.as_Listen();
-    const monitor = {
+    const monitors = {
       connected: (raw, height) => listen.block_connected(raw, height),
       disconnected: (header, height) => listen.block_disconnected(header, height),
     };
-    if (this.chain.sync([monitor, this.managerListener()])) this.pump();
+    return [monitors, this.managerListener()];
+  }
+
+  // From now on this node is nothing but an old copy of a channel's monitor.
+  becomeGhost(name, version) {
+    this.net.stop();
+    raiseGhost(this, fs.readFileSync(this.versionFile(name, version)));
+  }
+
+  sync() {
+    if (this.chain.sync(this.listeners())) this.pump();
   }
 
   connectNetwork() {
@@ -246,11 +281,11 @@ export class LdkNode {
       this.messenger.as_OnionMessageHandler(), this.ignorer.as_CustomMessageHandler(), Math.floor(Date.now() / 1000),
       this.entropy.get_secure_random_bytes(), this.logger, this.nodeSigner,
     );
-    this.net = new NodeLDKNet(this.peers);
+    this.net = new Net(this.peers);
   }
 
   persistManager() {
-    if (this.manager.get_and_clear_needs_persistence()) this.save(this.managerFile(), this.manager.write());
+    if (this.manager.get_and_clear_needs_persistence()) this.save("manager", this.manager.write());
   }
 
   // Runs until quiet: events first go into our queue, then are worked on outside of LDK's frames.
@@ -259,6 +294,7 @@ export class LdkNode {
       this.manager.as_EventsProvider().process_pending_events(this.handler);
       this.chainMonitor.as_EventsProvider().process_pending_events(this.handler);
       this.messenger.as_EventsProvider().process_pending_events(this.handler);
+      if (this.ghost) this.ghost.process_pending_events(this.handler, this.logger);
       this.peers.process_events();
       const events = this.queue.splice(0);
       for (const event of events) handleEvent(this, event);
@@ -283,152 +319,3 @@ export class LdkNode {
     return action(this, args);
   }
 }
-
-const describe = (each) => ({
-  channel_id: hex(each.get_channel_id().get_a()),
-  peer: hex(each.get_counterparty().get_node_id()),
-  capacity_sat: each.get_channel_value_satoshis(),
-  outbound_msat: each.get_outbound_capacity_msat(),
-  feerate_per_kw: optional(each.get_feerate_sat_per_1000_weight()),
-  inbound_msat: each.get_inbound_capacity_msat(),
-  ready: Boolean(each.get_is_channel_ready()),
-  usable: Boolean(each.get_is_usable()),
-  announced: Boolean(each.get_is_announced()),
-  scid: optional(each.get_short_channel_id()),
-  channel_type: each.get_channel_type() ? hex(each.get_channel_type().write()) : null,
-  reserve_sat: optional(each.get_unspendable_punishment_reserve()),
-  htlcs: each.get_pending_inbound_htlcs().length + each.get_pending_outbound_htlcs().length,
-});
-
-const policyOf = (update) =>
-  update && {
-    enabled: update.get_enabled(),
-    cltv_expiry_delta: update.get_cltv_expiry_delta(),
-    htlc_maximum_msat: update.get_htlc_maximum_msat(),
-  };
-
-const payment = (node, hash, fields, id, params) =>
-  must(node.manager.send_payment(hash, fields, id, params, ldk.Retry.constructor_attempts(1)), "send_payment");
-
-const COMMANDS = {
-  info: (node) => ({
-    node_id: node.nodeId(),
-    height: node.manager.current_best_block().get_height(),
-    peers: node.peers.list_peers().map((peer) => hex(peer.get_counterparty_node_id())),
-  }),
-  features: (node) =>
-    Object.fromEntries(node.peers.list_peers().map((peer) => [
-      hex(peer.get_counterparty_node_id()),
-      hex(peer.get_init_features().write().slice(2)),
-    ])),
-  channels: (node) => node.manager.list_channels().map(describe),
-  connect: async (node, { host, port, node_id }) => {
-    await node.net.connect_peer(host, port, unhex(node_id));
-  },
-  disconnect: (node, { node_id }) => node.peers.disconnect_by_node_id(unhex(node_id)),
-  open: (node, { node_id, amount_sat, push_msat = 0, channels = {} }) => {
-    const opened = node.manager.create_channel(
-      unhex(node_id), BigInt(amount_sat), BigInt(push_msat), 0n, null, node.makeUserConfig(channels),
-    );
-    return hex(must(opened, "create_channel").get_a());
-  },
-  invoice: (node, { amount_msat = null, description = "", expiry_seconds = 86400 }) => {
-    const amount = amount_msat === null ? none64() : some64(amount_msat);
-    const made = ldk.UtilMethods.constructor_create_invoice_from_channelmanager(
-      node.manager, amount, description, expiry_seconds, ldk.Option_u16Z.constructor_none(),
-    );
-    return must(made, "invoice").to_str();
-  },
-  pay: (node, { bolt11, amount_msat = null, most_blocks = null }) => {
-    const invoice = must(ldk.Bolt11Invoice.constructor_from_str(bolt11), "read invoice");
-    const made = amount_msat === null
-      ? ldk.UtilMethods.constructor_payment_parameters_from_invoice(invoice)
-      : ldk.UtilMethods.constructor_payment_parameters_from_variable_amount_invoice(invoice, BigInt(amount_msat));
-    const parameters = must(made, "payment parameters");
-    if (most_blocks !== null) parameters.get_c().get_payment_params().set_max_total_cltv_expiry_delta(most_blocks);
-    payment(node, parameters.get_a(), parameters.get_b(), parameters.get_a(), parameters.get_c());
-    return hex(parameters.get_a());
-  },
-  keysend: (node, { node_id, amount_msat, preimage, final_delta = 42 }) => {
-    const to = ldk.PaymentParameters.constructor_for_keysend(unhex(node_id), final_delta, false);
-    const route = ldk.RouteParameters.constructor_from_payment_params_and_value(to, BigInt(amount_msat));
-    const sent = node.manager.send_spontaneous_payment(
-      ldk.Option_ThirtyTwoBytesZ.constructor_some(unhex(preimage)), ldk.RecipientOnionFields.constructor_spontaneous_empty(),
-      unhex(preimage), route, ldk.Retry.constructor_attempts(1),
-    );
-    return hex(must(sent, "send_spontaneous_payment"));
-  },
-  // The binding's setters of an offer have no effect: whoever pays says how much.
-  offer: (node) => {
-    const builder = must(node.manager.create_offer_builder(none64()), "create_offer_builder");
-    return must(builder.build(), "offer").to_str();
-  },
-  pay_offer: (node, { offer, amount_msat, id }) => {
-    const read = must(ldk.Offer.constructor_from_str(offer), "read offer");
-    const asked = node.manager.pay_for_offer(
-      read, none64(), some64(amount_msat), ldk.Option_StrZ.constructor_none(), unhex(id),
-      ldk.Retry.constructor_attempts(1), none64(),
-    );
-    must(asked, "pay_for_offer");
-  },
-  close: (node, { channel_id }) => {
-    const each = node.channel(channel_id);
-    must(node.manager.close_channel(each.get_channel_id(), each.get_counterparty().get_node_id()), "close_channel");
-  },
-  force: (node, { channel_id }) => {
-    const each = node.channel(channel_id);
-    const peer = each.get_counterparty().get_node_id();
-    must(node.manager.force_close_broadcasting_latest_txn(each.get_channel_id(), peer, "test"), "force close");
-  },
-  claim: (node, { preimage }) => node.manager.claim_funds(unhex(preimage)),
-  fail: (node, { payment_hash }) => node.manager.fail_htlc_backwards(unhex(payment_hash)),
-  // Every version of the channel's monitor that was saved (with keep_versions), oldest first.
-  versions: (node, { funding_txid }) => {
-    const name = new RegExp(`^monitor-${funding_txid}-\\d+\\.v(\\d+)$`);
-    const found = fs.readdirSync(node.config.datadir).map((file) => name.exec(file)).filter(Boolean);
-    return found.map((match) => Number(match[1])).sort((a, b) => a - b);
-  },
-  old_commitment: (node, { funding_txid, vout, version }) =>
-    oldCommitment(node, fs.readFileSync(`${node.config.datadir}/monitor-${funding_txid}-${vout}.v${version}`)),
-  sync: (node) => node.sync(),
-  graph: (node) => {
-    const graph = node.graph.read_only(); // holds a lock until it is freed
-    try {
-      return Array.from(graph.list_channels(), (scid) => {
-        const channel = graph.channel(scid);
-        return { scid: String(scid), policies: [channel.get_one_to_two(), channel.get_two_to_one()].map(policyOf) };
-      });
-    } finally {
-      graph.free();
-    }
-  },
-  announce: (node, { alias }) => {
-    const bytes = new Uint8Array(32);
-    bytes.set(Buffer.from(alias));
-    node.peers.broadcast_node_announcement(Uint8Array.of(1, 2, 3), bytes, []);
-  },
-  tick: (node) => node.manager.timer_tick_occurred(),
-  set: (node, { auto = {}, fees = {}, hold_broadcast }) => {
-    Object.assign(node.auto, auto);
-    Object.assign(node.fees, fees);
-    if (hold_broadcast !== undefined) node.chain.hold = hold_broadcast;
-  },
-  decode: (_node, { bolt11 }) => {
-    const invoice = must(ldk.Bolt11Invoice.constructor_from_str(bolt11), "read invoice");
-    return {
-      payment_hash: hex(invoice.payment_hash()),
-      payee: hex(invoice.recover_payee_pub_key()),
-      amount_msat: optional(invoice.amount_milli_satoshis()),
-      expiry_seconds: invoice.expiry_time(),
-      min_final_cltv_expiry_delta: invoice.min_final_cltv_expiry_delta(),
-      route_hints: invoice.route_hints().length,
-    };
-  },
-  stop: (node) => {
-    clearInterval(node.timer);
-    clearInterval(node.chainTimer);
-    node.persistManager();
-    node.net.stop();
-    setImmediate(() => process.exit(0));
-  },
-};

@@ -57,17 +57,3 @@ export function makeBumper(node) {
   const handler = ldk.BumpTransactionEventHandler.constructor_new(node.broadcaster, coins, node.signerProvider, node.logger);
   return { source, wallet, coins, handler }; // LDK holds weak references only
 }
-
-// What an old copy of a channel's monitor would have published; hex, parents first.
-export function oldCommitment(node, bytes) {
-  const read = ldk.UtilMethods.constructor_C2Tuple_ThirtyTwoBytesChannelMonitorZ_read(bytes, node.entropy, node.signerProvider);
-  if (!read.is_ok()) throw new Error("the old monitor cannot be read");
-  const pair = read.res;
-  const found = [];
-  const collector = ldk.BroadcasterInterface.new_impl({
-    broadcast_transactions: node.guard((txs) => found.push(...txs.map(hex))),
-  });
-  node.oldCopies = [...(node.oldCopies ?? []), pair, collector];
-  pair.get_b().broadcast_latest_holder_commitment_txn(collector, node.feeEstimator, node.logger);
-  return found;
-}
