@@ -18,6 +18,8 @@ from tests.fuzz.child import DONE, Done, log_of
 from tests.fuzz.target import Target, all_targets
 
 SHOWN_LINES = 60
+LIBFUZZER_STATUSES = (70, 71, 77)
+"""An input took too long, or too much memory, or raised: in the first two cases the process cannot say how far it got."""
 
 
 def main() -> int:
@@ -59,7 +61,8 @@ def _run(target: Target, minutes: float, is_recorded: bool) -> bool:
     done = next((Done.parse(line) for line in reversed(lines) if line.startswith(DONE)), Done())
     per_second = done.inputs / done.cpu_seconds if done.cpu_seconds else 0
     is_over = status == 0 and done.cpu_seconds > 0
-    failure = "FOUND SOMETHING" if done.cpu_seconds else "DID NOT RUN"
+    has_run = bool(done.cpu_seconds) or status in LIBFUZZER_STATUSES
+    failure = "FOUND SOMETHING" if has_run else "DID NOT RUN"
     outcome = "nothing found" if is_over else f"{failure} (status {status})"
     print(
         f"{target.name:<18}{done.inputs:>12}{done.cpu_seconds / 60:>13.1f}{per_second:>12.0f}"
@@ -68,7 +71,7 @@ def _run(target: Target, minutes: float, is_recorded: bool) -> bool:
     )
     if not is_over:
         print("\n".join(lines[-SHOWN_LINES:]), flush=True)
-    if is_recorded and done.cpu_seconds:
+    if is_recorded and has_run:
         record.add(target.name, record.Sum(done.cpu_seconds / 60, done.inputs, int(not is_over)))
     return is_over
 
