@@ -19,7 +19,7 @@ from tests.fuzz.target import Target, all_targets
 
 SHOWN_LINES = 60
 LIBFUZZER_STATUSES = (70, 71, 77)
-"""An input took too long, or too much memory, or raised: in the first two cases the process cannot say how far it got."""
+"""An input took too long, or too much memory, or raised; after the first two nobody says how many there were."""
 
 
 def main() -> int:
