@@ -54,6 +54,8 @@ FUNDS_SAT = 3_000_000
 COINS = 3
 SETTLE_SECONDS = 400.0
 MOST_BLOCKS = 260
+JUSTICE_BLOCKS = 40
+"""By then nothing is left to those who cheated: twice the `to_self_delay`."""
 ENOUGH_BLOCKS = 7
 """On top of a mutual close: then nothing happens any more but that it is forgotten a hundred blocks later."""
 BURIED_EVERY = 4
@@ -281,6 +283,9 @@ class World:
                 return
             if blocks_help and (why is None or pause > 2):
                 blocks += 1
+                if blocks == JUSTICE_BLOCKS:
+                    checks.check_justice(self)
+                    self.stop_if_broken()
                 if blocks > MOST_BLOCKS:
                     raise Broken(f"not at rest after {blocks} blocks: {why}, {self._waiting_for_blocks()}")
                 self.chain.mine()
