@@ -21,7 +21,7 @@ from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import channel_id_of, commitment_feerate_per_kw
 from channeld.channel.state import Closed, Closing, FundingCreatedSent, Normal, OpenReceived, State, phase_name
-from channeld.node import openings, views
+from channeld.node import channel_news, openings, views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
 from channeld.node.driver import NO_REACTION, ChannelDriver, Reaction
@@ -476,69 +476,34 @@ class Channels:
                 self.funder.release_funding(effect.txid)
             case fx.NeedShutdownScript():
                 self.funder.need_script(driver, effect.any_segwit)
-            case fx.PhaseChanged():
-                self._announce_phase(driver, effect)
-            case fx.ChannelUsable():
-                self._bus.publish(
-                    "channel.usable", f"channel {driver.channel_id.hex()} is usable", channel_id=driver.channel_id.hex()
-                )
             case fx.CloseCompleted():
                 self._forget(driver)
-                if self._is_told_of(driver):
-                    self._bus.publish(
-                        "channel.closed",
-                        f"channel {driver.channel_id.hex()} is over: {effect.reason}",
-                        channel_id=driver.channel_id.hex(),
-                        closing_txid=effect.closing_txid[::-1].hex() if effect.closing_txid else None,
-                    )
-            case fx.RemoteUnilateralClose():
-                self._bus.publish(
-                    "channel.alarm",
-                    f"channel {driver.channel_id.hex()} was closed by the peer alone ({effect.kind} commitment)",
-                    channel_id=driver.channel_id.hex(),
-                    txid=effect.tx.txid_hex,
-                    commitment=effect.kind,
-                )
-            case fx.FundingLost():
-                self._bus.publish(
-                    "channel.funding_lost",
-                    f"channel {driver.channel_id.hex()}: {effect.reason}",
-                    channel_id=driver.channel_id.hex(),
-                )
-            case fx.StateUnconfirmed():
-                self._bus.publish(
-                    "channel.unconfirmed",
-                    f"channel {driver.channel_id.hex()} is not closed yet, although {effect.reason}: its state was not "
-                    "compared with the peer since the start, and may be outdated if the database is an old copy. It "
-                    "is closed when the peer was compared with, or later without it; `channelctl channel close "
-                    "--force --even-if-outdated` closes it now",
-                    channel_id=driver.channel_id.hex(),
-                    reason=effect.reason,
-                )
+                self._tell(driver, effect)
+            case (
+                fx.PhaseChanged()
+                | fx.ChannelUsable()
+                | fx.RemoteUnilateralClose()
+                | fx.FundingLost()
+                | fx.StateUnconfirmed()
+            ):
+                self._tell(driver, effect)
             case fx.WatchFunding() | fx.ChannelIdChanged() | fx.Send() | fx.SendRaw() | fx.Disconnect():
                 pass
             case _:
                 assert_never(effect)
 
     def _is_told_of(self, driver: Driver) -> bool:
-        """Whether the operator hears of what happens to a channel. Strangers can propose channels and give them up as
-        often as they like."""
+        """Whether the operator hears of everything that happens to a channel. Strangers can propose channels and give
+        them up as often as they like."""
         is_cheap = openings.is_unproven(driver.state) or phase_name(driver.state) == "forgotten"
         return not (driver.is_proposal and is_cheap) or self._notes.may_tell(driver.peer_id)
 
-    def _announce_phase(self, driver: Driver, change: fx.PhaseChanged) -> None:
-        if not self._is_told_of(driver):
+    def _tell(self, driver: Driver, happened: channel_news.News) -> None:
+        """The operator hears of what happens to a channel."""
+        if isinstance(happened, channel_news.CHEAP) and not self._is_told_of(driver):
             return
-        reason = f" ({change.reason})" if change.reason else ""
-        self._bus.publish(
-            "channel.phase",
-            f"channel {driver.channel_id.hex()} with {driver.peer_id.hex()}: {change.old} -> {change.new}{reason}",
-            channel_id=driver.channel_id.hex(),
-            node_id=driver.peer_id.hex(),
-            old=change.old,
-            new=change.new,
-            reason=change.reason,
-        )
+        kind, sentence, details = channel_news.told(happened, driver.channel_id, driver.peer_id)
+        self._bus.publish(kind, sentence, **details)
 
     def frozen(self, driver: ChannelDriver[State], event: object, error: BaseException) -> None:
         """A bug: this channel stops, but for watching the chain; the others live on."""
@@ -553,14 +518,7 @@ class Channels:
     def violated(self, driver: ChannelDriver[State], violation: ev.ProtocolViolation) -> None:
         """The peer broke a rule."""
         assert isinstance(driver, Driver)
-        if not self._is_told_of(driver):
-            return
-        self._bus.publish(
-            "channel.violation",
-            f"the peer of channel {driver.channel_id.hex()} broke a rule: {violation.reason}",
-            channel_id=driver.channel_id.hex(),
-            action=violation.action,
-        )
+        self._tell(driver, violation)
 
     # --- waiting for a phase
 
