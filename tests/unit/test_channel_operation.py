@@ -1,20 +1,15 @@
-"""Normal operation, rule by rule (BOLT 2, "Normal Operation"): HTLCs, fees, signatures, revocations, their limits."""
+"""Normal operation, rule by rule (BOLT 2, "Normal Operation"): HTLCs, fees, their limits."""
 
 from __future__ import annotations
 
 import dataclasses
-from hashlib import sha256
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from channeld.bolt.messages import (
     AttributionData,
-    CommitmentSigned,
-    RevokeAndAck,
     StartBatch,
-    Stfu,
     UpdateAddHtlc,
     UpdateFailHtlc,
     UpdateFailMalformedHtlc,
@@ -23,60 +18,13 @@ from channeld.bolt.messages import (
     decode,
     encode,
 )
-from channeld.bolt.transactions.commitment import _keyed
 from channeld.channel import commitments as cm
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import limits, machine, normal
 from channeld.channel.env import ChannelPolicy
-from channeld.channel.state import Normal
-from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_of
-from wallet.bitcoin.secp import pubkey_of
-
-
-def rejected(peer: Peer, event: ev.Event) -> ev.CommandRejected:
-    """The command is rejected and nothing changes."""
-    before = peer.state
-    with pytest.raises(ev.CommandRejected) as info:
-        peer.step(event)
-    assert peer.state is before
-    return info.value
-
-
-def violates(peer: Peer, message: Any, match: str) -> ev.ProtocolViolation:
-    """The message breaks a rule and nothing changes."""
-    before = peer.state
-    with pytest.raises(ev.ProtocolViolation, match=match) as info:
-        peer.step(ev.PeerMessage(message))
-    assert peer.state is before
-    return info.value
-
-
-def an_add(peer: Peer, **changes: Any) -> UpdateAddHtlc:
-    """An `update_add_htlc` from the other side, changed."""
-    message = UpdateAddHtlc(
-        channel_id=peer.funded.params.channel_id,
-        id=peer.commitments.remote_next_htlc_id,
-        amount_msat=5_000_000,
-        payment_hash=sha256(preimage_of(0)).digest(),
-        cltv_expiry=HEIGHT + 100,
-        onion_routing_packet=bytes(1366),
-    )
-    return dataclasses.replace(message, **changes)
-
-
-def command(amount_msat: int, cltv_expiry: int = HEIGHT + 100, number: int = 0) -> ev.AddHtlc:
-    return ev.AddHtlc(amount_msat, sha256(preimage_of(number)).digest(), cltv_expiry, bytes(1366), b"origin")
-
-
-def with_htlc(amount_msat: int = 50_000_000, **options: Any) -> Pair:
-    """An HTLC of Alice's (payment 0) is locked in at Bob's."""
-    pair = open_pair(**options)
-    add(pair.alice, amount_msat)
-    pair.settle()
-    assert len(pair.bob.locked_in) == 1
-    return pair
-
+from tests.machine.harness import HEIGHT, add, open_pair, preimage_of
+from tests.unit.operation_support import an_add, command, rejected, violates, with_htlc
 
 # --- offering -----------------------------------------------------------------------------------------------------
 
@@ -459,166 +407,3 @@ def test_a_fee_that_turns_htlcs_into_dust() -> None:
     pair.settle()
     assert rejected(pair.alice, ev.UpdateFee(8000)).code == "dust_exposure"
     violates(pair.bob, UpdateFee(pair.bob.funded.params.channel_id, 8000), "dust")
-
-
-# --- signatures and revocations -----------------------------------------------------------------------------------
-
-
-def test_no_signature_without_changes() -> None:
-    pair = open_pair()
-    assert not machine.can_sign(pair.alice.state)  # type: ignore[arg-type]
-    assert pair.alice.step(ev.Sign()) == []
-    empty = CommitmentSigned(pair.bob.funded.params.channel_id, bytes(64), ())
-    assert violates(pair.bob, empty, "without any updates").action == "warning"
-
-
-def test_one_signature_at_a_time() -> None:
-    pair = open_pair()
-    add(pair.alice, 5_000_000)
-    pair.alice.sign()
-    add(pair.alice, 5_000_000)
-    assert not machine.can_sign(pair.alice.state)  # type: ignore[arg-type]
-    pair.settle()
-    assert len(pair.bob.locked_in) == 2
-
-
-def signed(**changes: Any) -> tuple[Pair, CommitmentSigned]:
-    """Bob is about to receive a signature that covers one HTLC."""
-    pair = open_pair()
-    add(pair.alice, 5_000_000)
-    pair.deliver(pair.alice)
-    pair.alice.sign()
-    message = decode(pair.alice.outbox.popleft())
-    assert isinstance(message, CommitmentSigned)
-    assert message.funding_txid == pair.bob.funded.params.funding_outpoint.txid
-    return pair, dataclasses.replace(message, **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"signature": b"\x11" * 64}, "signature of commitment 1 is not valid"),
-        ({"htlc_signature": ()}, "0 HTLC signatures for 1"),
-        ({"htlc_signature": (b"\x11" * 64,)}, "HTLC signature 0"),
-        ({"htlc_signature": (b"\x11" * 64,) * 2}, "2 HTLC signatures for 1"),
-    ],
-)
-def test_bad_signatures(changes: dict[str, Any], match: str) -> None:
-    pair, message = signed(**changes)
-    violation = violates(pair.bob, message, match)
-    assert violation.action == "error"
-    # BOLT 1, "SHOULD include the raw, hex-encoded transaction"
-    assert bytes.fromhex(violation.reason.rsplit(" ", 1)[1])
-
-
-def test_high_s_signatures_are_refused() -> None:
-    pair, message = signed()
-    order = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
-    s = int.from_bytes(message.signature[32:], "big")
-    high = message.signature[:32] + (order - s).to_bytes(32, "big")
-    violates(pair.bob, dataclasses.replace(message, signature=high), "not valid")
-
-
-def test_what_punishes_is_saved_with_the_signature() -> None:
-    pair = with_htlc()
-    saved = pair.alice.revocable
-    assert sorted(saved) == [0, 1]
-    assert saved[1].htlcs == ((True, 50_000_000, sha256(preimage_of(0)).digest(), HEIGHT + 100),)
-    assert saved[1].txid == pair.bob.commitments.local.txid
-    assert saved[0].to_local_msat == 1_000_000_000
-
-
-def revocation() -> tuple[Pair, RevokeAndAck]:
-    """Alice is about to receive a revocation."""
-    pair, message = signed()
-    pair.bob.step(ev.PeerMessage(message))
-    answer = decode(pair.bob.outbox.popleft())
-    assert isinstance(answer, RevokeAndAck)
-    return pair, answer
-
-
-def test_bad_revocations() -> None:
-    pair, answer = revocation()
-    for changed in (
-        dataclasses.replace(answer, per_commitment_secret=bytes(32)),
-        dataclasses.replace(answer, per_commitment_secret=b"\x01" * 32),
-        dataclasses.replace(answer, next_per_commitment_point=b"\x02" + b"\xff" * 32),
-    ):
-        assert violates(pair.alice, changed, "revoke_and_ack").action == "error"
-    pair.alice.step(ev.PeerMessage(answer))
-    violates(pair.alice, answer, "without a signature")
-
-
-def test_a_secret_that_does_not_fit_the_others() -> None:
-    pair, answer = revocation()
-    pair.alice.step(ev.PeerMessage(answer))
-    pair.settle()
-    # A peer that draws its secrets at random: the second one fits its point, but not the first secret.
-    c = pair.alice.commitments
-    add(pair.alice, 5_000_000)
-    pair.alice.sign()
-    secret = b"\x22" * 32
-    remote = cm.RemoteCommit(c.remote.index, c.remote.spec, c.remote.txid, pubkey_of(secret))
-    state = pair.alice.state
-    assert isinstance(state, Normal)
-    pair.alice.state = replace(state, commitments=replace(state.commitments, remote=remote))
-    message = RevokeAndAck(state.params.channel_id, secret, pubkey_of(secret))
-    violates(pair.alice, message, "does not fit those before it")
-
-
-def test_what_was_not_negotiated_gets_a_warning() -> None:
-    pair = open_pair()
-    assert violates(pair.bob, Stfu(pair.bob.funded.params.channel_id, 1), "not negotiated").action == "warning"
-
-
-def test_both_sides_sign_at_the_same_time() -> None:
-    pair = open_pair(push_msat=500_000_000)
-    add(pair.alice, 5_000_000, 1)
-    add(pair.bob, 6_000_000, 2)
-    pair.alice.sign()
-    pair.bob.sign()
-    pair.settle()
-    assert len(pair.alice.locked_in) == 1
-    assert len(pair.bob.locked_in) == 1
-    assert pair.alice.commitments.local.txid == pair.bob.commitments.remote.txid
-
-
-def test_483_htlcs_each_way() -> None:
-    pair = open_pair(amount_sat=10_000_000, push_msat=5_000_000_000)
-    for number in range(483):
-        add(pair.alice, 1_000_000, number)
-        add(pair.bob, 1_000_000, number)
-    pair.settle()
-    assert len(pair.alice.locked_in) == len(pair.bob.locked_in) == 483
-    assert rejected(pair.alice, command(1_000_000)).code == "too_many_htlcs"
-
-
-@pytest.mark.parametrize("prepared", [True, False])
-def test_the_keys_that_come_next_can_be_derived_ahead(prepared: bool) -> None:
-    pair = open_pair()
-    alice, bob = pair.alice, pair.bob
-    add(alice, 5_000_000)
-    _keyed.cache_clear()
-    for peer in (alice, bob) if prepared else ():
-        before = peer.state
-        assert before is not None
-        machine.prepare(before, peer.env())
-        assert peer.state is before
-    ahead = _keyed.cache_info().misses
-    alice.sign()
-    for sender in (alice, alice):  # the HTLC, the signature
-        pair.deliver(sender)
-    bob.sign()
-    for sender in (bob, bob):  # the revocation, the signature
-        pair.deliver(sender)
-    derived = _keyed.cache_info().misses - ahead
-    assert (ahead > 0, derived > 0) == (prepared, not prepared)
-
-
-def test_without_a_connection_there_is_nothing_to_prepare() -> None:
-    pair = open_pair()
-    pair.disconnect()
-    _keyed.cache_clear()
-    assert pair.alice.state is not None
-    machine.prepare(pair.alice.state, pair.alice.env())
-    assert _keyed.cache_info().misses == 0
