@@ -46,6 +46,7 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
 
     gc.enable()
     gc.freeze()
+    gc.set_threshold(5_000, 10, 10)  # hardly anything here is garbage in circles: looking for it often only costs time
     keep_private()
     try:
         with locked(config.paths.lock, "channeld"):
