@@ -18,6 +18,7 @@ from embit.transaction import Transaction, TransactionInput, TransactionOutput
 from wallet.bitcoin import OutPoint, Tx, TxOut, hash160, secp
 from wallet.bitcoin import script as scripts
 from wallet.bitcoin.sighash import SIGHASH_ALL, SighashCache, segwit_v0_sighash, taproot_sighash
+from wallet.bitcoin.tx import MAX_MONEY_SAT
 from wallet.errors import PsbtError
 from wallet.keys import AddressKind, KeyPath, Keys
 
@@ -157,7 +158,11 @@ def _spent_by(scope: Any) -> TxOut | None:
         if utxo is not None and utxo.serialize() != full.serialize():
             raise PsbtError("the PSBT contradicts itself about what an input spends")
         utxo = full
-    return None if utxo is None else TxOut(int(utxo.value), bytes(utxo.script_pubkey.data))
+    if utxo is None:
+        return None
+    if int(utxo.value) > MAX_MONEY_SAT:
+        raise PsbtError("this is no readable PSBT: an input spends more than there is")
+    return TxOut(int(utxo.value), bytes(utxo.script_pubkey.data))
 
 
 def sign(

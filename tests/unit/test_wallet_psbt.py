@@ -151,6 +151,7 @@ XONLY = "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        (UNSIGNED + "00000000" + "00" + "0101" + "1f" + "ff" * 8 + "160014" + "22" * 20 + "0000", "more than there is"),
         (UNSIGNED + "00000000" + "00" + "2116" + XONLY + "0d" + MANY + "00" * 4, "fewer leaf hashes"),
         (UNSIGNED + "00000000" + "00" + "00" + "2107" + XONLY + "0d" + MANY + "00" * 4, "fewer leaf hashes"),
         ("70736274ff" + "01fb" + "0402000000" + "0104" + "09" + MANY + "00", "version 2"),
@@ -161,8 +162,8 @@ XONLY = "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
         ),
     ],
 )
-def test_numbers_without_what_they_count(text: str, sentence: str) -> None:
-    """Refused at once: whoever believed them would fill the memory."""
+def test_numbers_that_cannot_be(text: str, sentence: str) -> None:
+    """Refused at once: whoever believed some of them would fill the memory."""
     with pytest.raises(PsbtError, match=sentence):
         psbt.decode(text)
 
