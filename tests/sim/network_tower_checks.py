@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OPENED = 3
 """So many of the newest blobs of a channel are opened."""
-BAD_ALERTS = ("output.lost", "justice.failed", "breach.undecipherable", "breach.unusable", "breach.unreachable")
+BAD_ALERTS = ("output.lost", "justice.failed", "breach.undecipherable", "breach.unusable")
 WORTH_SAT = 8_000
 """An output of less may cost more than it holds when fees are high."""
 
