@@ -7,7 +7,7 @@ node never learns of it). Then the node starts again on its database, as after a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -203,20 +203,17 @@ async def _check_books(world: World, alice: TestNode, bob: TestNode) -> None:
         # Bob may remember a channel whose funding Alice forgot before she broadcast it: nothing is in that.
         assert balance.reserved_sat == balance.unconfirmed_sat == 0
         owned_sat += balance.confirmed_sat
-    seen = set()
-    for node in (alice, bob):
-        for tx in await node.api.transactions():
-            if tx.txid not in seen and tx.confirmations:
-                seen.add(tx.txid)
-                fees_sat += await _fee_sat(world, tx.txid, node)
+    txs = [tx for node in (alice, bob) for tx in await node.api.transactions()]
+    own = {tx.txid for tx in txs}
+    for txid in {tx.txid for tx in txs if tx.confirmations}:
+        fees_sat += await _fee_sat(world, txid, own)
     channels = [(c.channel_id.hex()[:8], c.phase, c.status) for c in await alice.api.list_channels(True)]
     assert owned_sat + fees_sat == FUNDS_SAT, channels
 
 
-async def _fee_sat(world: World, txid: bytes, node: TestNode) -> int:
+async def _fee_sat(world: World, txid: bytes, own: Container[bytes]) -> int:
     """Of a transaction that only the two nodes paid for (the faucet's own are free to them)."""
     tx = await world.rpc.call("getrawtransaction", txid[::-1].hex(), 2)
-    own = {t.txid[::-1].hex() for n in world.nodes for t in await n.api.transactions()}
-    if not all(txin["txid"] in own for txin in tx["vin"]):
+    if not all(bytes.fromhex(txin["txid"])[::-1] in own for txin in tx["vin"]):
         return 0
     return round(float(tx["fee"]) * 100_000_000)
