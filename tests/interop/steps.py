@@ -10,6 +10,7 @@ from typing import Any
 
 from channeld.bolt.invoice import decode_invoice, encode_invoice
 from channeld.lab import DaemonProcess
+from channeld.lab.daemon import LOOK_SECONDS
 from channeld.v1 import channels_pb2, invoices_pb2, payments_pb2, peers_pb2
 from tests.interop.conftest import MixedLab
 from tests.interop.ldk_peer import WAIT_SECONDS, LdkPeer
@@ -155,6 +156,7 @@ async def balances_agree(alice: DaemonProcess, ldk: LdkPeer, channel_id: bytes) 
             (theirs,) = [c for c in await ldk.call("channels") if c["channel_id"] == channel_id.hex()]
             if not ours.htlcs and not theirs["htlcs"]:
                 break
+            await asyncio.sleep(LOOK_SECONDS)
     reserve_msat = (theirs["reserve_sat"] or 0) * 1000
     assert ours.local_msat + ours.remote_msat == theirs["capacity_sat"] * 1000
     # LDK shows what it may send: its balance less its reserve and, if it is the opener, less fees and anchors.

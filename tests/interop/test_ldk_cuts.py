@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from channeld.lab import DaemonProcess
+from channeld.lab.daemon import LOOK_SECONDS
 from channeld.v1 import invoices_pb2, payments_pb2
 from tests.interop.conftest import MixedLab
 from tests.interop.knife import ADD, HMAC_BYTE, KEY_BYTE, VERSION_BYTE, Knife
@@ -148,6 +149,7 @@ async def wait_feerate(alice: DaemonProcess, ldk: LdkPeer, per_kw: int) -> None:
             (theirs,) = await ldk.call("channels")
             if ours.feerate_per_kw == theirs["feerate_per_kw"] == per_kw:
                 return
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _reestablish_is_lost(knife: Cuts) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from channeld.lab import DaemonProcess
+from channeld.lab.daemon import LOOK_SECONDS
 from channeld.v1 import channels_pb2, invoices_pb2, payments_pb2
 from tests.integration.test_gossip_lab import wait_known
 from tests.interop.conftest import MixedLab
@@ -56,6 +57,7 @@ async def ldk_knows(ldk: LdkPeer, scids: set[int]) -> dict[int, list[Any]]:
             policies = [policy for both in graph.values() for policy in both]
             if graph.keys() == scids and all(policy and policy["enabled"] for policy in policies):
                 return graph
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _we_pay(alice: DaemonProcess, lena: LdkPeer, bob: DaemonProcess) -> None:
@@ -112,6 +114,7 @@ async def _new_terms(
             graph = await ludwig.call("graph")
             if any(policy["fee_base_msat"] == 4_000 for channel in graph for policy in channel["policies"]):
                 break
+            await asyncio.sleep(LOOK_SECONDS)
     before = len(await bob.forwards())
     invoice = await lena.call("invoice", amount_msat=AMOUNT_MSAT)
     payment_hash = await ludwig.call("pay", bolt11=invoice)

@@ -10,6 +10,7 @@ import pytest
 
 from channeld.bolt.features import decode_features
 from channeld.lab import DaemonProcess
+from channeld.lab.daemon import LOOK_SECONDS
 from channeld.node.features import LOCAL_FEATURES
 from channeld.v1 import channels_pb2, invoices_pb2, payments_pb2, peers_pb2
 from tests.interop.conftest import MixedLab
@@ -121,8 +122,8 @@ async def _announced(alice: DaemonProcess, ldk: LdkPeer, *channels: channels_pb2
     await alice.wait_graph(scids)
     assert set(alice.network().channels) == scids
     async with asyncio.timeout(WAIT_SECONDS):
-        while {int(channel["scid"]) for channel in await ldk.call("graph")} != scids:
-            pass  # each round asks LDK, which tells of its graph only when asked
+        while {int(channel["scid"]) for channel in await ldk.call("graph")} != scids:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_SECONDS)  # LDK tells of its graph only when asked
 
 
 async def _keysend_to_ldk(alice: DaemonProcess, ldk: LdkPeer) -> None:

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from channeld.lab import DaemonProcess
+from channeld.lab.daemon import LOOK_SECONDS
 from channeld.v1 import channels_pb2
 from tests.cheating import Cheater
 from tests.interop.conftest import MixedLab
@@ -60,8 +61,8 @@ async def _something_to_mine(lab: MixedLab, reached: Callable[[], Awaitable[bool
     """What nodes publish because of a block takes them a moment, and so does what they learn from it."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await lab.rpc.call("getrawmempool") and not await reached():
-                pass  # each round asks everybody
+            while not await lab.rpc.call("getrawmempool") and not await reached():  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_SECONDS)
 
 
 async def closing_of(alice: DaemonProcess, channel_id: bytes) -> channels_pb2.GetClosingResponse:

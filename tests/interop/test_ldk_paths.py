@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from channeld.bolt.invoice import decode_invoice
 from channeld.lab import DaemonProcess
+from channeld.lab.daemon import LOOK_SECONDS
 from channeld.v1 import channels_pb2, invoices_pb2, payments_pb2
 from tests.interop.conftest import MixedLab
 from tests.interop.knife import ADD, HMAC_BYTE, KEY_BYTE, VERSION_BYTE, Knife
@@ -97,6 +98,7 @@ async def _hint(line: Line, daemon: DaemonProcess, **terms: int) -> invoices_pb2
             hops = [hop for (hop,) in decode_invoice(invoice.bolt11).routing_hints if hop.pubkey == line.lena.node_id]
             if hops and all(getattr(hops[0], name) == value for name, value in terms.items()):
                 return invoice
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 # --- what the one in the middle passes on
