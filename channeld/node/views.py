@@ -131,7 +131,8 @@ def _status(state: Funded, connected: bool) -> str:
         case AwaitingFunding():
             missing = max(0, state.params.minimum_depth_blocks - state.funding_depth)
             if missing:
-                return f"waiting for {missing} more confirmation{'' if missing == 1 else 's'} of the funding transaction{away}"
+                more = "1 more confirmation" if missing == 1 else f"{missing} more confirmations"
+                return f"waiting for {more} of the funding transaction{away}"
             return f"waiting for the peer to see the funding transaction{away}"
         case Normal(is_deep=False):
             if state.double_spent_by:
