@@ -9,8 +9,16 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from tests.integration.test_tower_justice import CHANNEL, KitList, client
-from tests.tower_support import DELAY_BLOCKS, Layer1, Revoked, revoked, running_tower, tower_config
+from tests.integration.test_tower_justice import CHANNEL, KitList
+from tests.tower_support import (
+    DELAY_BLOCKS,
+    Layer1,
+    Revoked,
+    revoked,
+    running_client,
+    running_tower,
+    tower_config,
+)
 from wallet.chain import ChainSource
 from watchtower.appointment import Mode, Terms, make_justice
 from watchtower.client.connection import TowerUri
@@ -32,7 +40,7 @@ async def confirmed(layer1: Layer1, path: Path, cheat: Revoked, mode: Mode) -> E
     backups.channels[CHANNEL] = [cheat.kit]
     async with (
         running_tower(tower_config(path / "tower"), layer1.source()) as tower,
-        client(path / "client", backups) as towers,
+        running_client(path / "client", backups) as towers,
     ):
         await towers.add(TowerUri(tower.tower_id, tower.server.address), mode)
         await towers.wait_idle()
