@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from channeld.bolt.features import FeatureBits, encode_features
-from channeld.bolt.messages import Address, ChannelUpdate, Message, NodeAnnouncement
+from channeld.bolt.messages import Address, AnnouncementSignatures, ChannelUpdate, Message, NodeAnnouncement
 from channeld.channel.state import AwaitingFunding, Funded, Live, Normal
 from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
 from channeld.gossip.own import ForwardingPolicy, NodeProfile, OwnChannel
@@ -51,6 +51,8 @@ BLOCKS_KEPT = 16
 PUMP_SECONDS = 0.1
 TICK_SECONDS = 1.0
 TELL_SECONDS = 0.02
+_OF_CHANNELS = (AnnouncementSignatures, ChannelUpdate)
+"""Messages that are understood only by who knows the channel as it is now."""
 
 
 class GossipSettings(NamedTuple):
@@ -335,6 +337,8 @@ class NodeGossip:
 
     def peer_message(self, link: PeerLink, message: Message) -> None:
         """One of `GOSSIP_MESSAGES`."""
+        if self._touched and isinstance(message, _OF_CHANNELS):
+            self._tell_touched()  # it may answer what we said a moment ago, and be said only once
         self._shielded(self.core.peer_message, link, message)
 
     # --- our channels

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from channeld.bolt.messages import (
+    ChannelUpdate,
     ErrorMessage,
     Init,
     Message,
@@ -24,7 +25,8 @@ from channeld.bolt.messages import (
 )
 from channeld.node import transport
 from channeld.node.interface import NodeError
-from tests.integration.world import TestNode, World, world_in
+from channeld.node.peer import PeerLink
+from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
 from wallet.bitcoin.address import REGTEST
 from wallet.bitcoin.secp import pubkey_of
 
@@ -371,3 +373,29 @@ async def test_connecting_to_nobody_is_told(world: World) -> None:
     with pytest.raises(NodeError, match="is no node id"):
         await alice.api.connect_peer(b"\x05" * 33, "127.0.0.1", bob.port)
     assert await alice.api.list_peers() == []
+
+
+async def test_terms_told_at_once_over_a_new_channel_are_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer may answer our `channel_ready` with its `channel_update` at once, before gossip looks at the channel, which
+    it does a little later, once however much changes; and it does not say it again."""
+    alice, bob = await world.node("alice"), await world.node("bob")
+    await world.fund(alice, 2_000_000)
+    gossip, heard = bob.runtime.gossip, asyncio.Event()
+    hears = gossip.peer_message
+
+    def hear(link: PeerLink, message: Message) -> None:
+        hears(link, message)
+        if isinstance(message, ChannelUpdate):
+            heard.set()
+
+    monkeypatch.setattr(gossip, "touched", gossip._touched.add)  # later never comes
+    monkeypatch.setattr(gossip, "peer_message", hear)
+    channel_id = await world.open(alice, bob, 1_000_000, announce=False)
+    await asyncio.wait_for(heard.wait(), STEP_SECONDS)
+    update = bob.runtime.channels.update_of_peer(channel_id)
+    assert update is not None
+    assert (update.fee_base_msat, update.fee_proportional_millionths) == (1000, 1)
+    (hint,) = bob.runtime._route_hints()
+    assert hint[0].cltv_expiry_delta == update.cltv_expiry_delta
