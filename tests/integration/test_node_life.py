@@ -378,8 +378,8 @@ async def test_connecting_to_nobody_is_told(world: World) -> None:
 async def test_terms_told_at_once_over_a_new_channel_are_not_lost(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A peer may answer our `channel_ready` with its `channel_update` at once, before gossip looks at the channel, which
-    it does a little later, once however much changes; and it does not say it again."""
+    """A peer may answer our `channel_ready` with its `channel_update` at once, before gossip looks at the channel: it
+    looks a little later, once however much changes. The peer does not say it again."""
     alice, bob = await world.node("alice"), await world.node("bob")
     await world.fund(alice, 2_000_000)
     gossip, heard = bob.runtime.gossip, asyncio.Event()
