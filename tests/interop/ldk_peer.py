@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,24 @@ def missing() -> str | None:
 
 
 def install() -> None:
-    """Installs the locked npm packages, once, also when several test processes want them at the same time."""
+    """Installs the locked npm packages and makes one file of them, once, also when several test processes want them at
+    the same time; again when they change. Raises RuntimeError."""
     done = HERE / "node_modules" / ".installed"
+    sources = [HERE / name for name in ("package.json", "package-lock.json", "lightning.mjs")]
+    wanted = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     with (HERE / ".install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if done.exists():
+        if done.exists() and done.read_text() == wanted and (HERE / "build" / "lightning.mjs").exists():
             return
-        command = ["npm", "ci", "--no-audit", "--no-fund"]
-        result = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=300, check=False)
-        if result.returncode:
-            raise RuntimeError(f"npm could not install LDK: {result.stderr.strip()[-500:]}")
-        done.touch()
+        _npm("ci", "--no-audit", "--no-fund", "--include=dev")
+        _npm("run", "--silent", "bundle")
+        done.write_text(wanted)
+
+
+def _npm(*command: str) -> None:
+    result = subprocess.run(["npm", *command], cwd=HERE, capture_output=True, text=True, timeout=300, check=False)
+    if result.returncode:
+        raise RuntimeError(f"npm could not install LDK: {result.stderr.strip()[-500:]}")
 
 
 class LdkError(Exception):

@@ -1,6 +1,6 @@
 // What a test can ask of an LDK node.
 import fs from "node:fs";
-import * as ldk from "lightningdevkit";
+import * as ldk from "#lightning";
 import { hex, unhex } from "./chain.mjs";
 import { must, optional } from "./node.mjs";
 

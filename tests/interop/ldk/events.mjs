@@ -1,5 +1,5 @@
 // What LDK tells its application, turned into lines for the test, and what a plain wallet does by itself.
-import * as ldk from "lightningdevkit";
+import * as ldk from "#lightning";
 import { hex, unhex } from "./chain.mjs";
 import { must, optional } from "./node.mjs";
 

@@ -1,6 +1,6 @@
 // LDK's connections. The package's own never write again once the system's buffer was full: the flag that says so stays.
-import * as ldk from "lightningdevkit";
-import { NodeLDKNet } from "lightningdevkit-node-net";
+import * as ldk from "#lightning";
+import { NodeLDKNet } from "#lightning";
 
 export class Net extends NodeLDKNet {
   get_descriptor(socket) {

@@ -1,7 +1,7 @@
 // An LDK node over TCP, on the chain of a bitcoind-like layer 1.
 import fs from "node:fs";
 import { createRequire } from "node:module";
-import * as ldk from "lightningdevkit";
+import * as ldk from "#lightning";
 import { Net } from "./net.mjs";
 import { Chain, hex, reversed, unhex } from "./chain.mjs";
 import { Rpc } from "./rpc.mjs";

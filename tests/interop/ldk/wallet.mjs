@@ -1,5 +1,5 @@
 // LDK's wallet for fees of anchor channels: layer 1's own wallet.
-import * as ldk from "lightningdevkit";
+import * as ldk from "#lightning";
 import { hex, reversed, unhex } from "./chain.mjs";
 
 const P2WPKH = /^0014[0-9a-f]{40}$/;
