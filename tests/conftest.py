@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 # Whoever runs the suite in the background of a shell has SIGINT ignored, and every child would inherit that: those that
 # are to be interrupted could not be.
@@ -14,6 +15,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Bytecode is kept, whatever the environment says: else each of a thousand processes compiles anew what was changed.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Tracebacks of simulated crashes are not drawn as pictures, which would cost more than the tests themselves.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

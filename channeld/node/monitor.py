@@ -38,7 +38,7 @@ from channeld.onchain.outputs import NEVER, Close
 from channeld.onchain.plans import Attempt, Plan
 from channeld.onchain.rates import Rates
 from channeld.onchain.report import CloseReport, report
-from channeld.storage import Store, Write
+from channeld.storage import Store, StoreFailed, Write
 from wallet.bitcoin import Tx
 from wallet.chain import ChainError, ChainSource, ChainUnavailable
 from wallet.wallet import Wallet
@@ -257,6 +257,8 @@ class Monitor:
             await work
         except ChainUnavailable as error:
             log.warning("layer 1 is away: closing goes on when it is back", reason=str(error))
+        except StoreFailed:
+            raise  # the node stops: nothing may be done any more that is not stored first
         except Exception as error:
             self._failed(case, error)
 

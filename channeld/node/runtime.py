@@ -44,7 +44,7 @@ from channeld.node.switch import Switch
 from channeld.node.towers import NodeTowers
 from channeld.node.wallet_store import NodeWalletStore
 from channeld.node.watches import Watches
-from channeld.storage import StorageError, Store, Write, rows
+from channeld.storage import StorageError, Store, StoreFailed, Write, rows
 from wallet.chain import ChainError, ChainSource
 from wallet.keys import Keys
 from wallet.wallet import Wallet
@@ -271,7 +271,7 @@ class Runtime:
             return
         error = task.exception()
         assert error is not None
-        if not isinstance(error, ChainError):
+        if not isinstance(error, ChainError | StoreFailed):
             log.critical("a part of the node failed", part=task.get_name(), exc_info=error)
         self.fail(str(error) or type(error).__name__)
 

@@ -33,13 +33,14 @@ WORDS = "abandon " * 11 + "about"
 def _own_logging() -> Iterator[None]:
     """`main` sets up logging for a whole process; here that process goes on."""
     before = logging.getLogger().handlers[:], logging.getLogger().level
+    configured = structlog.get_config()
     yield
     for handler in logging.getLogger().handlers[:]:
         if handler not in before[0]:
             logging.getLogger().removeHandler(handler)
             handler.close()
     logging.getLogger().handlers[:], logging.getLogger().level = before
-    structlog.reset_defaults()
+    structlog.configure(**configured)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------

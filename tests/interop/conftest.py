@@ -54,10 +54,9 @@ class MixedLab(Lab):
 
     async def mine(self, blocks: int = 1, *, wait: bool = True) -> None:
         """Mine; daemons and LDK nodes have seen it when this returns."""
-        await super().mine(blocks, wait=wait)
-        for peer in self.ldk_peers:
-            if peer.is_running:
-                await peer.call("sync")
+        await super().mine(blocks, wait=False)
+        syncs = [peer.call("sync") for peer in self.ldk_peers if peer.is_running]
+        await asyncio.gather(*syncs, *([self.wait_synced()] if wait else []))
 
     async def close(self) -> None:
         """Stops everything."""

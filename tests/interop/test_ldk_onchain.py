@@ -196,6 +196,7 @@ async def _force_closes(lab: MixedLab, alice: DaemonProcess, cases: list[Case]) 
 
     await mine_until(lab, all_claimed, 12)
     await mine_until(lab, all_returned, 150, 6)
+    await asyncio.gather(*(case.ldk.kill() for case in cases))  # LDK has its share; what is left waits for our delays
     closings = await endings(lab, alice, [case.channel for case in cases], 240, 12)
     fees_sat = sum([await case.check(closing) for case, closing in zip(cases, closings, strict=True)])
     gained_sat = (await alice.balance()).confirmed_sat - before_sat

@@ -26,24 +26,24 @@ export class Chain {
   sync(listeners) {
     const best = this.rpc.call("getbestblockhash");
     if (best === this.known[this.known.length - 1].hash) return false;
+    const { height } = this.rpc.call("getblockheader", best, true);
     const missing = [];
     let hash = best;
     while (!this.known.some((block) => block.hash === hash)) {
-      const info = this.rpc.call("getblockheader", hash, true);
-      missing.push({ hash, height: info.height });
-      if (info.previousblockhash === undefined) throw new Error("the chain has another genesis");
-      hash = info.previousblockhash;
+      const raw = this.rpc.call("getblock", hash, 0);
+      missing.push({ hash, height: height - missing.length, raw });
+      if (missing.length > height) throw new Error("the chain has another genesis");
+      hash = hex(reversed(unhex(raw.slice(8, 72)))); // a header has its parent's hash after four bytes of version
     }
     while (this.known[this.known.length - 1].hash !== hash) {
       const gone = this.known.pop();
       for (const listener of listeners) listener.disconnected(unhex(gone.header), gone.height);
     }
-    for (const { hash: each, height } of missing.reverse()) {
-      const raw = this.rpc.call("getblock", each, 0);
-      for (const listener of listeners) listener.connected(unhex(raw), height);
-      this.known.push({ hash: each, height, header: raw.slice(0, 160) });
+    for (const block of missing.reverse()) {
+      for (const listener of listeners) listener.connected(unhex(block.raw), block.height);
+      this.known.push({ hash: block.hash, height: block.height, header: block.raw.slice(0, 160) });
     }
-    this.emit("height", { height: this.known[this.known.length - 1].height });
+    this.emit("height", { height });
     return true;
   }
 
