@@ -571,13 +571,13 @@ class Channels:
 
     def why_unreachable(self, node_id: bytes) -> str:
         """Why `usable_with` is empty, as a sentence."""
-        drivers = self.of_peer(node_id)
+        drivers = [driver for driver in self.of_peer(node_id) if not driver.is_shown_as_closed]
         if not drivers:
             return f"there is no channel with {node_id.hex()}: open one first"
         if node_id not in self._links:
             return f"{node_id.hex()} is not connected: the channel cannot be used now, try again later"
-        phases = ", ".join(sorted({phase_name(driver.state) for driver in drivers}))
-        return f"no channel with {node_id.hex()} is usable now ({phases})"
+        reasons = {views.why_unusable(driver.state, driver.failure) for driver in drivers}
+        return f"no channel with {node_id.hex()} is usable now: {', '.join(sorted(reasons))}"
 
 
 def _nobody(_driver: Driver) -> None:

@@ -108,8 +108,15 @@ def _funded(
         remote_commitment_number=state.commitments.latest_remote.index,
         htlcs=tuple(HtlcView(h.id, not h.offered, h.amount_msat, h.payment_hash, h.cltv_expiry) for h in htlcs(state)),
         closing_txid=_closing_txid(state),
-        status=failure_sentence(failure) or _status(state, connected),
+        status=failure_sentence(failure) or funded_status(state, connected),
     )
+
+
+def why_unusable(state: State, failure: str | None) -> str:
+    """Of a channel whose peer is connected."""
+    if failure is not None:
+        return "one is frozen after an internal error"
+    return funded_status(state, True) if isinstance(state, Funded) else "it is being opened"
 
 
 def failure_sentence(failure: str | None) -> str:
@@ -125,7 +132,8 @@ def _closing_txid(state: Funded) -> bytes | None:
     return None
 
 
-def _status(state: Funded, connected: bool) -> str:
+def funded_status(state: Funded, connected: bool) -> str:
+    """How a channel is doing, as the end of a sentence."""
     away = "" if connected else "; the peer is not connected"
     match state:
         case AwaitingFunding():
@@ -137,8 +145,8 @@ def _status(state: Funded, connected: bool) -> str:
         case Normal(is_deep=False):
             if state.double_spent_by:
                 return f"the funding transaction was double-spent by {state.double_spent_by[::-1].hex()}{away}"
-            depth = state.params.minimum_depth_blocks
-            return f"open, but not usable until its funding transaction is {depth} blocks deep again{away}"
+            again = "in a block again" if (n := state.params.minimum_depth_blocks) <= 1 else f"{n} blocks deep again"
+            return f"open, but not usable until its funding transaction is {again}{away}"
         case Normal():
             return "open" if is_usable(state) else f"open, but not usable now{away or '; getting back in step'}"
         case ShuttingDown():

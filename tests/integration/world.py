@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from channeld.channel.env import ChannelPolicy
-from channeld.channel.state import Funded
+from channeld.channel.state import Funded, Normal
 from channeld.node import views
 from channeld.node.interface import ChannelView
 from channeld.node.node import Node
@@ -176,6 +176,15 @@ class TestNode:
             driver,
             lambda d: isinstance(d.state, Funded) and d.state.scid is not None and fits(d.state.scid),
             STEP_SECONDS,
+        )
+        assert await reached
+
+    async def wait_not_deep(self, channel_id: bytes) -> None:
+        """Until the channel has heard that its funding transaction is not deep enough any more."""
+        driver = self.runtime.channels.by_id(channel_id)
+        assert driver is not None
+        reached = self.runtime.channels.wait_until(
+            driver, lambda d: isinstance(d.state, Normal) and not d.state.is_deep, STEP_SECONDS
         )
         assert await reached
 
