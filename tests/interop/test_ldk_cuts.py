@@ -196,6 +196,10 @@ async def test_ldk_opens_and_channel_ready_is_lost(lab: MixedLab, knife: Cuts) -
     await ldk_pays(ldk, knife.daemon, 20_000_000)
     assert await balances_agree(knife.daemon, ldk, channel.channel_id) == 310_000_000
     await _feerate_falls(knife)
+    mark = ldk.mark()
+    await knife.daemon.close_channel(channel.channel_id)
+    await closed_on_chain(lab, knife.daemon, ldk, channel.channel_id, mark)
+    await ldk.call("set", fees={"normal": 253})
 
 
 async def _feerate_falls(knife: Cuts) -> None:

@@ -65,12 +65,11 @@ class Line:
         """Who can spoil what goes through him."""
         return self.knife.daemon
 
-
     async def mend(self) -> None:
         """Whoever an earlier test left dead lives again, and all can use their channels."""
         dead = [daemon for daemon in (self.alice, self.bob) if not daemon.process.is_running]
         gone = [peer for peer in (self.lena, self.ludwig) if not peer.is_running]
-        await asyncio.gather(*(node.start() for node in (*dead, *gone)))
+        await asyncio.gather(*(daemon.start() for daemon in dead), *(peer.start() for peer in gone))
         for peer, daemon in ((self.lena, self.alice), (self.lena, self.bob), (self.ludwig, self.bob)):
             if peer in gone or daemon in dead:
                 await self.lab.connect_ldk(peer, daemon)
@@ -129,7 +128,9 @@ async def _hint(line: Line, daemon: DaemonProcess, **terms: int) -> invoices_pb2
 async def test_offer_through_bob(short_line: Line) -> None:
     """BOLT 12 over our onion messages, then a payment over a blinded path whose introduction node we are. LDK makes
     reply paths over peers that are not public only while it has no other peer: Alice comes later."""
-    await short_line.alice.kill()
+    await short_line.mend()
+    if await short_line.alice.channels():
+        await short_line.alice.kill()  # another test was first
     offer = await short_line.ludwig.call("offer")
     mark, heard = short_line.lena.mark(), short_line.ludwig.mark()
     before = len(await short_line.bob.forwards())
