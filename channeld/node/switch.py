@@ -61,8 +61,9 @@ class Switch:
 
     # --- incoming
 
-    def locked_in(self, driver: Driver, htlc: Htlc, over_dust_exposure: bool) -> Reaction:
-        """An incoming HTLC is irrevocable (perhaps told again): settle it, fail it, or keep it."""
+    def locked_in(self, driver: Driver, htlc: Htlc, must_fail: bool) -> Reaction:
+        """An incoming HTLC is irrevocable (perhaps told again): settle it, fail it, or keep it. `must_fail`: whatever it
+        is for; nothing comes of it, so its onion need not be remembered."""
         add = decode(driver.adds[False, htlc.id])
         assert isinstance(add, UpdateAddHtlc)
         try:
@@ -83,6 +84,9 @@ class Switch:
         if htlc.cltv_expiry > self._height() + MAX_CLTV_BLOCKS and not again and not bound:
             # Refused whenever it comes, so it need not be remembered, which might be for ever.
             return refuse(driver, htlc.id, onion.context.refusal(ExpiryTooFar()))
+        if must_fail and not bound:
+            refusal = onion.context.refusal(TemporaryNodeFailure(), "nothing may come in over this channel now")
+            return refuse(driver, htlc.id, refusal)
         if not again:
             if self._remembered[driver.channel_key] >= MAX_ONIONS_PER_CHANNEL:
                 refusal = onion.context.refusal(TemporaryNodeFailure(), "too many onions of this channel to remember")
@@ -91,9 +95,6 @@ class Switch:
         seen = self._onions.setdefault(replay_key, (driver.channel_key, htlc.id, htlc.cltv_expiry))
         if seen[:2] != (driver.channel_key, htlc.id):
             return refuse(driver, htlc.id, onion.context.refusal(TemporaryNodeFailure(), "the onion was seen before"))
-        if over_dust_exposure and not bound:
-            refusal = onion.context.refusal(TemporaryNodeFailure(), "nothing may come in over this channel now")
-            return refuse(driver, htlc.id, refusal)
         remember = rows.SAVE_ONION(replay_key, driver.channel_key, htlc.id, htlc.cltv_expiry)
         match onion:
             case Receive():
