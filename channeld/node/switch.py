@@ -62,8 +62,10 @@ class Switch:
     # --- incoming
 
     def locked_in(self, driver: Driver, htlc: Htlc, must_fail: bool) -> Reaction:
-        """An incoming HTLC is irrevocable (perhaps told again): settle it, fail it, or keep it. `must_fail`: whatever it
-        is for; nothing comes of it, so its onion need not be remembered."""
+        """An incoming HTLC is irrevocable (perhaps told again): settle it, fail it, or keep it.
+
+        `must_fail`: whatever it is for. Nothing comes of it, so its onion need not be remembered.
+        """
         add = decode(driver.adds[False, htlc.id])
         assert isinstance(add, UpdateAddHtlc)
         try:
