@@ -74,8 +74,8 @@ class Pair:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(lab: MixedLab) -> Pair:
-    (alice,) = await lab.daemons("alice")
-    return Pair(lab, alice, await lab.ldk("ldk"))
+    ldk, (alice,) = await asyncio.gather(lab.ldk("ldk"), lab.daemons("alice"))
+    return Pair(lab, alice, ldk)
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,7 @@ PAID_BY_LDK = [("in" if way == "out" else "out", kind, nth) for way, kind, nth i
 class Cuts(Knife):
     """Our daemon, whose connection can be cut at a message, and LDK."""
 
-    def __init__(self, lab: MixedLab, ldk: LdkPeer) -> None:
-        super().__init__(lab, "alice")
-        self.ldk = ldk
+    ldk: LdkPeer
 
     async def mend(self) -> None:
         """Connects again."""
@@ -66,8 +64,8 @@ class Cuts(Knife):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def knife(lab: MixedLab) -> Cuts:
-    knife = Cuts(lab, await lab.ldk("ldk"))
-    await knife.daemon.start()
+    knife = Cuts(lab, "alice")
+    knife.ldk, _ = await asyncio.gather(lab.ldk("ldk"), knife.daemon.start())
     await lab.wait_synced()
     return knife
 
