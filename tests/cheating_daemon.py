@@ -83,9 +83,9 @@ class Cheat:
             "stages": self.stages,
         }
 
-    def _locked_in(self, driver: Driver, htlc: Htlc, over_dust_exposure: bool) -> Reaction:
+    def _locked_in(self, driver: Driver, htlc: Htlc, must_fail: bool) -> Reaction:
         if driver.channel_id not in self._held:
-            return self._answer(driver, htlc, over_dust_exposure)
+            return self._answer(driver, htlc, must_fail)
         self._held[driver.channel_id].append(htlc)
         return NO_REACTION
 

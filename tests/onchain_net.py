@@ -44,7 +44,7 @@ class Held:
         self.settled_ids: dict[int, bytes] = {}
         self.failed_ids: dict[int, fx.HtlcFailed] = {}
 
-    def locked_in(self, driver: Driver, htlc: Htlc, over_dust_exposure: bool) -> Reaction:
+    def locked_in(self, driver: Driver, htlc: Htlc, must_fail: bool) -> Reaction:
         self.locked.append(htlc)
         return NO_REACTION
 

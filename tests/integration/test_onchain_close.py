@@ -368,7 +368,7 @@ async def test_open_channel_has_nothing_to_explain(net: Net) -> None:
         await net.alice.node.closed_channel(net.alice.channel_id)
 
 
-def _bug(driver: Driver, htlc: Htlc, over_dust_exposure: bool) -> Reaction:
+def _bug(driver: Driver, htlc: Htlc, must_fail: bool) -> Reaction:
     raise AssertionError("a bug")
 
 
