@@ -363,7 +363,10 @@ def check_justice(world: World) -> None:
             continue
         victim = world.nodes[next(name for name in book.names if name != book.cheater)]
         funding = next(outpoint for outpoint, found in world.by_funding.items() if found is book)
-        todo = [world.chain.spent[funding]]
+        closing = world.chain.spent.get(funding)
+        if closing is None or closing.txid() != book.cheat_txid:
+            continue  # a reorganisation took the cheat back: no more than an attempt
+        todo = [closing]
         world.checked["cheaters end with nothing"] += 1
         while todo:
             tx = todo.pop()

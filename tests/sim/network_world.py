@@ -323,8 +323,16 @@ class World:
                     return f"{node} has payments in flight", False
         return why, blocks_help
 
+    def _is_undone(self, state: Funded) -> bool:
+        """A cheat that a reorganisation took back before the victim saw it: only the cheater takes the channel for
+        closed, and waits for a block that never comes."""
+        book = self.books.get(state.params.channel_id)
+        return book is not None and bool(book.cheater) and state.params.funding_outpoint not in self.chain.spent
+
     def _unrest_of(self, node: SimNode, driver: Any) -> tuple[str | None, bool]:
         state = driver.state
+        if isinstance(state, Funded) and self._is_undone(state):
+            return None, False
         if isinstance(state, Normal):
             why = _unrest_of(state)
             if why and self.books[state.params.channel_id].fate in ("force", "cheat", "beside"):
