@@ -343,10 +343,7 @@ class Payments:
         if live.resumed:
             return record.deadline_seconds
         lost = [part for part in record.parts if part.end == "never_sent" or part.reject_code == "not_ready"]
-        drivers = [self._channels.by_key(part.channel_key) for part in lost]
-        if not any(
-            d is not None and isinstance(d.state, Normal) and not isinstance(d.state.link, Live) for d in drivers
-        ):
+        if not any(self._is_away(part.channel_key) for part in lost):
             return 0.0
         last = max(part.ended_seconds or part.started_seconds for part in lost)
         return min(record.deadline_seconds, last + RECONNECT_SECONDS)
