@@ -10,6 +10,8 @@ from typing import Final
 FEERATE_FLOOR_SAT_PER_KW: Final = 253
 """The least rate that Bitcoin Core's default minimum of 1 sat/vB lets through: 250 would round below it for
 transactions whose weight is no multiple of four (BOLT 3, "Fees")."""
+CREDIBLE_FEERATE_SAT_PER_KW: Final = 1_000_000
+"""4,000 sat/vB: more than any block of Bitcoin's history asked for. An estimate above it is a mistake."""
 INCREMENTAL_RELAY_SAT_PER_KVB: Final = 1_000
 """Bitcoin Core's default -incrementalrelayfee: a replacement pays this for its own size on top (BIP 125, rule 4)."""
 DUST_RELAY_SAT_PER_KVB: Final = 3_000

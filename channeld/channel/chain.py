@@ -183,11 +183,14 @@ def _usable_close(state: NegotiatingLegacy | NegotiatingSimple, env: Env) -> Tx 
 # --- failing the channel ------------------------------------------------------------------------------------------
 
 
+_OUTDATED = "our state is outdated: publishing it would lose everything in the channel"
+
+
 def force_close(state: AnyFunded, event: ForceClose, env: Env) -> Transition:
     """The operator's or the driver's wish. Raises CommandRejected if our commitment must not be broadcast."""
     if isinstance(state, WaitingForRemoteClose):
         # BOLT 2, "MUST NOT broadcast its commitment transaction."
-        raise CommandRejected("invalid", "our state is outdated: publishing it would lose everything in the channel")
+        raise CommandRejected("invalid", _OUTDATED)
     if isinstance(state, Closing):
         return _force_closing(state, event, env)
     if event.even_if_outdated:
@@ -212,7 +215,7 @@ def _force_closing(state: Closing, event: ForceClose, env: Env) -> Transition:
             "what is ours of it comes home by itself",
         )
     if state.standing == "outdated":
-        raise CommandRejected("invalid", "our state is outdated: publishing it would lose everything in the channel")
+        raise CommandRejected("invalid", _OUTDATED)
     if state.standing == "doubtful" and not event.even_if_outdated:
         raise CommandRejected("invalid", "our commitment may be revoked: publishing it may lose the whole channel")
     tx = signed_local_commitment(state, env)

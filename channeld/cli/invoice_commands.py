@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from channeld.cli import amounts
 from channeld.cli.command import (
@@ -49,6 +50,12 @@ HashArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _hash_option(flag: str, what: str, help: str) -> OptionInfo:
+    return typer.Option(flag, parser=hash_parser(what), metavar="HEX", help=help, show_default=False)  # type: ignore[no-any-return]
+
+
 ExpiryOption = Annotated[
     int,
     typer.Option(
@@ -61,33 +68,19 @@ ExpiryOption = Annotated[
 ]
 DescriptionHashOption = Annotated[
     bytes | None,
-    typer.Option(
+    _hash_option(
         "--description-hash",
-        parser=hash_parser("a description hash"),
-        metavar="HEX",
-        help="SHA-256 of a longer description, which the payer has; instead of one.",
-        show_default=False,
+        "a description hash",
+        "SHA-256 of a longer description, which the payer has; instead of one.",
     ),
 ]
 PreimageOption = Annotated[
     bytes | None,
-    typer.Option(
-        "--preimage",
-        parser=hash_parser("a preimage"),
-        metavar="HEX",
-        help="Use this secret; without it the daemon draws one, as it should.",
-        show_default=False,
-    ),
+    _hash_option("--preimage", "a preimage", "Use this secret; without it the daemon draws one, as it should."),
 ]
 PaymentHashOption = Annotated[
     bytes | None,
-    typer.Option(
-        "--hash",
-        parser=hash_parser("a payment hash"),
-        metavar="HEX",
-        help="Of a preimage that somebody else has; it makes a hold invoice.",
-        show_default=False,
-    ),
+    _hash_option("--hash", "a payment hash", "Of a preimage that somebody else has; it makes a hold invoice."),
 ]
 
 

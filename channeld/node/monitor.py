@@ -413,12 +413,15 @@ class Monitor:
                 await self._guarded(members[0].case, self._publish_together(members, attempts))
                 continue
             for sweep in members:
-                for alone in batches([sweep.part(0)]):
-                    plan = replace(sweep.plan, min_fee_sat=alone.min_fee_sat)
-                    await self._guarded(sweep.case, self._make(sweep._replace(plan=plan)))
+                await self._guarded(sweep.case, self._sweep_alone(sweep))
         for sweep in sweeps:
             if sweep.close is not None:
                 await self._guarded(sweep.case, self._explain(sweep.case, sweep.close, sweep.env, False))
+
+    async def _sweep_alone(self, sweep: _Sweep) -> None:
+        alone = next(batches([sweep.part(0)]), None)
+        if alone is not None:
+            await self._make(sweep._replace(plan=replace(sweep.plan, min_fee_sat=alone.min_fee_sat)))
 
     async def _make_together(self, batch: Batch, members: Sequence[_Sweep]) -> list[Attempt] | None:
         """None if it cannot be made, for whatever reason: one channel's must not keep the others' money waiting."""

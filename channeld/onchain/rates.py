@@ -9,10 +9,12 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-FLOOR_PER_KW = 253
-CEILING_PER_KW = 1_000_000
-"""4,000 sat/vB: more than any block of Bitcoin's history asked for. An estimate above it is a mistake, and the wallet's
-coins are not spent at more: with much at stake the curve of a deadline would otherwise leave all measure."""
+from wallet.fees import CREDIBLE_FEERATE_SAT_PER_KW, FEERATE_FLOOR_SAT_PER_KW
+
+FLOOR_PER_KW = FEERATE_FLOOR_SAT_PER_KW
+CEILING_PER_KW = CREDIBLE_FEERATE_SAT_PER_KW
+"""The wallet's coins are not spent at more: with much at stake the curve of a deadline would otherwise leave all
+measure."""
 RAMP_BLOCKS = 8
 """So many blocks before a deadline the fee rate begins to rise from the estimate towards the budget."""
 LAZY_TARGET_BLOCKS = 144

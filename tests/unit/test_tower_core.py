@@ -18,7 +18,7 @@ from tests.wallet_fakes import script_ok
 from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.encoding import tagged_hash
 from wallet.bitcoin.script import p2wpkh
-from wallet.fees import fee_for_tx
+from wallet.fees import CREDIBLE_FEERATE_SAT_PER_KW, fee_for_tx
 from watchtower import justice as jus
 from watchtower.appointment import JusticeKit, Terms, fit_appointment, make_appointment, make_justice
 from watchtower.blob import MAX_CONTENT_BYTES, OVERHEAD_BYTES, Undecipherable, padded_size, seal, unseal
@@ -321,7 +321,7 @@ def test_an_absurd_estimate_neither_stops_justice_nor_gives_it_all_to_miners(est
     rich = br.Target(
         OutPoint(bytes(32), 0), msgspec.structs.replace(br.targets(breach)[0].penalty, amount_sat=10**9), 0, 120, "open"
     )
-    assert br.wanted_feerate([rich], 100, estimate, 10**7) == br.CEILING_PER_KW
+    assert br.wanted_feerate([rich], 100, estimate, 10**7) == CREDIBLE_FEERATE_SAT_PER_KW
 
 
 def test_the_ladder_ends_at_its_top() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -85,27 +86,41 @@ def to_status(error: Exception, method: str, expected: type[Exception] = Refusal
     return Status(grpc.StatusCode.INTERNAL, sentence, "internal")
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Ends calls whose handler raises with the status of what it raised, for methods that begin with `methods` (health
-    and reflection know themselves how to fail)."""
+class WrappingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Puts something around the handlers of methods that begin with `methods`, once for each."""
 
-    def __init__(self, methods: str, expected: type[Exception] = Refusal) -> None:
+    def __init__(self, methods: str) -> None:
         self._methods = methods
-        self._expected = expected
-        self._guarded: dict[str, Handler] = {}
+        self._wrapped: dict[str, Handler] = {}
+
+    @abstractmethod
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """What is called instead of `handler`."""
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
     ) -> Handler:
         method: str = details.method
-        guarded = self._guarded.get(method)
-        if guarded is None:
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
             handler = await continuation(details)
             if handler is None or not method.startswith(self._methods):
                 return handler
-            guarded = _guard(handler, method, self._expected)
-            self._guarded[method] = guarded
-        return guarded
+            wrapped = self._wrapped[method] = self.wrap(handler, method)
+        return wrapped
+
+
+class ErrorInterceptor(WrappingInterceptor):
+    """Ends calls whose handler raises with the status of what it raised (health and reflection know themselves how to
+    fail)."""
+
+    def __init__(self, methods: str, expected: type[Exception] = Refusal) -> None:
+        super().__init__(methods)
+        self._expected = expected
+
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """The same, with an end for each failure."""
+        return _guard(handler, method, self._expected)
 
 
 def replace_behaviour(handler: Handler, *, unary: Callable[..., Any], stream: Callable[..., Any]) -> Handler:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from watchtower.rpc.errors import Handler, Status, abort
+from watchtower.rpc.errors import Handler, Status, WrappingInterceptor, abort
 
 NOTHING_CAME = Status(
     grpc.StatusCode.INVALID_ARGUMENT, "The call has no request; see the .proto files.", "invalid_argument"
@@ -25,30 +25,20 @@ TOO_MANY = Status(
 )
 
 
-class PatienceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class PatienceInterceptor(WrappingInterceptor):
     """For methods that begin with `methods` and take and give one message each: the request must come within `seconds`;
     a network address has at most `calls` at a time."""
 
     def __init__(self, methods: str, seconds: float, calls: int) -> None:
-        self._methods = methods
+        super().__init__(methods)
         self._seconds = seconds
         self._calls = calls
         self._busy: Counter[str] = Counter()
-        self._limited: dict[str, Handler] = {}
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
-    ) -> Handler:
-        method: str = details.method
-        limited = self._limited.get(method)
-        if limited is None:
-            handler = await continuation(details)
-            if handler is None or handler.unary_unary is None or not method.startswith(self._methods):
-                return handler
-            limited = self._limited[method] = self._limit(handler)
-        return limited
-
-    def _limit(self, handler: Handler) -> Handler:
+    def wrap(self, handler: Handler, method: str) -> Handler:
+        """The same, within the limits; a method that takes or gives a stream as it is."""
+        if handler.unary_unary is None:
+            return handler
         behaviour, decode = handler.unary_unary, handler.request_deserializer or (lambda request: request)
 
         async def answer(requests: AsyncIterator[bytes], context: Any) -> Any:

@@ -13,7 +13,13 @@ from msgspec import Struct, structs
 
 from wallet.bitcoin.script import p2wsh
 from wallet.bitcoin.tx import SEQUENCE_RBF, OutPoint, Tx
-from wallet.fees import INCREMENTAL_RELAY_SAT_PER_KVB, fee_for_weight, replacement_fee_sat, weight_to_vsize
+from wallet.fees import (
+    CREDIBLE_FEERATE_SAT_PER_KW,
+    INCREMENTAL_RELAY_SAT_PER_KVB,
+    fee_for_weight,
+    replacement_fee_sat,
+    weight_to_vsize,
+)
 from watchtower.appointment import MAX_FEE_PERMILLE
 from watchtower.justice import Bundle, InvalidJustice, Justice, Penalty, own_tx, rung_tx, weight_of
 
@@ -23,8 +29,6 @@ GIVE_UP_BLOCKS = 4_032
 """After so many blocks what is still open is not worth its fee."""
 RAMP_BLOCKS = 12
 """So many blocks before the cheater may take something the fee begins to rise towards the budget."""
-CEILING_PER_KW = 1_000_000
-"""4,000 sat/vB: an estimate above it is a mistake."""
 PERMILLE = 1000
 
 OutputState = Literal["open", "saved", "client", "second stage", "lost", "uneconomic"]
@@ -341,7 +345,7 @@ def _from_ladder(breach: Breach, pack: _Pack, bundle: Bundle, wanted_per_kw: int
 def wanted_feerate(pack: Sequence[Target], height: int, race_feerate_per_kw: int, highest_per_kw: int) -> int:
     """The estimate for the next blocks, and towards a deadline a curve up to the budget, which is reached when the next
     block is the last in which the cheater cannot yet take the output. Never more than the budget."""
-    race_feerate_per_kw = min(race_feerate_per_kw, CEILING_PER_KW)
+    race_feerate_per_kw = min(race_feerate_per_kw, CREDIBLE_FEERATE_SAT_PER_KW)
     deadlines = [target.deadline_height for target in pack if target.deadline_height is not None]
     wanted = race_feerate_per_kw
     if deadlines:

@@ -88,6 +88,7 @@ async def _wait_usable(channels: list[_Opened]) -> None:
 
 async def _tell_ways(stage: Stage, between: list[DaemonProcess]) -> None:
     """How the payment that was made last was split."""
+    await _at_rest(between)
     for daemon in between:
         for forward in await daemon.forwards():
             stage.say(
@@ -136,7 +137,13 @@ async def _kill_in_the_middle(
         if received_msat:
             raise DemoFailed(f"Alice's payment failed, but Erin has {received_msat} msat of it")
         stage.say(f"The payment [yellow]failed cleanly[/]: Alice has her money, Erin got nothing ({payment.failure})")
-    await asyncio.gather(*(daemon.wait_htlcs(False) for daemon in (payer, payee, last, *between)))
+    await _at_rest([payer, payee, last, *between])
+
+
+async def _at_rest(daemons: list[DaemonProcess]) -> None:
+    """Until no HTLC is left: a payment has succeeded when the first preimage comes, and its other parts take a moment
+    more."""
+    await asyncio.gather(*(daemon.wait_htlcs(False) for daemon in daemons))
 
 
 async def _carrier(between: list[DaemonProcess]) -> DaemonProcess:
@@ -149,6 +156,7 @@ async def _carrier(between: list[DaemonProcess]) -> DaemonProcess:
 
 async def _tell_fees(stage: Stage, ledger: Ledger, between: list[DaemonProcess]) -> None:
     """What each node earned, as it says itself; booked."""
+    await _at_rest(between)
     for daemon in between:
         forwards = await daemon.forwards()
         earned_msat = sum(int(forward.fee_msat) for forward in forwards)
