@@ -189,12 +189,16 @@ class Pair:
         """One message of `sender` arrives."""
         self.other(sender).receive(sender.outbox.popleft())
 
+    def deliver_all(self, sender: Peer) -> None:
+        """All that `sender` has said arrives. The answers stay where they are."""
+        while sender.outbox:
+            self.deliver(sender)
+
     def settle(self, rounds: int = 1000) -> None:
         """Delivers everything and signs until nothing is left to do."""
         for _ in range(rounds):
             for peer in (self.alice, self.bob):
-                while peer.outbox:
-                    self.deliver(peer)
+                self.deliver_all(peer)
                 peer.sign()
             if not self.alice.outbox and not self.bob.outbox:
                 return
@@ -333,6 +337,16 @@ def open_pair(
 
 
 # --- HTLCs --------------------------------------------------------------------------------------------------------
+
+
+def both_signed(amount_msat: int = 40_000_000) -> Pair:
+    """Each side offers an HTLC, and signs for its own before it hears of the other's."""
+    pair = open_pair(push_msat=500_000_000)
+    for number, peer in enumerate((pair.alice, pair.bob)):
+        add(peer, amount_msat, number)
+    pair.alice.sign()
+    pair.bob.sign()
+    return pair
 
 
 def preimage_of(number: int) -> bytes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
@@ -19,8 +18,8 @@ from channeld.node.runtime import NodeSettings, Runtime
 from channeld.routing import find_flow, scoring
 from channeld.routing.graph import Graph
 from tests.sim.network_chain import SimSource
-from tests.sim.network_loop import Life
-from tests.sim.network_store import Database, SimStore
+from tests.sim.network_lives import Mortal
+from tests.sim.network_store import Database
 from wallet.bitcoin.address import REGTEST
 from wallet.keys import Keys
 from wallet.wallet import Wallet
@@ -100,22 +99,17 @@ class _View:
         return None
 
 
-class SimNode:
+class SimNode(Mortal):
     """A node through all its lives."""
 
+    CRASHED_AT_COMMIT = "crashed at a commit"
+
     def __init__(self, world: World, name: str, database: Database) -> None:
-        self.world = world
+        super().__init__(world, name, database)
         self.name = name
-        self.database = database
         self.keys = keys_of(name)
-        self.life = Life(name)
-        self.life.end()
         self.runtime: Runtime | None = None
-        self.store: SimStore
-        self.source: SimSource
-        self.crashes = 0
         self.crash_at_send: tuple[int, str] | None = None
-        self.stays_down = False
         self._decoded: dict[int, tuple[bytes, State]] = {}
         self._durable: tuple[int, dict[int, State]] = (-1, {})
 
@@ -142,17 +136,12 @@ class SimNode:
 
     # --- lives
 
-    def start(self) -> None:
-        """A new life begins."""
-        assert not self.life.alive
-        self.life = Life(self.name)
+    def _forget(self) -> None:
         self.runtime = None
-        self.stays_down = False
-        self.spawn(self._start())
 
     async def _start(self) -> None:
         world = self.world
-        self.store = SimStore(self.database, self.life, world.luck, self._crash_at_commit)
+        self._open_store()
         self.source = SimSource(world.chain, self.life, world.luck, lambda tx: world.tap.broadcast(self, tx))
         settings = NodeSettings(
             alias=self.name, listen=((self.name, PORT),), policy=POLICY, birthday_height=self.world.birthday
@@ -173,25 +162,10 @@ class SimNode:
 
         return told
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task of this life."""
-        return self.world.loop.create_task(coroutine, context=self.life.context)
-
-    def crash(self) -> None:
-        """kill -9, right here. The world starts it again after a while, unless it has to stay down."""
-        if not self.life.alive:
-            return
-        self.life.end()
-        self.crashes += 1
+    def _died(self) -> None:
         self.crash_at_send = None
         self.world.network.crashed(self.life)
-        if self.store is not None:
-            self.store.release()
         self.world.node_crashed(self)
-
-    def _crash_at_commit(self) -> None:
-        self.world.done["crashed at a commit"] += 1
-        self.crash()
 
     def dies_at_send(self) -> bool:
         """Counts a message; whether the process is gone before it is handed to the socket."""

@@ -4,7 +4,7 @@ client half over calls that take a while and may get lost. Only gRPC and TLS are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 
 from tests.sim.network_chain import SimSource
+from tests.sim.network_lives import Mortal
 from tests.sim.network_loop import LIFE, Life, late_bound
 from tests.sim.network_store import Database, SimStore
 from wallet.bitcoin import Tx
@@ -103,23 +104,18 @@ class _Process(Tower):
         self._sim.world.problem(f"tower {self._sim.name} cannot go on: {reason}")
 
 
-class SimTower:
+class SimTower(Mortal):
     """A tower through all its lives."""
 
+    CRASHED_AT_COMMIT = "tower crashed at a commit"
+
     def __init__(self, world: World, name: str, database: Database | None = None) -> None:
-        self.world = world
+        super().__init__(world, f"tower {name}", Database(database, open_tables))
         self.name = name
         self.tower_id = pubkey_of(_secret(name))
-        self.database = Database(database, open_tables)
-        self.life = Life(f"tower {name}")
-        self.life.end()
         self.process: _Process | None = None
-        self.store: SimStore
-        self.source: SimSource
-        self.stays_down = False
         self.is_mute = False
         """Takes calls, but its answers get lost."""
-        self.crashes = 0
         self.offered: set[bytes] = set()
         """Txids of the justice that it sent in any life."""
         self._calls: dict[asyncio.Future[Any], Life] = {}
@@ -140,43 +136,23 @@ class SimTower:
 
     # --- lives
 
-    def start(self) -> None:
-        """A new life begins."""
-        assert not self.life.alive
-        self.life = Life(f"tower {self.name}")
+    def _forget(self) -> None:
         self.process = None
-        self.stays_down = False
-        self.spawn(self._start())
 
     async def _start(self) -> None:
         world = self.world
-        self.store = SimStore(self.database, self.life, world.luck, self._crash_at_commit)
+        self._open_store()
         self.source = SimSource(world.chain, self.life, world.luck, self._offers)
         self.process = _Process(self)
         await self.process.start()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task of this life."""
-        return self.world.loop.create_task(coroutine, context=self.life.context)
-
-    def crash(self) -> None:
-        """kill -9. The world starts it again after a while, unless it has to stay down."""
-        if not self.life.alive:
-            return
-        self.life.end()
-        self.crashes += 1
-        if self.process is not None:
-            self.store.release()
+    def _died(self) -> None:
         for future, client in self._calls.items():
             self.world.loop.call_later(0.001, _give, future, _unavailable(), context=client.context)
         self._calls.clear()
         if not self.stays_down:
             delay = self.world.luck.dice.choice(RESTART_SECONDS)
             self.world.loop.call_later(delay, self.start_again, context=self.world.context)
-
-    def _crash_at_commit(self) -> None:
-        self.world.done["tower crashed at a commit"] += 1
-        self.crash()
 
     def start_again(self) -> None:
         """Unless it runs already."""

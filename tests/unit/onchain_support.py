@@ -48,6 +48,22 @@ def channel(anchors: bool = True) -> Pair:
     return pair
 
 
+def talking() -> Pair:
+    """`channel`, connected again, with all that was decided meanwhile committed."""
+    pair = channel()
+    pair.connect()
+    pair.settle()
+    return pair
+
+
+def offer_unanswered(pair: Pair, offerer: Peer) -> None:
+    """An HTLC of `offerer` comes into the other side's commitment; `offerer` never hears that, for the wire is cut."""
+    add(offerer, 80_000_000, 9, EXPIRY)
+    offerer.sign()
+    pair.deliver_all(offerer)
+    pair.disconnect()
+
+
 def commitment(peer: Peer) -> Tx:
     """A side's latest commitment, with both signatures."""
     return signed_local_commitment(peer.funded, peer.env())  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from channeld.channel import machine
 from channeld.channel.commitments import HtlcFulfill
 from channeld.channel.state import AwaitingFunding, Closed, Closing, Normal
 from tests.machine import harness
-from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_of, script_of, seed_secrets
+from tests.machine.harness import HEIGHT, Pair, Peer, add, both_signed, open_pair, preimage_of, script_of, seed_secrets
 from tests.unit.bolt3_support import script_ok
 from wallet.bitcoin import Tx, TxIn, TxOut
 
@@ -61,11 +61,7 @@ def test_our_latest_commitment_is_published_with_both_signatures(anchors: bool) 
 @pytest.mark.bolt5("revoked.ours")
 def test_what_is_published_is_never_revoked() -> None:
     """At every point of an exchange of commitments: the peer does not know the secret of what we would publish."""
-    pair = open_pair(push_msat=300_000_000)
-    add(pair.alice, 40_000_000, 0)
-    add(pair.bob, 40_000_000, 1)
-    pair.alice.sign()
-    pair.bob.sign()
+    pair = both_signed()
     for _ in range(40):
         for peer in (pair.alice, pair.bob):
             other = pair.other(peer)

@@ -205,8 +205,7 @@ def test_failed_is_known_only_when_it_is_gone() -> None:
     data = AttributionData(bytes(80), bytes(840))
     pair.bob.step(ev.FailHtlc(0, b"because", {"attribution_data": data}))
     pair.bob.sign()
-    while pair.bob.outbox:
-        pair.deliver(pair.bob)
+    pair.deliver_all(pair.bob)
     assert not pair.alice.logged(fx.HtlcFailed)
     pair.settle()
     (failed,) = pair.alice.logged(fx.HtlcFailed)

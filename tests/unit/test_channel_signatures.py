@@ -20,7 +20,7 @@ from channeld.channel import commitments as cm
 from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.state import Normal
-from tests.machine.harness import HEIGHT, Pair, add, open_pair, preimage_of
+from tests.machine.harness import HEIGHT, Pair, add, both_signed, open_pair, preimage_of
 from tests.unit.operation_support import command, rejected, violates, with_htlc
 from wallet.bitcoin.secp import pubkey_of
 
@@ -133,11 +133,7 @@ def test_what_was_not_negotiated_gets_a_warning() -> None:
 
 
 def test_both_sides_sign_at_the_same_time() -> None:
-    pair = open_pair(push_msat=500_000_000)
-    add(pair.alice, 5_000_000, 1)
-    add(pair.bob, 6_000_000, 2)
-    pair.alice.sign()
-    pair.bob.sign()
+    pair = both_signed()
     pair.settle()
     assert len(pair.alice.locked_in) == 1
     assert len(pair.bob.locked_in) == 1

@@ -27,8 +27,10 @@ from tests.unit.onchain_support import (
     fact,
     htlc_tx,
     known,
+    offer_unanswered,
     only,
     sweep_of,
+    talking,
 )
 from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
 
@@ -125,9 +127,7 @@ def test_local_htlc_without_output(anchors: bool) -> None:
 def test_preimage_settles_htlcs_with_the_same_hash_that_have_no_output() -> None:
     """BOLT 5, "if the payment preimage is known: MUST fulfill the corresponding incoming HTLC (if any)": parts of one
     payment share the hash."""
-    pair = channel()
-    pair.connect()
-    pair.settle()
+    pair = talking()
     add(pair.alice, 100_000, 1, EXPIRY)
     pair.settle()
     pair.disconnect()
@@ -166,14 +166,8 @@ def test_local_received_htlc_with_and_without_preimage(anchors: bool) -> None:
 def test_not_irrevocably_committed_htlc_is_not_claimed() -> None:
     """BOLT 5, "if the *remote node* is NOT irrevocably committed to the HTLC: MUST NOT *resolve* the output by spending
     it": the channel takes no preimage for one that is not."""
-    pair = channel()
-    pair.connect()
-    pair.settle()
-    add(pair.bob, 80_000_000, 9, EXPIRY)
-    pair.bob.sign()
-    while pair.bob.outbox:
-        pair.deliver(pair.bob)  # Alice has it in her commitment; Bob did not hear that
-    pair.disconnect()
+    pair = talking()
+    offer_unanswered(pair, pair.bob)
     with pytest.raises(ev.CommandRejected):
         pair.alice.step(ev.FulfillHtlc(2, preimage_of(9)))
     close = close_of(pair.alice, fact(commitment(pair.alice), H))
@@ -264,16 +258,10 @@ def test_remote_offered_to_us_is_claimed_with_the_preimage_only(anchors: bool) -
 def test_both_commitments_of_the_peer_are_handled() -> None:
     """BOLT 5, "either commitment may serve as the *remote node's* commitment transaction; hence, the local node is
     required to handle both"."""
-    pair = channel()
-    pair.connect()
-    pair.settle()
+    pair = talking()
     before = commitment(pair.bob)
-    add(pair.alice, 90_000_000, 9, EXPIRY)
-    pair.alice.sign()
-    while pair.alice.outbox:
-        pair.deliver(pair.alice)
+    offer_unanswered(pair, pair.alice)
     after = commitment(pair.bob)
-    pair.disconnect()
     current, following = close_of(pair.alice, fact(before, H)), close_of(pair.alice, fact(after, H))
     assert (current.kind, following.kind) == ("remote_current", "remote_next")
     assert only(current, "trimmed_htlc", id=2, offered=True).outpoint is None

@@ -48,6 +48,7 @@ from tests.unit.onchain_support import (
     commitment,
     fact,
     known,
+    talking,
 )
 from wallet.bitcoin import Tx, TxIn, TxOut
 from wallet.funding import FEERATE_CEILING_SAT_PER_KW
@@ -194,9 +195,7 @@ def test_justice_goes_on_without_what_the_cheater_took_first() -> None:
 
 def test_htlc_transactions_are_grouped_by_locktime() -> None:
     """The peer's signatures commit to it."""
-    pair = channel()
-    pair.connect()
-    pair.settle()
+    pair = talking()
     add(pair.alice, 20_000_000, 11, EXPIRY)
     add(pair.alice, 20_000_000, 12, EXPIRY + 1)
     pair.settle()
@@ -405,9 +404,7 @@ def test_outcome_is_told_until_the_channel_has_taken_it() -> None:
 
 def test_the_most_urgent_comes_first() -> None:
     """The wallet may have coins for one transaction only."""
-    pair = channel()
-    pair.connect()
-    pair.settle()
+    pair = talking()
     add(pair.alice, 20_000_000, 12, EXPIRY - 20)
     add(pair.alice, 30_000_000, 11, EXPIRY - 40)
     pair.settle()

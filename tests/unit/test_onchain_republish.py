@@ -9,7 +9,7 @@ from channeld.channel import events as ev
 from channeld.onchain import resolution as on
 from channeld.onchain.known import Known
 from tests.machine.harness import Pair, Peer, add, script_of
-from tests.unit.onchain_support import EXPIRY, channel, commitment, known
+from tests.unit.onchain_support import EXPIRY, channel, commitment, known, offer_unanswered, talking
 from tests.unit.test_onchain_plans import RATES, H
 from wallet.bitcoin import Tx, TxIn, TxOut
 
@@ -70,15 +70,9 @@ def test_the_peers_commitments_are(anchors: bool) -> None:
 
 
 def test_both_commitments_that_the_peer_may_publish_are() -> None:
-    pair = channel()
-    pair.connect()
-    pair.settle()
-    add(pair.alice, 90_000_000, 9, EXPIRY)
-    pair.alice.sign()
-    while pair.alice.outbox:
-        pair.deliver(pair.alice)
+    pair = talking()
+    offer_unanswered(pair, pair.alice)
     following = commitment(pair.bob)
-    pair.disconnect()
     assert known(pair.alice).remote_next is not None
     assert again(pair.alice, following) == [following]
 

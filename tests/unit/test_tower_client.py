@@ -95,6 +95,15 @@ def revoke(towers: Towers, node: Node, channel: bytes, count: int) -> None:
     towers.notify()
 
 
+async def used_tower_that_went_away(path: Path, towers: Towers, node: Node, count: int) -> TowerUri:
+    """It has `count` commitments of the first channel."""
+    async with tower_of(path) as tower:
+        uri = await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], count)
+        await settled(towers)
+    return uri
+
+
 async def test_two_towers_and_one_that_comes_late(tmp_path: Path) -> None:
     node = Node()
     async with tower_of(tmp_path / "1") as first, tower_of(tmp_path / "2") as late, client(tmp_path, node) as towers:
@@ -116,10 +125,7 @@ async def test_two_towers_and_one_that_comes_late(tmp_path: Path) -> None:
 async def test_a_tower_that_is_away_blocks_nothing_and_gets_everything_later(tmp_path: Path) -> None:
     node = Node()
     async with client(tmp_path, node) as towers:
-        async with tower_of(tmp_path) as tower:
-            uri = await use(towers, tower)
-            revoke(towers, node, CHANNELS[0], 2)
-            await settled(towers)
+        uri = await used_tower_that_went_away(tmp_path, towers, node, 2)
         revoke(towers, node, CHANNELS[0], 5)
         await until(lambda: bool(towers.statuses()[0].problem))
         (status,) = towers.statuses()
@@ -344,10 +350,7 @@ async def test_a_tower_that_kept_its_sessions_is_used_again_in_another_mode(tmp_
     """It was removed while it was away."""
     node = Node()
     async with client(tmp_path, node) as towers:
-        async with tower_of(tmp_path) as tower:
-            uri = await use(towers, tower)
-            revoke(towers, node, CHANNELS[0], 3)
-            await settled(towers)
+        uri = await used_tower_that_went_away(tmp_path, towers, node, 3)
         await towers.remove(uri.tower_id)
         async with tower_of(tmp_path) as tower:
             await towers.add(TowerUri(tower.tower_id, tower.server.address), "blind")
