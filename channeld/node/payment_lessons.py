@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from channeld.routing.scoring import Scorer
 
 MOST_STUCK = 3
-"""So often a channel may fail one payment in a way that may pass, before it is left alone."""
+"""So often a channel may fail one payment in a way that may pass, before it is left alone. Parts that were out at the
+same time count as one: none of them knew of the others' end."""
 MOST_POLICIES = 2
 """So often a channel may correct its terms in one payment."""
 _UPDATE_TYPE = 258
@@ -43,13 +44,15 @@ _BY_AMOUNT = frozenset({"insufficient_balance", "in_flight_limit", "dust_exposur
 
 class Lessons(NamedTuple):
     """What the next attempt of a payment must heed. `most_msat`: by `channel_key`, what our own channels will not
-    take more than. `stop`: why no further attempt makes sense; empty if one does."""
+    take more than. `least_stuck_msat`: what others' channels did not pass, with this payment's parts that they held
+    besides. `stop`: why no further attempt makes sense; empty if one does."""
 
     ignored_channels: frozenset[EdgeKey]
     ignored_nodes: frozenset[bytes]
     policies: Mapping[EdgeKey, Policy]
     most_msat: Mapping[int, int]
     stop: str
+    least_stuck_msat: Mapping[EdgeKey, int] = {}
 
 
 _NONE = Lessons(frozenset(), frozenset(), {}, {}, "")
@@ -59,7 +62,7 @@ def lessons_of(record: PaymentRecord) -> Lessons:
     """All that the payment's failed parts teach it."""
     if not record.parts:
         return _NONE
-    lessons = _Lessons()
+    lessons = _Lessons(record)
     for part in record.parts:
         if part.state == "failed":
             lessons.add(part)
@@ -69,15 +72,17 @@ def lessons_of(record: PaymentRecord) -> Lessons:
 class _Lessons:
     """Lessons while they are collected."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: PaymentRecord) -> None:
+        self._record = record
         self._channels: set[EdgeKey] = set()
         self._nodes: set[bytes] = set()
         self._policies: dict[EdgeKey, Policy] = {}
         self._corrected: Counter[EdgeKey] = Counter()
-        self._stuck: Counter[EdgeKey] = Counter()
+        self._stuck: dict[EdgeKey, list[tuple[float, float]]] = {}
         self._refused: Counter[int] = Counter()
         self._suspects: Counter[bytes] = Counter()
         self._most_msat: dict[int, int] = {}
+        self._least_stuck_msat: dict[EdgeKey, int] = {}
         self._stop = ""
 
     def add(self, part: PartRecord) -> None:
@@ -132,18 +137,44 @@ class _Lessons:
         if code & f.NODE:
             self._nodes.add(part.route.hops[part.failing_hop].node_id)
         elif code == f.TemporaryChannelFailure.CODE:
-            self._stuck[failing_key] += 1
-            if self._stuck[failing_key] >= MOST_STUCK:
-                self._channels.add(failing_key)
+            times = part.ended_seconds or part.started_seconds, part.started_seconds
+            self._stuck.setdefault(failing_key, []).append(times)
+            amount_msat = part.route.hops[part.failing_hop + 1].amount_msat + self._beside(part, failing_key)
+            known_msat = self._least_stuck_msat.get(failing_key, amount_msat)
+            self._least_stuck_msat[failing_key] = min(known_msat, amount_msat)
         elif part.policy is not None and self._corrected[failing_key] < MOST_POLICIES:
             self._corrected[failing_key] += 1
             self._policies[failing_key] = part.policy
         else:
             self._channels.add(failing_key)
 
+    def _beside(self, failed: PartRecord, key: EdgeKey) -> int:
+        """What other parts that were out when this one came back hold on a channel, as far as they have come."""
+        ended = failed.ended_seconds or failed.started_seconds
+        return sum(
+            hop.amount_msat
+            for part in self._record.parts
+            if part is not failed and part.route is not None and part.started_seconds <= ended
+            if part.ended_seconds is None or part.ended_seconds > ended
+            for hop in part.route.hops
+            if hop.key == key
+        )
+
     def result(self) -> Lessons:
         """What was collected."""
-        return Lessons(frozenset(self._channels), frozenset(self._nodes), self._policies, self._most_msat, self._stop)
+        stuck = {key for key, times in self._stuck.items() if _rounds(times) >= MOST_STUCK}
+        channels = frozenset(self._channels | stuck)
+        nodes = frozenset(self._nodes)
+        return Lessons(channels, nodes, self._policies, self._most_msat, self._stop, self._least_stuck_msat)
+
+
+def _rounds(times: list[tuple[float, float]]) -> int:
+    """How many of the parts that ended and began then followed one another."""
+    count, last = 0, float("-inf")
+    for ended, started in sorted(times):
+        if started >= last:
+            count, last = count + 1, ended
+    return count
 
 
 # --- reading what came back
@@ -297,34 +328,35 @@ class Teacher:
         self._graph = graph
         self._now = now
 
-    def teach(self, part: PartRecord) -> bool:
-        """A part that ended; whether there was anything to learn."""
+    def teach(self, part: PartRecord, in_flight: Mapping[EdgeKey, int]) -> bool:
+        """A part that ended; whether there was anything to learn. `in_flight`: what our other HTLCs hold on channels,
+        msat: a channel that did not pass this one as well may have passed it alone."""
         route = part.route
         if route is None:
             return False
         if part.state == "settled":
             self._scorer().route_succeeded(self._graph(), route, self._now())
         elif part.state == "arrived" or (part.end == "told" and part.failing_key is None):
-            self._scorer().route_failed(self._graph(), route, len(route.hops), self._now())
+            self._scorer().route_failed(self._graph(), route, len(route.hops), self._now(), in_flight)
         elif part.end == "told":
-            self._relay_failed(route, part)
+            self._relay_failed(route, part, in_flight)
         elif part.end == "unreadable" and part.unproven_hop is not None and part.unproven_hop < len(route.hops) - 1:
             self._scorer().node_failed(route.hops[part.unproven_hop].node_id, self._now())
         else:
             return False
         return True
 
-    def _relay_failed(self, route: Route, part: PartRecord) -> None:
+    def _relay_failed(self, route: Route, part: PartRecord, in_flight: Mapping[EdgeKey, int]) -> None:
         assert part.failing_hop is not None
         scorer, graph, now = self._scorer(), self._graph(), self._now()
         code = part.failure_code or 0
         if code & f.NODE:
             scorer.node_failed(route.hops[part.failing_hop].node_id, now)
         elif code == f.TemporaryChannelFailure.CODE:
-            scorer.route_failed(graph, route, part.failing_hop + 1, now)
+            scorer.route_failed(graph, route, part.failing_hop + 1, now, in_flight)
         else:
             for passed in _passed(route, part.failing_hop):
-                scorer.passed(graph, passed.key, passed.amount_msat, now)
+                scorer.passed(graph, passed.key, passed.amount_msat + in_flight.get(passed.key, 0), now)
 
 
 def _passed(route: Route, failing_hop: int) -> tuple[Hop, ...]:

@@ -20,7 +20,8 @@ class Live:
 
     `record` is ahead of the database, `confirmed` is what is in it. `stored`: its rows are there, or on the way there
     with a part that its channel took. `resumed`: it was begun before the last restart. `refusal`: what our own channel
-    said to its first part. `extra`: rows for the transaction that makes it exist.
+    said to its first part. `moved`: a part of it ended, in memory or durably. `extra`: rows for the transaction that
+    makes it exist.
     """
 
     __slots__ = (
@@ -30,6 +31,7 @@ class Live:
         "confirmed",
         "extra",
         "invoice",
+        "moved",
         "record",
         "refusal",
         "resumed",
@@ -48,6 +50,7 @@ class Live:
         self.refusal: NodeError | None = None
         self.extra: Sequence[Write] = ()
         self.retry: asyncio.Task[None] | None = None
+        self.moved = asyncio.Event()
         self._followers: set[asyncio.Event] = set()
         self._exists: asyncio.Event | None = None
         self._outcome: asyncio.Future[PaymentRecord] = asyncio.get_running_loop().create_future()

@@ -52,6 +52,10 @@ RECONNECT_SECONDS = 20.0
 PROBES_KEPT = 100
 _MAY_HELP = ("channel.usable", "graph.changed")
 """Events after which there may be a way where there was none."""
+_MAY_FREE = ("payment.failed", "invoice.settled", "forward.settled")
+"""Events after which our own channels may have more to send: of these there are many."""
+FREE_SECONDS = 1.0
+"""So long more of them are let come before the next look."""
 Extra = Callable[[int], Sequence[Write]]
 
 
@@ -141,6 +145,9 @@ class Payments:
 
     def _enter(self, live: progress.Live) -> None:
         self._live[live.record.payment_hash] = self._by_id[live.record.payment_id] = live
+        for part in live.record.parts:
+            if part.state == "in_flight":
+                self._router.began(part)
 
     def _leave(self, live: progress.Live) -> None:
         self._ended += 1
@@ -232,6 +239,8 @@ class Payments:
         """More parts: all of them are in the record before the first one is offered."""
         first = len(live.record.parts)
         live.record = replace(live.record, parts=(*live.record.parts, *(part for _, part, _ in parts)))
+        for _, part, _ in parts:
+            self._router.began(part)
         for index, (driver, _, add) in enumerate(parts, first):
             writes = _StartRows(live)
             offer = replace(add, origin=origin_of(live.record.payment_id, index))
@@ -319,8 +328,13 @@ class Payments:
             self._save(live)
 
     async def _attempt(self, live: progress.Live) -> str:
-        """Parts for what is missing now; why there are none."""
+        """Parts for what is missing now; why there are none. While others are out, the payee holds what has come, and
+        what is missing may find a way for so long as there is time."""
         record, seen = live.record, self._bus.sequence
+        live.moved.clear()
+        if any(part_of(origin)[0] == record.payment_id for origin in self._written):
+            await live.moved.wait()  # a part's end counts once it is durable: nothing is sent in its place before
+            return ""
         if self._planner.room(record) <= 0:
             return "as many parts are out as are allowed"
         if live.invoice is None:
@@ -332,15 +346,15 @@ class Payments:
             return ""
         except NodeError as error:
             until = self._worth_waiting(live)
-            if until > self._now() and await self._something_changed(seen, until):
+            if live.moved.is_set() or (until > self._now() and await self._something_changed(live, seen, until)):
                 return ""
             return f"no other way was found: {error.sentence.removeprefix('no way to the payee was found: ')}"
 
     def _worth_waiting(self, live: progress.Live) -> float:
-        """Until when (Unix time) ways may come up: after a restart peers and the network have to be met again, and a
-        connection that was lost may come back."""
+        """Until when (Unix time) ways may come up: after a restart peers and the network have to be met again, a
+        connection that was lost may come back, and what is out binds the payment anyway."""
         record = live.record
-        if live.resumed:
+        if live.resumed or not record.is_over:
             return record.deadline_seconds
         lost = [part for part in record.parts if part.end == "never_sent" or part.reject_code == "not_ready"]
         if not any(self._is_away(part.channel_key) for part in lost):
@@ -354,17 +368,28 @@ class Payments:
         state = driver.state if driver is not None else None
         return isinstance(state, Normal) and not isinstance(state.link, Live)
 
-    async def _something_changed(self, since_sequence: int, until: float) -> bool:
-        """Whether a channel or the graph changed since then and before `until`."""
-        events = self._bus.stream(since_sequence)
+    async def _something_changed(self, live: progress.Live, since_sequence: int, until: float) -> bool:
+        """Whether a part of the payment ended, or a channel or the graph changed since then, before `until`."""
+        waiting = {
+            asyncio.ensure_future(live.moved.wait()),
+            asyncio.ensure_future(self._news(since_sequence)),
+        }
         try:
-            async with asyncio.timeout(until - self._now()):
-                async for event in events:
-                    if event.kind in _MAY_HELP:
-                        return True
-        except TimeoutError:
-            pass
-        return False
+            done, _ = await asyncio.wait(waiting, timeout=until - self._now(), return_when=asyncio.FIRST_COMPLETED)
+            return bool(done)
+        finally:
+            for each in waiting:
+                each.cancel()
+
+    async def _news(self, since_sequence: int) -> None:
+        """Until something happened after which there may be a way where there was none; or the node stops."""
+        async for event in self._bus.stream(since_sequence):
+            if event.kind in _MAY_HELP:
+                return
+            if event.kind in _MAY_FREE:
+                await asyncio.sleep(FREE_SECONDS)
+                return
+        await asyncio.Event().wait()
 
     # --- cancelling
 
@@ -428,6 +453,7 @@ class Payments:
         parts = list(record.parts)
         if parts[index].state != "in_flight":
             return False
+        self._router.ended(part)
         parts[index] = part
         record = replace(record, parts=tuple(parts))
         ended = int(self._now())
@@ -439,6 +465,7 @@ class Payments:
             elif record.is_over and (reason := self._why_stop(record)):
                 record = self._failed(record, reason)
         live.record = record
+        live.moved.set()
         return True
 
     def durable(self, origin: bytes) -> None:
@@ -451,6 +478,7 @@ class Payments:
     def _confirmed(self, live: progress.Live, record: PaymentRecord) -> None:
         """This record is in the database: if that ended the payment, tell who waits."""
         live.confirm(record)
+        live.moved.set()
         if record.state == "in_flight":
             self._try_again(live)
             return

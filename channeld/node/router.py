@@ -94,6 +94,8 @@ class Router:
         self._learnt = False
         self._searching = asyncio.Lock()
         self._snapshot: tuple[int, float, Graph] | None = None
+        self._in_flight: dict[EdgeKey, int] = {}
+        """What our parts that are out hold on each channel, of all payments."""
         self._teacher = Teacher(lambda: self.scorer, lambda: gossip.graph, now)
 
     def load(self, connection: Connection) -> None:
@@ -123,9 +125,23 @@ class Router:
                 self._stored = b""
         return self._scorer
 
+    def began(self, part: PartRecord) -> None:
+        """A part is out from now on."""
+        for hop in part.route.hops if part.route is not None else ():
+            self._in_flight[hop.key] = self._in_flight.get(hop.key, 0) + hop.amount_msat
+
+    def ended(self, part: PartRecord) -> None:
+        """It is not out any more."""
+        for hop in part.route.hops if part.route is not None else ():
+            left_msat = self._in_flight[hop.key] - hop.amount_msat
+            if left_msat:
+                self._in_flight[hop.key] = left_msat
+            else:
+                del self._in_flight[hop.key]
+
     def learn(self, part: PartRecord) -> None:
-        """A part ended."""
-        self._learnt |= self._teacher.teach(part)
+        """What the end of a part teaches; after `ended`."""
+        self._learnt |= self._teacher.teach(part, self._in_flight)
 
     async def warm(self) -> None:
         """Load the libraries, if the network is so large that payments will want them."""
@@ -208,12 +224,14 @@ class Router:
         return taken[2]
 
     def _request(self, wish: Wish, drivers: dict[int, Driver]) -> RouteRequest | NoRoute:
-        used: dict[EdgeKey, int] = {}
+        used = dict(self._in_flight)
         returned: dict[int, int] = {}
         for part in wish.parts:
-            if part.state == "arrived":  # a probe's: the payment would need this money at the same time
-                returned[part.channel_key] = returned.get(part.channel_key, 0) + part.amount_msat
-            for hop in part.route.hops if part.route is not None and part.state != "settled" else ():
+            if part.state != "arrived":
+                continue
+            # A probe's: the payment would need this money at the same time.
+            returned[part.channel_key] = returned.get(part.channel_key, 0) + part.amount_msat
+            for hop in part.route.hops if part.route is not None else ():
                 used[hop.key] = used.get(hop.key, 0) + hop.amount_msat
         edges = list(hint_edges(wish.destination, wish.hints))
         ignored = set(wish.lessons.ignored_channels)
@@ -241,6 +259,7 @@ class Router:
             ignored_nodes=wish.lessons.ignored_nodes,
             incoming_nodes=incoming_nodes,
             policies=wish.lessons.policies,
+            liquidity={key: (0, stuck_msat - 1) for key, stuck_msat in wish.lessons.least_stuck_msat.items()},
         )
 
     def _local(

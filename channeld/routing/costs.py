@@ -280,7 +280,7 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
         if edge.source == request.source:
             continue  # our own channels are in `local_channels`; a path that starts with us is not paid by routing
         key = EdgeKey(edge.short_channel_id, direction_of(edge.source, edge.target))
-        lower, upper = scorer.extra_bounds(key, edge.liquidity_msat, now_seconds)
+        lower, upper = _narrowed(scorer.extra_bounds(key, edge.liquidity_msat, now_seconds), request.liquidity.get(key))
         ends = index_of(edge.source), index_of(edge.target)
         limit = max(upper, edge.liquidity_msat)
         policy = request.policies.get(key, edge.policy)
@@ -292,6 +292,9 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
     if known.extra_nats is not None:
         fixed += known.extra_nats
     used = _used(graph, request, len(allowed))
+    for key, bounds in request.liquidity.items():
+        if (place := graph.edge(key)) is not None:
+            known.lower[place], known.upper[place] = _narrowed((known.lower[place], known.upper[place]), bounds)
     base = Table(edges, known.lower, known.upper, known.capacity, used, fixed, allowed)
     extra, keys = _extra_table(rows, request), [row.key for row in rows]
     if source is not None:
@@ -317,6 +320,14 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
     for index, end in enumerate(extra.edges.target.tolist()):
         problem.extra_in.setdefault(end, []).append(index)
     return problem
+
+
+def _narrowed(known: tuple[float, float], bounds: tuple[int, int] | None) -> tuple[float, float]:
+    """What holds of a balance if both hold; the upper bound has the last word, since it costs no attempt."""
+    if bounds is None:
+        return known
+    upper = min(known[1], bounds[1])
+    return min(max(known[0], bounds[0]), upper), upper
 
 
 @dataclass(slots=True)

@@ -116,7 +116,8 @@ class RouteRequest(Struct, frozen=True, kw_only=True):
     `local_channels`: if given, the only ones for the first hop; if None, the source's channels in the graph are,
     with unknown balances. `in_flight`: msat of HTLCs that are out, by direction. `outgoing_scids`, `incoming_nodes`:
     if given, the first hop's channel, and the last hop's sender, are one of these.
-    `policies`: terms that take the place of the graph's in this search alone.
+    `policies`: terms that take the place of the graph's in this search alone. `liquidity`: the least and the most
+    (msat, what is in flight included) that a direction can send, as this payer knows besides what the scorer does.
     `required_features`: bits that every forwarding node must have announced, as an int of feature bits.
     """
 
@@ -136,6 +137,7 @@ class RouteRequest(Struct, frozen=True, kw_only=True):
     outgoing_scids: frozenset[int] | None = None
     incoming_nodes: frozenset[bytes] | None = None
     policies: Mapping[EdgeKey, Policy] = {}
+    liquidity: Mapping[EdgeKey, tuple[int, int]] = {}
     required_features: int = 0
     model: CostModel = CostModel()
 

@@ -106,8 +106,19 @@ def test_a_channel_without_money_is_left_alone_after_some_attempts() -> None:
     assert NODES[1].hex() in part.failure
     assert part.failing_key == EdgeKey(scid(2), 0)
     assert "cannot send 1000000 msat over" in learnt_from(part)
-    assert lessons_of(record(part)) == lessons_of(record())
-    assert lessons_of(record(*[part] * MOST_STUCK)).ignored_channels == {EdgeKey(scid(2), 0)}
+    stuck = {EdgeKey(scid(2), 0): AMOUNT_MSAT}
+    assert lessons_of(record(part)) == lessons_of(record())._replace(least_stuck_msat=stuck)
+    assert lessons_of(record(*[part] * MOST_STUCK)) == lessons_of(record(part))  # out together, they knew no better
+    times = [(NOW + 2 * number, NOW + 2 * number + 1) for number in range(MOST_STUCK)]
+    again = [replace(part, started_seconds=started, ended_seconds=ended) for started, ended in times]
+    assert lessons_of(record(*again[1:])) == lessons_of(record(part))
+    held = replace(PART, started_seconds=NOW)
+    assert lessons_of(record(held, part)).least_stuck_msat == {EdgeKey(scid(2), 0): 2 * AMOUNT_MSAT}
+    gone = replace(held, state="failed", end="never_sent", ended_seconds=NOW + 0.5)
+    assert lessons_of(record(gone, part)).least_stuck_msat == stuck
+    assert lessons_of(record(*reversed(again))).ignored_channels == {EdgeKey(scid(2), 0)}
+    slow = replace(part, started_seconds=NOW, ended_seconds=NOW + 100)
+    assert lessons_of(record(slow, *again)).ignored_channels == {EdgeKey(scid(2), 0)}
     view = attempt_view(record(part), 0)
     assert [hop.hold_time_ms for hop in view.hops] == [400, 300, None]
     assert (view.state, view.failing_hop, view.ended_seconds) == ("failed", 1, NOW + 1)
@@ -229,17 +240,20 @@ def test_what_is_learnt_for_all_payments() -> None:
     scorer = Scorer()
     teacher = Teacher(lambda: scorer, lambda: graph, lambda: NOW)
     stuck = ended(said(f.TemporaryChannelFailure(), 0))
-    assert teacher.teach(stuck)
+    assert teacher.teach(stuck, {})
     assert scorer.bounds(graph, EdgeKey(scid(0), 0), NOW)[0] == AMOUNT_MSAT  # type: ignore[index]
     assert scorer.bounds(graph, EdgeKey(scid(1), 0), NOW)[1] < AMOUNT_MSAT  # type: ignore[index]
     scorer.reset()
-    assert teacher.teach(ended(said(f.IncorrectOrUnknownPaymentDetails(1, 2), 2), is_probe=True))
+    assert teacher.teach(stuck, {EdgeKey(scid(1), 0): 5_000})  # it may carry that, and nearly this part beside it
+    assert scorer.bounds(graph, EdgeKey(scid(1), 0), NOW) == (0, AMOUNT_MSAT + 5_000 - 1)
+    scorer.reset()
+    assert teacher.teach(ended(said(f.IncorrectOrUnknownPaymentDetails(1, 2), 2), is_probe=True), {})
     assert all(scorer.bounds(graph, EdgeKey(scid(n), 0), NOW)[0] == AMOUNT_MSAT for n in range(3))  # type: ignore[index]
     scorer.reset()
-    assert teacher.teach(ended(said(f.TemporaryNodeFailure(), 1)))
+    assert teacher.teach(ended(said(f.TemporaryNodeFailure(), 1)), {})
     assert len(scorer._nodes) == 1
-    assert not teacher.teach(ended(never_sent=True))
-    assert not teacher.teach(DIRECT)
+    assert not teacher.teach(ended(never_sent=True), {})
+    assert not teacher.teach(DIRECT, {})
 
 
 part_ends = st.sampled_from(
