@@ -163,7 +163,7 @@ class GossipMessage(Message):
     @property
     def raw(self) -> bytes:
         """The message with its type, as it was received or as it will be sent."""
-        return self._wire_encode()
+        return self._raw or self._wire_encode()
 
 
 MESSAGES: dict[int, type[Message]] = {}
@@ -394,6 +394,7 @@ class _Writer:
         self.is_gossip = issubclass(cls, GossipMessage)
         self.scope: dict[str, Any] = {
             "cls": cls,
+            "new": object.__new__,
             "Failure": (struct.error, TypeError, ValueError, AttributeError),
             "Refused": (struct.error, DecodeError),
             "DecodeError": DecodeError,
@@ -423,16 +424,27 @@ class _Writer:
         """The dataclass's own `__init__`, but twice as fast: it fills the slots instead of calling `__setattr__`."""
         positional = ["self"]
         keywords: list[str] = []
-        body: list[str] = []
+        values = {}
         for attribute in dataclasses.fields(self.cls):
             name = attribute.name
             self.scope[f"set_{name}"] = getattr(self.cls, name).__set__
             if attribute.init:
                 default = "" if attribute.default is dataclasses.MISSING else f"={attribute.default!r}"
                 (keywords if attribute.kw_only else positional).append(name + default)
-            body.append(f"    set_{name}(self, {name if attribute.init else repr(attribute.default)})")
+            values[name] = name if attribute.init else repr(attribute.default)
         parameters = [*positional, *(["*", *keywords] if keywords else [])]
-        return [f"def __init__({', '.join(parameters)}):", *(body or ["    pass"])]
+        return [f"def __init__({', '.join(parameters)}):", *(self._filled("self", values, 4) or ["    pass"])]
+
+    @staticmethod
+    def _filled(target: str, values: dict[str, str], indent: int) -> list[str]:
+        """Fills the slots of `target` with the values (expressions) of its attributes."""
+        return [f"{' ' * indent}set_{name}({target}, {value})" for name, value in values.items()]
+
+    def _made(self, values: dict[str, str], indent: int = 8) -> list[str]:
+        """Makes `value` without calling `__init__`, whose arguments cost as much as the slots; what is not given is as
+        declared."""
+        declared = {attribute.name: repr(attribute.default) for attribute in dataclasses.fields(self.cls)}
+        return [f"{' ' * indent}value = new(cls)", *self._filled("value", {**declared, **values}, indent)]
 
     def encoder(self) -> list[str]:
         lines = ["def _wire_encode(self):"]
@@ -503,23 +515,18 @@ class _Writer:
         return lines
 
     def _tail_decoder(self) -> list[str]:
-        values = [f"v{index}" for index in range(len(self.fields))]
-        plain = f"cls({', '.join(values)})"
+        values = {spec.name: f"v{index}" for index, spec in enumerate(self.fields)}
         if self.is_gossip:
-            made = f"cls({', '.join([*values, 'excess_data=data[pos:]'])})"
-            return [
-                f"        value = {made}",
-                "        set__raw(value, data)",
-                "        return value, len(data)",
-            ]
+            made = self._made({**values, "excess_data": "data[pos:]", "_raw": "data"})
+            return [*made, "        return value, len(data)"]
         if not self.has_stream:
-            return [f"        return {plain}, pos"]
-        lines = ["        if pos == len(data):", f"            return {plain}, pos"]
+            return [*self._made(values), "        return value, pos"]
+        lines = ["        if pos == len(data):", *self._made(values, 12), "            return value, pos"]
         lines += ["        known, unknown = read_records(data, pos, table)"]
-        for index, spec in enumerate(self.records):
-            self.scope[f"default{index}"] = spec.default
-            values.append(f"known.get({spec.tlv.type}, default{index})")  # type: ignore[union-attr]
-        return [*lines, f"        return cls({', '.join([*values, 'unknown_tlvs=unknown'])}), len(data)"]
+        for spec in self.records:
+            values[spec.name] = f"known.get({spec.tlv.type}, {spec.default!r})"  # type: ignore[union-attr]
+        values["unknown_tlvs"] = "unknown"
+        return [*lines, *self._made(values), "        return value, len(data)"]
 
 
 # --- finding out what was wrong -----------------------------------------------------------------------------------

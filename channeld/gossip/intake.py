@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -41,7 +41,6 @@ MAX_PENDING = 20_000
 MAX_ORPHANS = 5_000
 MAX_BLACKLISTED = 10_000
 
-_UNKNOWN_CHANNEL = Refusal("its channel is not known")
 _UNKNOWN_NODE = Refusal("its node has no known channel")
 _TOO_OFTEN = Refusal("it comes too often")
 _BLACKLISTED = Refusal("its node is blacklisted")
@@ -65,14 +64,15 @@ class IntakeListener(Protocol):
 
 
 class Item:
-    """A message under way, and the peers that sent it."""
+    """A message under way, and the peers that sent it; it takes a place in the queue of the first, `sender`."""
 
-    __slots__ = ("awaits_funding", "message", "origins", "raw", "received_at")
+    __slots__ = ("awaits_funding", "message", "origins", "raw", "received_at", "sender")
 
-    def __init__(self, message: SignedGossip, raw: bytes, origin: bytes, received_at: float) -> None:
+    def __init__(self, message: SignedGossip, raw: bytes, sender: bytes, received_at: float) -> None:
         self.message = message
         self.raw = raw
-        self.origins = {origin}
+        self.sender = sender
+        self.origins = {sender}
         self.received_at = received_at
         self.awaits_funding = False
 
@@ -138,28 +138,30 @@ class Intake:
             known.origins.add(origin)
             return
         now = self._clock()
-        item = Item(message, raw, origin, now)
-        refusal = validate.check_length(message, raw) or self._check(item, now)
+        refusal = self._check(message, raw, now)
         if refusal is not None:
-            self._listener.refused(message, item.origins, refusal)
+            self._listener.refused(message, {origin}, refusal)
             return
-        if len(self._queue) >= MAX_QUEUED or self._queued_from[origin] >= MAX_QUEUED_FROM_PEER:
+        queued = self._queued_from[origin]
+        if len(self._queue) >= MAX_QUEUED or queued >= MAX_QUEUED_FROM_PEER:
             self.dropped += 1
             return
-        self._queued_from[origin] += 1
-        self._under_way[raw] = item
+        self._queued_from[origin] = queued + 1
+        self._under_way[raw] = item = Item(message, raw, origin, now)
         if not self._queue:
             self._work.set()
             self._idle.clear()
         self._queue.append(item)
 
-    def _check(self, item: Item, now: float) -> Refusal | None:
-        message = item.message
+    def _check(self, message: SignedGossip, raw: bytes, now: float) -> Refusal | None:
         view = self._view
+        if len(raw) > validate.MAX_BYTES[type(message)]:
+            return validate.TOO_LONG
         if isinstance(message, ChannelUpdate):
-            key = (message.short_channel_id, message.channel_flags & 1)
             refusal = validate.check_update(message, self._chain_hash, view, self._config, now)
-            return refusal or (None if self._limits.has(key, now) else _TOO_OFTEN)
+            if refusal is None and not self._limits.has((message.short_channel_id, message.channel_flags & 1), now):
+                return _TOO_OFTEN
+            return refusal
         if isinstance(message, ChannelAnnouncement):
             return validate.check_announcement(message, self._chain_hash, view.topology, self.blacklist, self._height())
         assert isinstance(message, NodeAnnouncement)
@@ -204,12 +206,11 @@ class Intake:
                 self._done(batch)
 
     def _done(self, batch: list[Item]) -> None:
+        for sender, count in Counter([item.sender for item in batch]).items():
+            self._queued_from[sender] -= count
+            if not self._queued_from[sender]:
+                del self._queued_from[sender]
         for item in batch:
-            for origin in item.origins:
-                if self._queued_from[origin] <= 1:
-                    del self._queued_from[origin]
-                else:
-                    self._queued_from[origin] -= 1
             if not item.awaits_funding:
                 self._under_way.pop(item.raw, None)
         self._check_idle()
@@ -228,49 +229,56 @@ class Intake:
         signed: list[Signed] = []
         checked: list[Item] = []
         for item in batch:
-            refusal, signer = self._who_signed(item, announced, new_nodes)
-            if refusal is None:
-                checked.append(item)
-                signed.append((item.message, item.raw, signer))
-            elif refusal is not _UNKNOWN_CHANNEL:
-                self._listener.refused(item.message, item.origins, refusal)
-        results = await self._checker.check(signed)
-        # Announcements first: what hangs on them may be in the same batch.
-        for is_announcement in (True, False):
-            for item, is_good in zip(checked, results, strict=True):
-                if isinstance(item.message, ChannelAnnouncement) is is_announcement:
-                    if is_good:
-                        self._signed(item)
-                    else:
-                        self._listener.refused(item.message, item.origins, _BAD_SIGNATURE)
+            message = item.message
+            signer: bytes | None = None
+            if isinstance(message, ChannelUpdate):
+                signer = self._signer(message, announced)
+                if signer is None:
+                    self._keep_orphan(item, message)
+                    continue
+                # BOLT 7 blacklists nodes, not only their announcements.
+                refusal = _BLACKLISTED if signer in self.blacklist else None
+            else:
+                refusal = self._unknown_node(message, new_nodes)
+            if refusal is not None:
+                self._listener.refused(message, item.origins, refusal)
+                continue
+            checked.append(item)
+            signed.append((message, item.raw, signer))
+        self._take(checked, await self._checker.check(signed))
 
-    def _who_signed(
-        self, item: Item, announced: dict[int, ChannelAnnouncement], new_nodes: set[bytes]
-    ) -> tuple[Refusal | None, bytes | None]:
-        """Why its signatures need not be looked at; and whose a `channel_update`'s has to be."""
-        message = item.message
-        if isinstance(message, ChannelUpdate):
-            signer = self._signer(message, announced)
-            if signer is None:
-                self._keep_orphan(item, message)
-                return _UNKNOWN_CHANNEL, None
-            # BOLT 7 blacklists nodes, not only their announcements.
-            return (_BLACKLISTED if signer in self.blacklist else None), signer
-        if isinstance(message, NodeAnnouncement):
-            # BOLT 7, "if `node_id` is NOT previously known from a `channel_announcement` message [...]: SHOULD ignore"
-            node_id = message.node_id
-            if not (
-                node_id in self._view.topology.node_index or node_id in self._pending_nodes or node_id in new_nodes
-            ):
-                return _UNKNOWN_NODE, None
-        return None, None
+    def _take(self, checked: list[Item], results: list[bool]) -> None:
+        """What was checked goes on if its signatures are good."""
+        others: list[Item] = []
+        for item, is_good in zip(checked, results, strict=True):
+            message = item.message
+            if not is_good:
+                self._listener.refused(message, item.origins, _BAD_SIGNATURE)
+            elif isinstance(message, ChannelAnnouncement):
+                self._await_funding(item, message)
+            else:  # what hangs on announcements of the same batch: after them
+                others.append(item)
+        for item in others:
+            message = item.message
+            if isinstance(message, ChannelUpdate):
+                self._update_signed(item, message)
+            elif isinstance(message, NodeAnnouncement):
+                self._node_signed(item, message)
+
+    def _unknown_node(self, message: SignedGossip, new_nodes: set[bytes]) -> Refusal | None:
+        # BOLT 7, "if `node_id` is NOT previously known from a `channel_announcement` message [...]: SHOULD ignore"
+        if not isinstance(message, NodeAnnouncement):
+            return None
+        node_id = message.node_id
+        known = node_id in self._view.topology.node_index or node_id in self._pending_nodes or node_id in new_nodes
+        return None if known else _UNKNOWN_NODE
 
     def _signer(self, update: ChannelUpdate, announced: dict[int, ChannelAnnouncement]) -> bytes | None:
         # BOLT 7, "The `node_id` for the signature verification is taken from the corresponding `channel_announcement`"
         scid, direction = update.short_channel_id, update.channel_flags & 1
-        row = self._view.topology.rows.get(scid)
+        topology = self._view.topology
+        row = topology.rows.get(scid)
         if row is not None:
-            topology = self._view.topology
             return topology.node_ids[topology.nodes[direction][row]]
         pending = self._pending.get(scid)
         announcement = pending.message if pending is not None else announced.get(scid)
@@ -290,29 +298,25 @@ class Intake:
 
     # --- what has good signatures
 
-    def _signed(self, item: Item) -> None:
-        message = item.message
-        if isinstance(message, ChannelAnnouncement):
-            self._await_funding(item, message)
-        elif isinstance(message, ChannelUpdate):
-            scid = message.short_channel_id
-            pending = self._pending.get(scid)
-            if scid in self._view.topology.rows:
-                self._apply_update(item, message)
-            elif pending is not None:
-                _keep_newer(pending.updates, message.channel_flags & 1, item)
-        elif isinstance(message, NodeAnnouncement):
-            if message.node_id in self._view.topology.node_index:
-                self._apply_node(item, message)
-            else:
-                for scid in self._pending_nodes.get(message.node_id, ()):
-                    _keep_newer(self._pending[scid].nodes, message.node_id, item)
+    def _update_signed(self, item: Item, message: ChannelUpdate) -> None:
+        row = self._view.topology.rows.get(message.short_channel_id)
+        if row is not None:
+            self._apply_update(item, message, row)
+        elif (pending := self._pending.get(message.short_channel_id)) is not None:
+            _keep_newer(pending.updates, message.channel_flags & 1, item)
 
-    def _apply_update(self, item: Item, message: ChannelUpdate) -> None:
-        key = (message.short_channel_id, message.channel_flags & 1)
-        row = self._view.topology.rows[key[0]]
+    def _node_signed(self, item: Item, message: NodeAnnouncement) -> None:
+        if message.node_id in self._view.topology.node_index:
+            self._apply_node(item, message)
+        else:
+            for scid in self._pending_nodes.get(message.node_id, ()):
+                _keep_newer(self._pending[scid].nodes, message.node_id, item)
+
+    def _apply_update(self, item: Item, message: ChannelUpdate, row: int) -> None:
         refusal = validate.check_newer(message, self._view, row, self._config)
-        if refusal is None and not self._limits.take(key, self._clock()):
+        if refusal is None and not self._limits.take(
+            (message.short_channel_id, message.channel_flags & 1), self._clock()
+        ):
             refusal = _TOO_OFTEN
         if refusal is not None:
             self._listener.refused(message, item.origins, refusal)
@@ -345,8 +349,9 @@ class Intake:
         self._pending[scid] = pending
         for node_id in (message.node_id_1, message.node_id_2):
             self._pending_nodes.setdefault(node_id, set()).add(scid)
+        if not self._to_fund:
+            self._funding_work.set()
         self._to_fund.append(pending)
-        self._funding_work.set()
 
     async def run_funding(self) -> None:
         """Look at the outputs of announced channels, some at a time, for ever."""
@@ -385,27 +390,23 @@ class Intake:
             return
         self._view.add_channel(message, funding, self._clock())
         self._listener.accepted(message, item.origins)
-        for update in self._updates_of(pending):
-            self.offer_again(update)
+        row = self._view.topology.rows[message.short_channel_id]
+        for update in pending.updates.values():
+            assert isinstance(update.message, ChannelUpdate)
+            self._apply_update(update, update.message, row)
+        if self._orphans:
+            self._offer_orphans(message.short_channel_id)
         for node in pending.nodes.values():
             assert isinstance(node.message, NodeAnnouncement)
             self._apply_node(node, node.message)
 
-    def _updates_of(self, pending: _Pending) -> Iterator[Item]:
-        """Applies those with good signatures; yields those without an answer yet."""
-        scid = pending.message.short_channel_id
-        for update in pending.updates.values():
-            assert isinstance(update.message, ChannelUpdate)
-            self._apply_update(update, update.message)
+    def _offer_orphans(self, scid: int) -> None:
+        """Updates whose announcement came at last."""
         for direction in (0, 1):
             orphan = self._orphans.pop((scid, direction), None)
             if orphan is not None:
-                yield orphan
-
-    def offer_again(self, item: Item) -> None:
-        """A message whose announcement came at last."""
-        for origin in item.origins:
-            self.offer(item.message, origin)
+                for origin in orphan.origins:
+                    self.offer(orphan.message, origin)
 
     def _replaces(self, message: ChannelAnnouncement, funding: Funding) -> bool:
         """Another announcement of a known `short_channel_id`, with good signatures and funding."""

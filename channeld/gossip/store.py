@@ -122,12 +122,13 @@ class GossipStore:
 
     def append(self, kind: int, payload: bytes) -> int:
         """Adds a record; returns the offset of its payload. Raises StoreFull."""
-        if len(self._tail) > MAX_TAIL_BYTES:
+        tail = self._tail
+        size = len(tail)
+        if size > MAX_TAIL_BYTES:
             raise StoreFull(f"{self.path} cannot be written")
-        offset = self._written + len(self._tail) + _HEAD_BYTES
-        self._tail += RECORD_HEAD.pack(kind, len(payload), zlib.crc32(payload, kind))
-        self._tail += payload
-        if len(self._tail) >= TAIL_BYTES and not self._failing:
+        offset = self._written + size + _HEAD_BYTES
+        tail += _record(kind, payload)
+        if len(tail) >= TAIL_BYTES and not self._failing:
             self.flush()
         return offset
 

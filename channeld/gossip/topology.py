@@ -79,11 +79,6 @@ class Topology:
         self.seen_seconds[row] = seen_seconds
         self.announcement[row] = announcement
         self.outpoint[row] = outpoint
-        self.spent_height[row] = 0
-        for direction in (0, 1):
-            self.timestamp[direction][row] = 0
-            self.flags[direction][row] = 0
-            self.checksum[direction][row] = 0
         self.rows[scid] = row
         self._by_outpoint[outpoint] = scid
         if self._sorted is not None:
@@ -94,7 +89,7 @@ class Topology:
         return row
 
     def _grow(self) -> int:
-        """A new row, or rather a few."""
+        """A new row, or rather a few. Free rows are zero in what is not said of a new channel: see `remove`."""
         row = len(self.scid)
         for column in self._columns:
             column.extend(_ZEROS)
@@ -110,8 +105,9 @@ class Topology:
             del self._by_outpoint[self.outpoint[row]]
         self.scid[row] = 0
         self.announcement[row] = 0
-        for direction in (0, 1):
-            self.update[direction][row] = 0
+        self.spent_height[row] = 0
+        for columns in (self.update, self.timestamp, self.flags, self.checksum):
+            columns[0][row] = columns[1][row] = 0
         return [gone for column in self.nodes if (gone := self._release_node(column[row])) is not None]
 
     def set_update(self, row: int, direction: int, timestamp: int, flags: int, location: int) -> None:

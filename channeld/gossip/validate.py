@@ -23,7 +23,7 @@ from channeld.gossip.view import NetworkView
 from wallet.bitcoin.secp import is_valid_pubkey
 
 MAX_BYTES: dict[type[SignedGossip], int] = {ChannelAnnouncement: 2048, ChannelUpdate: 512, NodeAnnouncement: 4096}
-"""Of a message that is kept and passed on."""
+"""Of a message that is kept and passed on, wire form with type."""
 MUST_BE_ONE = 1
 DONT_FORWARD = 2
 DISABLE = 2
@@ -31,13 +31,8 @@ DISABLE = 2
 _OTHER_CHAIN = Refusal("it is about another chain")
 _KNOWN = Refusal("it is known already")
 _BLACKLISTED = Refusal("its node is blacklisted")
-_TOO_LONG = Refusal("it is longer than what is passed on here")
-
-
-def check_length(message: SignedGossip, raw: bytes) -> Refusal | None:
-    """`raw` is the message's wire form."""
-    # BOLT 7, "MAY choose NOT to for messages longer than the minimum expected length."
-    return _TOO_LONG if len(raw) > MAX_BYTES[type(message)] else None
+TOO_LONG = Refusal("it is longer than what is passed on here")
+"""BOLT 7, "MAY choose NOT to for messages longer than the minimum expected length."""
 
 
 def check_announcement(

@@ -147,7 +147,8 @@ class NetworkView:
 
     def _place_update(self, row: int, channel_flags: int, timestamp: int, location: int) -> None:
         direction = channel_flags & 1
-        self._bury(self.topology.update[direction][row])
+        if known := self.topology.update[direction][row]:
+            self._bury(known)
         self.topology.set_update(row, direction, timestamp, DISABLED if channel_flags & 2 else 0, location)
 
     def set_node(self, announcement: NodeAnnouncement) -> None:

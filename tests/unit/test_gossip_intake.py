@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from channeld.bolt.messages import ChannelAnnouncement, SignedGossip, decode, en
 from channeld.gossip import intake as intake_module
 from channeld.gossip.intake import Intake
 from channeld.gossip.interface import GossipConfig
-from channeld.gossip.verify import SignatureChecker
+from channeld.gossip.verify import SignatureChecker, Signed
 from tests.gossip_support import (
     CAPACITY_SAT,
     CHAIN_HASH,
@@ -460,6 +460,27 @@ async def test_queues_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch)
     world.intake.offer(make_update(SCID, 2, 1, NOW + 51, base=2), OTHER)
     assert world.intake.dropped == 8
     world.intake.offer(make_update(SCID, 2, 1, NOW + 1), OTHER)
+
+
+async def test_repeating_what_another_sent_makes_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.know()
+    monkeypatch.setattr(intake_module, "MAX_QUEUED_FROM_PEER", 1)
+    monkeypatch.setattr(intake_module, "BATCH_MESSAGES", 1)
+    check, batches = world.checker.check, 0
+
+    async def check_and_offer(signed: Sequence[Signed]) -> list[bool]:
+        nonlocal batches
+        batches += 1
+        if batches == 2:  # the first is done with; what OTHER sent itself is being checked
+            world.intake.offer(make_update(SCID, 1, 2, NOW + 2, base=2), OTHER)
+        return await check(signed)
+
+    monkeypatch.setattr(world.checker, "check", check_and_offer)
+    first = make_update(SCID, 1, 2, NOW + 1, base=1)
+    for update, peer in ((first, PEER), (first, OTHER), (make_update(SCID, 2, 1, NOW + 1, base=1), OTHER)):
+        world.intake.offer(update, peer)
+    await world.intake.idle()
+    assert (batches, world.intake.dropped) == (2, 1)
 
 
 async def test_pending_announcements_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
