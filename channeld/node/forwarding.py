@@ -19,75 +19,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-from msgspec import Struct
 from sqlalchemy import Connection, select
 
 from channeld.bolt.features import Feature, has
 from channeld.bolt.onion import failures as f
-from channeld.bolt.onion.payment import BlindedRole, Forward, OnionContext
+from channeld.bolt.onion.payment import BlindedRole, Forward
 from channeld.bolt.onion.returns import ReturnPacket, create_failure, relay_failure
-from channeld.bolt.onion.sphinx import OnionError
 from channeld.bolt.transactions import Htlc
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import machine
-from channeld.channel.commitments import htlc_key
-from channeld.channel.economics import reason_to_close
-from channeld.channel.state import Funded, Live, Normal, ShuttingDown
+from channeld.channel.state import Funded, Live, Normal
 from channeld.node import views
 from channeld.node.bus import EventBus
+from channeld.node.circuits import Circuit, HtlcKey, circuit_of, held_since
 from channeld.node.driver import Reaction
 from channeld.node.interface import ForwardView
+from channeld.node.late_forwards import LateForwards
 from channeld.node.policies import ForwardTerms, Policies, check_forward
-from channeld.node.refusals import after_a_while, fulfill_event, hold_time, refusal_event, refuse
+from channeld.node.refusals import after_a_while, fulfill_event, refuse
 from channeld.storage import Store, Write, rows, tables
 
 if TYPE_CHECKING:
     from channeld.node.channels import Channels, Driver
 
-FORWARD_ORIGIN = b"F"
-HtlcKey = tuple[int, int]
-"""(channel_key, htlc id) of an incoming HTLC."""
-LATEST_BLOCKS = 6
-"""So long before an incoming HTLC expires, its peer is told that nothing came of it."""
 MOST_REASON_BYTES = 64_567
 """A longer error onion leaves no room for `attribution_data` in a message of 65,535 bytes."""
-
-
-class Circuit(Struct, frozen=True, array_like=True):
-    """The incoming side, as kept with the outgoing HTLC. `received_ms`: Unix time in milliseconds."""
-
-    incoming_key: int
-    incoming_id: int
-    incoming_msat: int
-    shared_secret: bytes
-    sha256_of_onion: bytes
-    role: str
-    received_ms: int
-
-    @property
-    def key(self) -> HtlcKey:
-        """Which HTLC that is."""
-        return self.incoming_key, self.incoming_id
-
-    @property
-    def context(self) -> OnionContext:
-        """What it takes to refuse it."""
-        return OnionContext(self.shared_secret, self.sha256_of_onion, BlindedRole(self.role))
-
-    def origin(self) -> bytes:
-        """For `AddHtlc`."""
-        return FORWARD_ORIGIN + _encode(self)
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Circuit).decode
-
-
-def circuit_of(origin: bytes) -> Circuit | None:
-    """The circuit in an HTLC's origin; None if the HTLC is not a forwarded one."""
-    return _decode(origin[1:]) if origin[:1] == FORWARD_ORIGIN else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +82,7 @@ class Forwarder:
         self._settled: dict[HtlcKey, tuple[bytes, int]] = {}
         self._earned: set[HtlcKey] = set()
         self._by_scid: dict[int, Driver] = {}
+        self.late = LateForwards(store, channels, bus, height, self._live, self._answer, self._give_up)
 
     def load(self, connection: Connection) -> None:
         """Circuits, and incoming HTLCs whose preimage came before their channel could be told; after the channels."""
@@ -147,7 +105,7 @@ class Forwarder:
                 found = connection.execute(query).first()
                 if found is not None:
                     self._settled[driver.channel_key, htlc.id] = (found[0], found[1])
-        self._live &= circuits  # an incoming HTLC that was answered earns nothing any more
+        self._live.intersection_update(circuits)  # an incoming HTLC that was answered earns nothing any more
 
     # --- incoming
 
@@ -162,7 +120,7 @@ class Forwarder:
         settled = self._settled.pop(key, None)
         if settled is not None:
             preimage, received_ms = settled
-            return Reaction(events=[fulfill_event(htlc.id, preimage, context, _held_since(received_ms))])
+            return Reaction(events=[fulfill_event(htlc.id, preimage, context, held_since(received_ms))])
         if key in self._live:
             return Reaction()
         if again:
@@ -249,35 +207,9 @@ class Forwarder:
                 return
             self._live.discard(offer.circuit.key)
             refusal = offer.circuit.context.refusal(_failure_for(error, offer), str(error))
-            self._fail_back(offer.circuit, lambda: _refusal(offer.circuit, refusal))
+            self._fail_back(offer.circuit, lambda: offer.circuit.refusal(refusal))
 
         candidate.post(offer.event, (), done)
-
-    def expire(self, height: int) -> None:
-        """A block came. An outgoing HTLC that is not worth closing its channel for (`economics`) may stay there long
-        after it expired. The incoming one must not: its peer would close that channel. What may be lost by failing it
-        is less than either close costs."""
-        for driver in self._channels.all():
-            state = driver.state
-            if not isinstance(state, Normal | ShuttingDown) or driver.failure is not None:
-                continue
-            if not state.commitments.origins or reason_to_close(
-                state.commitments, state.params, self._channels.env(driver)
-            ):
-                continue  # what is worth it is taken on chain, and told when that is done
-            for origin in state.commitments.origins.values():
-                circuit = circuit_of(origin)
-                if circuit is not None and circuit.key in self._live and self._is_late(circuit, height):
-                    refusal = circuit.context.refusal(f.PermanentChannelFailure(), "the next node did not answer")
-                    self._live.discard(circuit.key)
-                    self._answer(circuit, _refusal(circuit, refusal))
-
-    def _is_late(self, circuit: Circuit, height: int) -> bool:
-        incoming = self._channels.by_key(circuit.incoming_key)
-        if incoming is None or not isinstance(incoming.state, Normal | ShuttingDown):
-            return False
-        htlc = incoming.state.commitments.remote.spec.htlcs.get(htlc_key(circuit.incoming_id, False))
-        return htlc is not None and htlc.cltv_expiry - height <= LATEST_BLOCKS
 
     # --- outcomes
 
@@ -285,7 +217,7 @@ class Forwarder:
         """The preimage is known: passed back at once, before the outgoing HTLC's removal is committed.
 
         One that comes after the incoming HTLC was answered otherwise (`expire`) is paid by us, and is no forward."""
-        held = _held_since(circuit.received_ms)
+        held = circuit.held
         event = fulfill_event(
             circuit.incoming_id, effect.payment_preimage, circuit.context, held, effect.attribution_data
         )
@@ -319,6 +251,11 @@ class Forwarder:
             after_a_while(lambda _: self._answer(circuit, event()))
         else:
             self._answer(circuit, event())
+
+    def _give_up(self, circuit: Circuit, event: ev.Event) -> None:
+        """It is answered before the outgoing HTLC is gone for good."""
+        self._live.discard(circuit.key)
+        self._answer(circuit, event)
 
     def _answer(self, circuit: Circuit, event: ev.Event) -> None:
         """Tells the incoming channel, after the batch that is under way: its commit must come before. An incoming
@@ -396,10 +333,10 @@ def names_of(driver: Driver) -> tuple[int, ...]:
 
 def failure_event(circuit: Circuit, effect: fx.HtlcFailed) -> ev.Event:
     """How the failure of the outgoing HTLC looks to the incoming side."""
-    context, held = circuit.context, _held_since(circuit.received_ms)
+    context, held = circuit.context, circuit.held
     if context.role is not BlindedRole.NONE:
         # BOLT 4, "A _forwarding node_ MUST: if `path_key` is set [...] return an `invalid_onion_blinding` error."
-        return _refusal(circuit, context.refusal(f.InvalidOnionBlinding(circuit.sha256_of_onion)))
+        return circuit.refusal(context.refusal(f.InvalidOnionBlinding(circuit.sha256_of_onion)))
     if effect.reason is not None and len(effect.reason) > MOST_REASON_BYTES:
         packet = relay_failure(circuit.shared_secret, ReturnPacket(effect.reason))
     elif effect.reason is not None:
@@ -415,15 +352,6 @@ def failure_event(circuit: Circuit, effect: fx.HtlcFailed) -> ev.Event:
         packet = create_failure(circuit.shared_secret, f.encode_failure(own), held)
     tlvs = {} if packet.attribution_data is None else {"attribution_data": packet.attribution_data}
     return ev.FailHtlc(circuit.incoming_id, packet.reason, tlvs)
-
-
-def _refusal(circuit: Circuit, error: OnionError) -> ev.Event:
-    return refusal_event(circuit.incoming_id, error, _held_since(circuit.received_ms))
-
-
-def _held_since(received_ms: int) -> int:
-    """In units of 100 ms."""
-    return hold_time(time.time() - received_ms / 1000)
 
 
 def _knows_blinding(driver: Driver) -> bool:

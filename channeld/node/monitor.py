@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
 import structlog
@@ -33,7 +33,7 @@ from channeld.onchain.batch import Batch, Part, batches, is_joinable
 from channeld.onchain.classify import revoked_number
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known, known_of
-from channeld.onchain.outcomes import to_look_for
+from channeld.onchain.outcomes import returns, to_look_for
 from channeld.onchain.outputs import NEVER, Close
 from channeld.onchain.plans import Attempt, Plan
 from channeld.onchain.rates import Rates
@@ -119,6 +119,9 @@ class Monitor:
         """Blocks that were caught up with at once: this node was off, or layer 1 away."""
         self._in_step = False
         """The last block that was looked at is layer 1's tip."""
+        self.on_looked: Callable[[Driver, Mapping[int, int]], None] = lambda driver, returns: None
+        """After a channel was told all that the chain says of its HTLCs: with how deep the return of each is that came
+        back, by its id."""
 
     # --- start
 
@@ -294,6 +297,7 @@ class Monitor:
         await self._keep(case, case.stored._replace(resolution=step.state))
         await self._act(case, step, env)
         await self._look_into_mempool(driver, step, env)
+        self.on_looked(driver, {} if step.close is None else returns(known, step.close, env.height))
         over = ended or on.Over() in step.actions
         if step.close is not None and (over or driver.channel_key not in self._sweeps):
             await self._explain(case, step.close, env, over)

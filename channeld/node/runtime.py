@@ -192,6 +192,7 @@ class Runtime:
         )
         self.monitor = Monitor(store, source, self.wallet, self.channels, self._watches, bus)
         self.channels.knows_height = lambda: self.chain.in_step
+        self.monitor.on_looked = self.forwarder.late.looked
         self.channels.on_closing = self.monitor.touched
         self.channels.on_forgotten = self.monitor.forgotten
         self.chain = ChainFollower(
@@ -312,6 +313,7 @@ class Runtime:
     def _on_synced(self) -> None:
         self._first_sync.set()
         self.receiver.height_known()
+        self.forwarder.late.at_tip()
 
     def _route_hints(self) -> Sequence[tuple[RoutingHop, ...]]:
         """How strangers reach us over channels that are not announced (BOLT 11, `r`)."""

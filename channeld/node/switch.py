@@ -17,8 +17,9 @@ from channeld.bolt.onion.payment import Forward, Receive, read_payment_onion
 from channeld.bolt.onion.sphinx import OnionError
 from channeld.bolt.transactions import Htlc
 from channeld.channel import effects as fx
+from channeld.node.circuits import circuit_of
 from channeld.node.driver import NO_REACTION, Reaction
-from channeld.node.forwarding import Forwarder, circuit_of
+from channeld.node.forwarding import Forwarder
 from channeld.node.identity import Identity
 from channeld.node.payments import PAYMENT_ORIGIN, Payments
 from channeld.node.policies import MAX_CLTV_BLOCKS
@@ -143,7 +144,6 @@ class Switch:
 
     def expire(self, height: int) -> list[Write]:
         """A block came. Onions whose HTLCs have expired cannot be replayed any more."""
-        self._forwarder.expire(height)
         self._receiver.expire(height)
         expired = [key for key, (_, _, cltv_expiry) in self._onions.items() if cltv_expiry < height]
         for key in expired:

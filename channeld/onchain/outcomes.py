@@ -28,7 +28,7 @@ class Outcome(Struct, frozen=True):
 
 def outcomes(known: Known, close: Close, height: int) -> list[Outcome]:
     """Everything that can be told at the tip `height`."""
-    by_id = {output.htlc.id: output for output in close.outputs if _is_first_stage_of_ours(output) and output.htlc}
+    by_id = _first_stages_of_ours(close)
     found = []
     for id, htlc in sorted(known.offered.items()):
         # BOLT 5, "MUST extract the payment preimage": the same preimage settles every HTLC with its hash, those without
@@ -41,23 +41,47 @@ def outcomes(known: Known, close: Close, height: int) -> list[Outcome]:
     return found
 
 
+def _first_stages_of_ours(close: Close) -> dict[int, Output]:
+    """By the HTLC's id."""
+    return {output.htlc.id: output for output in close.outputs if _is_first_stage_of_ours(output) and output.htlc}
+
+
 def _is_first_stage_of_ours(output: Output) -> bool:
     return output.kind == "htlc" and output.htlc is not None and output.htlc.offered
 
 
 def _came_back(output: Output | None, htlc: Htlc, close: Close, height: int) -> bool:
-    buried = close.depth(height) >= REASONABLE_DEPTH_BLOCKS
+    expired = height >= htlc.cltv_expiry + REASONABLE_DEPTH_BLOCKS
     if close.kind == "unknown":
         # Its outputs cannot be told apart: the peer may hold the preimage until the HTLC expires.
-        return buried and height >= htlc.cltv_expiry + REASONABLE_DEPTH_BLOCKS
+        return close.depth(height) >= REASONABLE_DEPTH_BLOCKS and expired
+    if output is not None and output.spent is None:
+        # Nobody can be paid to fetch it; that its incoming side runs out would cost the channel there.
+        return is_hopeless(output) and expired
+    return _depth_of_return(output, close, height) >= REASONABLE_DEPTH_BLOCKS
+
+
+def _depth_of_return(output: Output | None, close: Close, height: int) -> int:
+    """How deep that is in the chain by which an HTLC of ours came back; 0 if it did not."""
     if output is None:
         # BOLT 5, "once the commitment transaction has reached reasonable depth: MUST fail the corresponding incoming
         # HTLC (if any)".
-        return buried
-    if output.spent is None:
-        # Nobody can be paid to fetch it; that its incoming side runs out would cost the channel there.
-        return is_hopeless(output) and height >= htlc.cltv_expiry + REASONABLE_DEPTH_BLOCKS
-    return output.taker == "local" and output.spent.depth(height) >= REASONABLE_DEPTH_BLOCKS
+        return 0 if close.kind == "unknown" else close.depth(height)
+    if output.spent is None or output.taker != "local":
+        return 0
+    return output.spent.depth(height)
+
+
+def returns(known: Known, close: Close, height: int) -> dict[int, int]:
+    """How deep the return of each HTLC of ours is that came back and whose preimage is not known, by its id. That may
+    have to do where the incoming HTLC cannot wait for REASONABLE_DEPTH_BLOCKS."""
+    by_id = _first_stages_of_ours(close)
+    depths = {
+        id: _depth_of_return(by_id.get(id), close, height)
+        for id, htlc in known.offered.items()
+        if htlc.payment_hash not in close.preimages
+    }
+    return {id: depth for id, depth in depths.items() if depth}
 
 
 def to_look_for(known: Known, close: Close, height: int) -> list[tuple[OutPoint, bytes]]:

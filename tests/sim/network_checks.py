@@ -16,7 +16,7 @@ from channeld.channel import machine
 from channeld.channel.commitments import AwaitingRevocation, Commitments, Spec, htlc_key
 from channeld.channel.state import Closed, Funded, Normal, State
 from channeld.channel.writes import SaveRevocable
-from channeld.node.forwarding import circuit_of
+from channeld.node.circuits import circuit_of
 from wallet.bitcoin import Tx
 from wallet.bitcoin.secp import pubkey_of
 

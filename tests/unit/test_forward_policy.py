@@ -13,7 +13,8 @@ from channeld.bolt.onion.returns import ReturnPacket, create_failure, read_failu
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.gossip.own import ForwardingPolicy
-from channeld.node.forwarding import MOST_REASON_BYTES, Circuit, circuit_of, failure_event
+from channeld.node.circuits import Circuit, circuit_of
+from channeld.node.forwarding import MOST_REASON_BYTES, failure_event
 from channeld.node.policies import MAX_CLTV_BLOCKS, SOONEST_EXPIRY_BLOCKS, ForwardTerms, check_forward, fee_msat
 
 HEIGHT = 1000
