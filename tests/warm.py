@@ -25,6 +25,10 @@ PROGRAMS = (
     "channeld.config",
     "channeld.api.server",
     "channeld.daemon",
+    "channeld.gossip.bulk",
+    "channeld.gossip.checksums",
+    "channeld.node.metrics",
+    "channeld.routing.flow",
     "channeld.cli.lncli_graph",
     "channeld.cli.lncli_payments",
     "channeld.cli.score_commands",
@@ -33,9 +37,17 @@ PROGRAMS = (
     "wallet.regtest.options",
     "wallet.regtest.server",
     "watchtower.rpc.commandline",
+    "watchtower.rpc.lock",
+    "watchtower.rpc.logs",
+    "watchtower.tower.daemon",
+    "sqlalchemy.dialects.sqlite",
+    "cryptography.hazmat.backends.openssl.backend",
+    "encodings.idna",
     "uvloop",
 )
-"""What programs import: nothing that starts threads, as numpy does."""
+"""What programs import, some of it only when it is needed first. Nothing of it may start threads."""
+NO_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
+"""What keeps numpy from starting some."""
 START_SECONDS = 60.0
 
 
@@ -89,7 +101,9 @@ class WarmStarts:
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "tests.warm_start", str(theirs.fileno()), *self._modules]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, **NO_THREADS}
+        )
         theirs.close()
         ours.settimeout(START_SECONDS)
         assert ours.recv(len(READY)) == READY, "the process that warm starts are forked from ended"

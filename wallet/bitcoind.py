@@ -108,7 +108,6 @@ class BitcoindChainSource:
         self._clock = clock
         self._tip: BlockRef | None = None
         self._fees: dict[int, tuple[float, BlockRef | None, int]] = {}
-        self._last_estimate: dict[int, int] = {}
         self._waiters: list[TipWaiter] = []
 
     # Starting and following
@@ -360,29 +359,43 @@ class BitcoindChainSource:
         cached = self._fees.get(target_blocks)
         if cached is not None and cached[1] == tip and now - cached[0] < self._config.fee_cache_seconds:
             return cached[2]
+        targets = [target_blocks, *(known for known in self._fees if known != target_blocks)]
         try:
-            rate = await self._estimate(target_blocks)
+            rates = await self._estimate(targets)
         except ChainUnavailable:
             if cached is not None:
                 return cached[2]
             raise
-        self._fees[target_blocks] = (now, tip, rate)
-        return rate
+        self._fees.update({target: (now, tip, rate) for target, rate in rates.items()})
+        return rates[target_blocks]
 
-    async def _estimate(self, target_blocks: int) -> int:
-        targets = [max(2, target_blocks), *(longer for longer in _LONGER_TARGETS_BLOCKS if longer > target_blocks)]
+    async def _estimate(self, targets_blocks: Sequence[int]) -> dict[int, int]:
+        """Fee rates (sat per 1,000 weight units) by target. All that was ever asked for goes into one request: who asks
+        for one target after a block asks for the others right afterwards."""
+        wanted = {target: _with_longer(target) for target in targets_blocks}
+        asked = sorted({each for chain in wanted.values() for each in chain})
         calls: list[tuple[str, Sequence[Any]]] = [("getmempoolinfo", ())]
-        calls += [("estimatesmartfee", (target,)) for target in targets]
-        mempool, *estimates = await self.rpc.batch(calls)
+        calls += [("estimatesmartfee", (target,)) for target in asked]
+        mempool, *answers = await self.rpc.batch(calls)
         if isinstance(mempool, RpcError):
             raise mempool
         floor = sat_per_kw_from_kvb(btc_to_sat(max(mempool["mempoolminfee"], mempool.get("minrelaytxfee", 0))))
-        rate = self._config.fallback_feerate_sat_per_kw
-        for estimate in estimates:  # the nearest target that bitcoind has data for
-            if not isinstance(estimate, RpcError) and "feerate" in estimate:
-                rate = sat_per_kw_from_kvb(btc_to_sat(estimate["feerate"]))
-                break
-        return max(rate, floor, FEERATE_FLOOR_SAT_PER_KW)
+        floor = max(floor, FEERATE_FLOOR_SAT_PER_KW)
+        estimates = {
+            target: sat_per_kw_from_kvb(btc_to_sat(answer["feerate"]))
+            for target, answer in zip(asked, answers, strict=True)
+            if not isinstance(answer, RpcError) and "feerate" in answer
+        }
+        fallback = self._config.fallback_feerate_sat_per_kw
+        return {
+            target: max(floor, next((estimates[each] for each in chain if each in estimates), fallback))
+            for target, chain in wanted.items()
+        }
+
+
+def _with_longer(target_blocks: int) -> list[int]:
+    """A target, and those to go by if bitcoind has no data for it: the nearest first."""
+    return [max(2, target_blocks), *(longer for longer in _LONGER_TARGETS_BLOCKS if longer > target_blocks)]
 
 
 def _judge(message: str) -> BroadcastResult:

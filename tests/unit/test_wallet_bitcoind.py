@@ -212,6 +212,19 @@ async def test_fee_rates(fake: FakeBitcoind) -> None:
     await source.close()
 
 
+async def test_all_fee_rates_are_asked_for_at_once(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
+    fake.methods["estimatesmartfee"] = lambda target: {"feerate": 0.001 / target, "blocks": target}
+    targets = (1, 6, 144)
+    before = [await source.fee_rate_sat_per_kw(target) for target in targets]
+    assert before == [12_500, 4_167, 253]
+    await source.chain_state()
+    fake.calls.clear()
+    assert [await source.fee_rate_sat_per_kw(target) for target in targets] == before
+    asked = [params for method, params in fake.calls if method == "estimatesmartfee"]
+    assert [method for method, _ in fake.calls].count("getmempoolinfo") == 1
+    assert len(asked) == len(set(map(tuple, asked))), "each target once"
+
+
 async def test_pruned_and_unknown_blocks(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
     with pytest.raises(ChainError, match="does not know block"):
         await source.get_block(bytes(32))
