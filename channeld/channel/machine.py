@@ -115,8 +115,8 @@ __all__ = [
     "decode_state",
     "encode_state",
     "initiate",
-    "prepare",
     "phase_name",
+    "preparations",
     "resume",
     "step",
     "unresolved_htlcs",
@@ -330,11 +330,10 @@ def awaits_revocation(state: State) -> bool:
     return isinstance(state, Normal) and isinstance(state.commitments.remote_next, cm.AwaitingRevocation)
 
 
-def prepare(state: State, env: Env) -> None:
-    """Does ahead what the next commitments need: call it while there is nothing else to do, such as during a commit to
-    the database. Changes nothing but caches."""
-    if isinstance(state, Funded):
-        normal.prepare(state, env)
+def preparations(state: State, env: Env) -> list[Callable[[], object]]:
+    """What the next commitments need and can be had now: to be called while there is nothing else to do, such as during
+    a commit to the database. Changes nothing but caches."""
+    return normal.preparations(state, env) if isinstance(state, Funded) else []
 
 
 def _on_give_up(state: State, event: ForceClose | ForgetChannel, env: Env) -> Transition:

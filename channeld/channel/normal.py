@@ -6,6 +6,8 @@ The rules are here; the bookkeeping is in `commitments`. All functions are pure:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -297,14 +299,18 @@ def can_sign(state: Funded) -> bool:
     )
 
 
-def prepare(state: Funded, env: Env) -> None:
-    """Derives the keys of the commitments that come next, whose points are known already. Only fills a cache."""
+def preparations(state: Funded, env: Env) -> list[Callable[[], object]]:
+    """To derive the keys of the commitments that come next, whose points are known already, and the point that the next
+    `revoke_and_ack` tells. They only fill caches."""
     if not isinstance(state, Normal | ShuttingDown) or not isinstance(state.link, Live):
-        return
-    c, params = state.commitments, state.params.commitment
-    prepare_commitment(params, "local", env.signer.per_commitment_point(c.local.index + 1))
+        return []
+    c, params, signer = state.commitments, state.params.commitment, env.signer
+    jobs: list[Callable[[], object]] = []
     if isinstance(c.remote_next, ReadyToSign):
-        prepare_commitment(params, "remote", c.remote_next.next_point)
+        jobs.append(partial(prepare_commitment, params, "remote", c.remote_next.next_point))
+    jobs.append(partial(prepare_commitment, params, "local", signer.per_commitment_point(c.local.index + 1)))
+    jobs.append(partial(signer.per_commitment_point, c.local.index + 2))
+    return jobs
 
 
 def sign(state: Normal | ShuttingDown, env: Env) -> Transition:

@@ -129,7 +129,7 @@ class Channels:
         self._funder: Funder | None = None
         self._links: dict[bytes, PeerLink] = {}
         self._notes = Notes(self.has_stake)
-        self.on_touched: Callable[[Driver], None] = lambda driver: None
+        self.on_batch_done: Callable[[Driver], None] = lambda driver: None
         """Hears of every channel about which something may have changed, after it is durable."""
         self.update_of_peer: Callable[[bytes], ChannelUpdate | None] = lambda channel_id: None
         """The peer's policy towards us, by `channel_id`."""
@@ -421,6 +421,11 @@ class Channels:
         """To the one writer."""
         self._store.submit(writes, done)
 
+    def read_ahead(self, driver: ChannelDriver[State], htlc_id: int) -> None:
+        """Its onion is peeled."""
+        assert isinstance(driver, Driver)
+        self.switch.read_ahead(driver, htlc_id)
+
     def react(self, driver: ChannelDriver[State], effect: fx.Effect) -> Reaction:
         """Rows and answers that belong into the same transaction."""
         assert isinstance(driver, Driver)
@@ -544,7 +549,7 @@ class Channels:
         assert isinstance(driver, Driver)
         for watcher in driver.watchers:
             watcher.set()
-        self.on_touched(driver)
+        self.on_batch_done(driver)
 
     # --- fees
 

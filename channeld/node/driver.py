@@ -2,9 +2,9 @@
 
 `post` puts an event into the channel's inbox. When the channel is idle, everything that waits is stepped through, one
 signature covers it, state and rows are committed in one transaction, and only then are the effects performed, in order.
-While a commit is under way events pile up and make the next batch: there is no timer and no task per HTLC.
-What we offer while the peer's revocation is awaited cannot be signed for before that comes, so it gathers for as long
-as more comes: one commit instead of many.
+While a commit is under way events pile up and make the next batch: there is no task per HTLC.
+What we offer while the peer's revocation is awaited cannot be signed for before that comes, so it waits for it, though
+not for long: one commit instead of many.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from functools import partial
 from typing import Generic, NamedTuple, Protocol, TypeVar, assert_never
 
 import structlog
@@ -29,8 +30,8 @@ S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 CommandDone = Callable[[Exception | None], None]
 MAX_REASON_BYTES = 400
-QUIET_TURNS = 3
-"""Turns of the event loop after which what gathers is taken, because no more seems to come."""
+GATHER_SECONDS = 0.01
+"""So long what we offer waits for the peer's revocation, without which it cannot be signed for."""
 MOST_GATHERED = 200
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Of a peer's messages that wait for a channel's last commit. Who keeps to the rules never has as much under way: 483
@@ -80,7 +81,7 @@ class Machine(Protocol[S]):
     def step(self, state: S, event: ev.Event, env: Env) -> Transition[S]: ...
     def can_sign(self, state: S) -> bool: ...
     def awaits_revocation(self, state: S) -> bool: ...
-    def prepare(self, state: S, env: Env) -> None: ...
+    def preparations(self, state: S, env: Env) -> list[Callable[[], object]]: ...
 
 
 class ChannelFrozen(Exception):
@@ -125,6 +126,10 @@ class Host(Protocol[S]):
         """Commit, then `done`; in order."""
         ...
 
+    def read_ahead(self, driver: ChannelDriver[S], htlc_id: int) -> None:
+        """The peer offered this HTLC: it will be locked in. There is time to look at it."""
+        ...
+
     def frozen(self, driver: ChannelDriver[S], event: object, error: BaseException) -> None:
         """A bug stopped this channel, over an event or an effect; tell the operator."""
         ...
@@ -145,12 +150,13 @@ class _Item(NamedTuple):
 class _Batch:
     """What one run through the inbox collects."""
 
-    __slots__ = ("done", "effects", "writes")
+    __slots__ = ("done", "effects", "received", "writes")
 
     def __init__(self) -> None:
         self.writes: list[Write] = []
         self.effects: list[tuple[fx.Effect, Link | None]] = []
         self.done: list[CommandDone] = []
+        self.received: list[int] = []
 
 
 class ChannelDriver(Generic[S]):
@@ -184,6 +190,7 @@ class ChannelDriver(Generic[S]):
         self._busy = False
         self._has_time = True
         """Everything in the inbox is an HTLC to offer."""
+        self._gathering: asyncio.TimerHandle | None = None
         self._deaf_to: Link | None = None
         self._unstorable = False
         """The database failed: memory is ahead of it, the node stops."""
@@ -233,16 +240,20 @@ class ChannelDriver(Generic[S]):
         self._has_time = self._has_time and isinstance(item.event, ev.AddHtlc)
         if not self._busy:
             self._busy = True
-            self._loop.call_soon(self._gather)
+            self._loop.call_soon(self._begin)
+        elif self._gathering is not None and not self._may_gather():
+            self._gathering.cancel()
+            self._gathering = None
+            self._loop.call_soon(self._run)
         return True
 
-    def _gather(self, before: int = 0, quiet_turns: int = 0) -> None:
-        """Runs the batch, or looks again in the next turn of the event loop because more may come."""
-        waiting = len(self._inbox)
-        quiet_turns = quiet_turns + 1 if waiting == before else 0
-        may_wait = self._has_time and self.link is not None and self._machine.awaits_revocation(self.state)
-        if may_wait and quiet_turns < QUIET_TURNS and waiting < MOST_GATHERED:
-            self._loop.call_soon(self._gather, waiting, quiet_turns)
+    def _may_gather(self) -> bool:
+        return self._has_time and len(self._inbox) < MOST_GATHERED
+
+    def _begin(self) -> None:
+        """Runs the batch, or lets it gather: whatever else comes than what we offer ends that."""
+        if self._may_gather() and self.link is not None and self._machine.awaits_revocation(self.state):
+            self._gathering = self._loop.call_later(GATHER_SECONDS, self._run)
         else:
             self._run()
 
@@ -272,6 +283,7 @@ class ChannelDriver(Generic[S]):
     def _run(self) -> None:
         batch = _Batch()
         before = self.state
+        self._gathering = None
         self._has_time = True
         self._read_on()
         try:
@@ -291,7 +303,20 @@ class ChannelDriver(Generic[S]):
             return
         self._host.submit(batch.writes, lambda error: self._committed(batch, error))
         if self.failure is None:
-            self._machine.prepare(self.state, env)  # while the writer writes
+            read_ahead = [partial(self._host.read_ahead, self, htlc_id) for htlc_id in batch.received]
+            self._work_ahead(deque((*self._machine.preparations(self.state, env), *read_ahead)))
+
+    def _work_ahead(self, jobs: deque[Callable[[], object]]) -> None:
+        """While the writer writes and the peer computes: one job a turn of the event loop, because what has become
+        durable comes first. They only fill caches."""
+        if not jobs:
+            return
+        try:
+            jobs.popleft()()
+        except Exception:  # it shows again where it counts
+            log.warning("nothing came of working ahead", channel=self.channel_id.hex(), exc_info=True)
+        if jobs:
+            self._loop.call_soon(self._work_ahead, jobs)
 
     def _take(self, item: _Item, env: Env, batch: _Batch) -> None:
         event = item.event
@@ -337,6 +362,8 @@ class ChannelDriver(Generic[S]):
         for write in writes:
             if isinstance(write, wr.SaveAdd):
                 self.adds[write.offered, write.id] = write.raw
+                if not write.offered:
+                    batch.received.append(write.id)
             elif isinstance(write, wr.ForgetAdd):
                 self.adds.pop((write.offered, write.id), None)
             batch.writes.append(channel_write(self.channel_key, write))
@@ -433,6 +460,6 @@ class ChannelDriver(Generic[S]):
 
     def _next(self) -> None:
         if self._inbox:
-            self._loop.call_soon(self._gather)
+            self._loop.call_soon(self._begin)
         else:
             self._busy = False

@@ -17,7 +17,7 @@ import structlog
 
 from channeld.bolt.features import FeatureBits, encode_features
 from channeld.bolt.messages import Address, AnnouncementSignatures, ChannelUpdate, Message, NodeAnnouncement
-from channeld.channel.state import AwaitingFunding, Funded, Live, Normal
+from channeld.channel.state import AwaitingFunding, Funded, Live, Normal, State
 from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
 from channeld.gossip.own import ForwardingPolicy, NodeProfile, OwnChannel
 from channeld.gossip.service import Gossip, GossipStatus
@@ -109,6 +109,14 @@ class ChainFunding:
         if len(self._txids) > BLOCKS_KEPT:
             self._txids.popitem(last=False)
         return txids
+
+
+def _face(state: State | None) -> tuple[object, ...]:
+    """What gossip is told of a channel (`_as_own`), its policy left out. Cheap to compare: params change rarely."""
+    if not isinstance(state, Funded):
+        return (type(state),)
+    aliases = state.local_alias, state.remote_alias
+    return (type(state), type(state.link), state.scid, aliases, state.funding_depth, state.params)
 
 
 class GraphFeed:
@@ -216,6 +224,7 @@ class NodeGossip:
             NodeProfile(name, bytes.fromhex(color), settings.addresses, encode_features(features))
         )
         self._touched: set[Driver] = set()
+        self._faces: dict[Driver, tuple[object, ...]] = {}
         self._closed = False
 
     @property
@@ -343,6 +352,13 @@ class NodeGossip:
 
     # --- our channels
 
+    def batch_done(self, driver: Driver) -> None:
+        """A batch of a channel is durable. Few change anything that gossip speaks of."""
+        face = _face(driver.settled)
+        if self._faces.get(driver) != face:
+            self._faces[driver] = face
+            self.touched(driver)
+
     def touched(self, driver: Driver) -> None:
         """Something may have changed about a channel; it is looked at soon, once however much changes."""
         if not self._touched:
@@ -359,6 +375,7 @@ class NodeGossip:
         if channel is not None:
             self.core.set_channel(channel)
         elif driver.is_over:
+            self._faces.pop(driver, None)
             self.core.remove_channel(driver.channel_id)
 
     def _as_own(self, driver: Driver) -> OwnChannel | None:

@@ -106,6 +106,7 @@ class Policies:
         self._store = store
         self._channels = channels
         self._now = now
+        self.on_changed: Callable[[Driver], None] = lambda driver: None
         self._stored: dict[int, StoredPolicy] = {}
         self._former: dict[int, tuple[ForwardingPolicy, float]] = {}
 
@@ -153,7 +154,7 @@ class Policies:
         after = self.of(driver)
         if after != before:
             self._former[key] = (before, self._now())
-        self._channels.on_touched(driver)
+        self.on_changed(driver)
         return after
 
     def _check(self, driver: Driver, wanted: StoredPolicy) -> None:

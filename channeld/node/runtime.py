@@ -139,7 +139,8 @@ class Runtime:
         self.gossip.core.sync.may_start = self._first_sync.is_set
         self.towers = NodeTowers(store, self.identity, self.channels, self.wallet, bus)
         self.messenger = OnionMessenger(self.identity, self.peers, self.channels, lambda: self.gossip.graph)
-        self.channels.on_touched = self._touched
+        self.channels.on_batch_done = self._batch_done
+        self.policies.on_changed = self.gossip.touched
         self.channels.update_of_peer = self.gossip.core.own.remote_update
 
     def _build_money(self, source: ChainSource) -> None:
@@ -306,8 +307,8 @@ class Runtime:
         self.invoices.forget_expired()
         return [*self._switch.expire(height), *self.router.save()]
 
-    def _touched(self, driver: Driver) -> None:
-        self.gossip.touched(driver)
+    def _batch_done(self, driver: Driver) -> None:
+        self.gossip.batch_done(driver)
         self.towers.touched(driver)
 
     def _on_synced(self) -> None:

@@ -17,7 +17,7 @@ from channeld.bolt.onion.payment import Forward, Receive, read_payment_onion
 from channeld.bolt.onion.sphinx import OnionError
 from channeld.bolt.transactions import Htlc
 from channeld.channel import effects as fx
-from channeld.node.circuits import circuit_of
+from channeld.node.circuits import HtlcKey, circuit_of
 from channeld.node.driver import NO_REACTION, Reaction
 from channeld.node.forwarding import Forwarder
 from channeld.node.identity import Identity
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 MAX_ONIONS_PER_CHANNEL = 200_000
 """Remembered until their HTLCs have expired, two weeks at most: about 50 MB. Without a limit a peer could fill memory
 with HTLCs that fail at once; two a second that expire in a day are fewer."""
+
+MOST_READ_AHEAD = 1_000
+"""HTLCs whose onion was read before they were locked in: 2 kB each, and some never are."""
 
 
 class Switch:
@@ -51,6 +54,9 @@ class Switch:
         self._payments = payments
         self._forwarder = forwarder
         self._height = height
+        self._ahead: dict[HtlcKey, tuple[bytes, Forward | Receive | OnionError]] = {}
+        """HTLCs whose onion was read before they were locked in, with their `update_add_htlc`: another one may come in
+        its place after a reconnection."""
         self._onions: dict[bytes, tuple[int, int, int]] = {}
         self._remembered: Counter[int] = Counter()
 
@@ -62,27 +68,44 @@ class Switch:
 
     # --- incoming
 
+    def read_ahead(self, driver: Driver, htlc_id: int) -> None:
+        """Peels the onion of an HTLC that will be locked in, if nothing comes between."""
+        raw = driver.adds.get((False, htlc_id))
+        if raw is None:
+            return
+        if len(self._ahead) >= MOST_READ_AHEAD:
+            del self._ahead[next(iter(self._ahead))]
+        self._ahead[driver.channel_key, htlc_id] = (raw, self._read(raw))
+
+    def _read(self, raw: bytes) -> Forward | Receive | OnionError:
+        """What the onion of an `update_add_htlc` in wire form says."""
+        add = decode(raw)
+        assert isinstance(add, UpdateAddHtlc)
+        try:
+            return read_payment_onion(
+                add.onion_routing_packet,
+                add.payment_hash,
+                add.amount_msat,
+                add.cltv_expiry,
+                self._identity.node_secret,
+                add.path_key,
+            )
+        except OnionError as error:
+            return error
+
     def locked_in(self, driver: Driver, htlc: Htlc, must_fail: bool) -> Reaction:
         """An incoming HTLC is irrevocable (perhaps told again): settle it, fail it, or keep it.
 
         `must_fail`: whatever it is for. Nothing comes of it, so its onion need not be remembered.
         """
-        add = decode(driver.adds[False, htlc.id])
-        assert isinstance(add, UpdateAddHtlc)
-        try:
-            onion = read_payment_onion(
-                add.onion_routing_packet,
-                htlc.payment_hash,
-                htlc.amount_msat,
-                htlc.cltv_expiry,
-                self._identity.node_secret,
-                add.path_key,
-            )
-        except OnionError as error:
-            return refuse(driver, htlc.id, error)
+        key = (driver.channel_key, htlc.id)
+        raw = driver.adds[False, htlc.id]
+        ahead = self._ahead.pop(key, None)
+        onion = ahead[1] if ahead is not None and ahead[0] == raw else self._read(raw)
+        if isinstance(onion, OnionError):
+            return refuse(driver, htlc.id, onion)
         replay_key = onion.context.replay_key
         again = replay_key in self._onions
-        key = (driver.channel_key, htlc.id)
         bound = self._forwarder.is_bound(key) or self._receiver.is_bound(htlc.payment_hash, key)
         if htlc.cltv_expiry > self._height() + MAX_CLTV_BLOCKS and not again and not bound:
             # Refused whenever it comes, so it need not be remembered, which might be for ever.

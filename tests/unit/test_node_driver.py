@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -19,7 +20,6 @@ from channeld.node.driver import (
     MESSAGE_BYTES,
     MOST_GATHERED,
     NO_REACTION,
-    QUIET_TURNS,
     ChannelDriver,
     ChannelFrozen,
     Reaction,
@@ -68,8 +68,12 @@ class ToyMachine:
             return Transition((*state, word), [fx.HtlcRemoved(7, True)], [wr.ForgetAdd(False, 7)])
         return Transition((*state, word), [fx.Send(Ping(0, word.encode()))])
 
-    def prepare(self, state: State, env: Env) -> None:
-        pass
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], object]] = []
+
+    def preparations(self, state: State, env: Env) -> list[Callable[[], object]]:
+        jobs, self.jobs = self.jobs, []
+        return jobs
 
     is_waiting = False
 
@@ -120,6 +124,7 @@ class FakeHost:
         """Effects to which a reaction fails."""
         self.broken_later: set[type] = set()
         self.unstorable = False
+        self.read: list[int] = []
 
     def env(self, driver: ChannelDriver[State]) -> Env:
         return cast(Env, None)
@@ -127,6 +132,9 @@ class FakeHost:
     def rows(self, driver: ChannelDriver[State], before: State | None) -> Iterable[Write]:
         assert not self.unstorable, "a bug"
         return [] if driver.state is before else [rows.SET_META("state", repr(driver.state).encode())]
+
+    def read_ahead(self, driver: ChannelDriver[State], htlc_id: int) -> None:
+        self.read.append(htlc_id)
 
     def react(self, driver: ChannelDriver[State], effect: fx.Effect) -> Reaction:
         assert type(effect) not in self.broken, "a bug"
@@ -166,8 +174,13 @@ async def host() -> FakeHost:
 
 
 @pytest.fixture
-async def driver(host: FakeHost) -> ChannelDriver[State]:
-    return ChannelDriver(ToyMachine(), host, (), 1, bytes(32))
+def toy() -> ToyMachine:
+    return ToyMachine()
+
+
+@pytest.fixture
+async def driver(host: FakeHost, toy: ToyMachine) -> ChannelDriver[State]:
+    return ChannelDriver(toy, host, (), 1, bytes(32))
 
 
 @pytest.fixture
@@ -237,18 +250,29 @@ def waiting_driver(driver: ChannelDriver[State], link: FakeLink, monkeypatch: py
 
 @pytest.mark.usefixtures("waiting_driver")
 async def test_what_is_offered_gathers_while_a_revocation_is_awaited(
-    driver: ChannelDriver[State], host: FakeHost
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink
 ) -> None:
     for _ in range(10):
         driver.post(OFFER)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert host.commits == []
-    for _ in range(QUIET_TURNS):
-        await asyncio.sleep(0)
+    say(driver, link, "revoked")
     await host.commit()
-    assert driver.state == ("Connected", *["AddHtlc"] * 10)
+    assert driver.state == ("Connected", *["AddHtlc"] * 10, "revoked")
     assert host.commits == []
+
+
+@pytest.mark.usefixtures("waiting_driver")
+async def test_what_is_offered_does_not_wait_for_a_revocation_for_ever(
+    driver: ChannelDriver[State], host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("channeld.node.driver.GATHER_SECONDS", 0.001)
+    driver.post(OFFER)
+    while not host.commits:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await host.commit()
+    assert driver.state == ("Connected", "AddHtlc")
 
 
 @pytest.mark.usefixtures("waiting_driver")
@@ -278,6 +302,50 @@ async def test_an_offer_that_can_be_signed_for_does_not_wait(
     driver.post(OFFER)
     await host.commit()
     assert driver.state == ("Connected", "AddHtlc", "signed")
+
+
+async def test_what_is_durable_comes_before_what_is_done_ahead(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink, toy: ToyMachine
+) -> None:
+    order: list[str] = []
+    for name in ("first", "second", "third"):
+        toy.jobs.append(partial(order.append, name))
+    submit = host.submit
+
+    def submit_and_finish(writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
+        submit(writes, done)
+        host.commits.pop()
+        loop = asyncio.get_running_loop()
+        loop.call_soon(order.append, "durable")
+        loop.call_soon(done, None)
+
+    host.submit = submit_and_finish  # type: ignore[method-assign]
+    say(driver, link, "one")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert order == ["first", "durable", "second", "third"]
+    assert link.words() == [b"one", b"signature"]
+
+
+async def test_a_bug_in_what_is_done_ahead_stops_nothing(
+    driver: ChannelDriver[State], host: FakeHost, link: FakeLink, toy: ToyMachine
+) -> None:
+    done: list[str] = []
+    toy.jobs = [partial(int, "no number"), partial(done.append, "after it")]
+    say(driver, link, "one")
+    with structlog.testing.capture_logs() as logs:
+        await host.commit()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert done == ["after it"]
+    assert [entry["event"] for entry in logs] == ["nothing came of working ahead"]
+    assert (driver.failure, link.words()) == (None, [b"one", b"signature"])
+
+
+async def test_an_htlc_that_came_in_is_read_ahead(driver: ChannelDriver[State], host: FakeHost, link: FakeLink) -> None:
+    say(driver, link, "add")
+    await host.commit()
+    assert host.read == [7]
 
 
 async def test_rows_of_a_transition_are_in_its_commit_and_in_memory(

@@ -20,7 +20,7 @@ from wallet.bitcoin.secp import pubkey_of, sign, verify
 from wallet.bitcoin.tx import Tx
 
 _T = TypeVar("_T")
-_POINTS_KEPT = 16
+_PAIRS_KEPT = 16
 _MIN_BATCH = 8
 """Handing fewer signatures than this to another thread costs more than it saves."""
 
@@ -52,7 +52,7 @@ class ChannelSecrets:
 
     __slots__ = (
         "_generator",
-        "_points",
+        "_pairs",
         "delayed_payment_basepoint_secret",
         "funding_secret",
         "htlc_basepoint_secret",
@@ -84,7 +84,7 @@ class ChannelSecrets:
             pubkey_of(htlc_basepoint_secret),
         )
         self._generator = SecretGenerator(per_commitment_seed)
-        self._points: dict[int, bytes] = {}
+        self._pairs: dict[int, tuple[bytes, bytes]] = {}
 
     @classmethod
     def from_seed(cls, seed: bytes, funding_index: int = 0) -> ChannelSecrets:
@@ -111,17 +111,22 @@ class ChannelSecrets:
 
     def per_commitment_secret(self, commitment_number: int) -> bytes:
         """The secret that revokes our commitment of this number (from 0), 32 bytes."""
-        return self._generator.secret(commitment_number)
+        return self._pair(commitment_number)[0]
 
     def per_commitment_point(self, commitment_number: int) -> bytes:
         """The point of our commitment of this number (from 0), 33 bytes."""
-        point = self._points.get(commitment_number)
-        if point is None:
-            point = pubkey_of(self._generator.secret(commitment_number))
-            if len(self._points) >= _POINTS_KEPT:
-                del self._points[next(iter(self._points))]
-            self._points[commitment_number] = point
-        return point
+        return self._pair(commitment_number)[1]
+
+    def _pair(self, commitment_number: int) -> tuple[bytes, bytes]:
+        """(secret, point), kept for a while: a point is told two commitments before it is used, a secret one after."""
+        pair = self._pairs.get(commitment_number)
+        if pair is None:
+            secret = self._generator.secret(commitment_number)
+            pair = (secret, pubkey_of(secret))
+            if len(self._pairs) >= _PAIRS_KEPT:
+                del self._pairs[next(iter(self._pairs))]
+            self._pairs[commitment_number] = pair
+        return pair
 
     def htlc_secret(self, per_commitment_point: bytes) -> bytes:
         """Our HTLC key's secret in a commitment (of either side) with this point."""
