@@ -385,6 +385,9 @@ class Monitor:
                     if rival != case.rival:
                         case.rival = rival
                         self._now_due(driver.channel_key)
+                case on.AskAbout(attempt=attempt):
+                    if not await self._publisher.has(attempt):
+                        await self._fold(case, on.Gone(attempt.txid), env)
                 case on.PublishSeen(raw=raw):
                     await self._source.broadcast(Tx.parse(raw))
                 case on.Make(plan=plan):
@@ -397,6 +400,12 @@ class Monitor:
                     pass  # the report goes first
                 case _:
                     assert_never(action)
+
+    async def _fold(self, case: _Case, event: on.Event, env: on.Env) -> None:
+        """Store what an event leads to, then do it."""
+        step = on.advance(case.stored.resolution, event, env)
+        await self._keep(case, case.stored._replace(resolution=step.state))
+        await self._act(case, step, env)
 
     async def _answered(self, case: _Case, attempt: Attempt, answer: on.Answered, env: on.Env) -> None:
         if (answer.problem, answer.underpaid) == (attempt.problem, attempt.underpaid):
@@ -447,22 +456,34 @@ class Monitor:
         for sweep, attempt in zip(members, attempts, strict=True):
             await self._guarded(sweep.case, self._answered(sweep.case, attempt, answer, sweep.env))
 
-    async def _make(self, sweep: _Sweep) -> None:
+    async def _make(self, sweep: _Sweep) -> bool:
+        """Whether it came about."""
         case, plan, close, env = sweep
         resolution = case.stored.resolution
         number = None if close is None else close.commitment_number
         try:
             made = await self._maker.make(plan, env.known, number, case.driver.secrets, self._height, sweep.replaced)
         except CannotMake as error:
+            if error.short_sat and await self._make_with_coins_in_use(sweep):
+                return True
             self._grumble(case, f"onchain.cannot_{plan.group}", f"{plan.group} transaction not made: {error}")
-            return
+            return False
         case.grumbled.discard(f"onchain.cannot_{plan.group}")
         step = on.advance(resolution, on.Made(plan, made.attempt), env)
         await self._keep(case, case.stored._replace(resolution=step.state), *made.writes)
         if plan.group == "anchor" and not env.known.rival_tx:
             await self._publisher.publish_commitment(env.known, made.attempt)
-            return
-        await self._answered(case, made.attempt, await self._publisher.publish(made.attempt), env)
+        else:
+            await self._answered(case, made.attempt, await self._publisher.publish(made.attempt), env)
+        return True
+
+    async def _make_with_coins_in_use(self, sweep: _Sweep) -> bool:
+        """Something in place of a plan that the wallet has no coins for."""
+        step = on.advance(sweep.case.stored.resolution, on.CannotPay(sweep.plan), sweep.env)
+        for action in step.actions:
+            if isinstance(action, on.Make) and await self._make(sweep._replace(plan=action.plan)):
+                return True
+        return False
 
     def _grumble(self, case: _Case, kind: str, sentence: str) -> None:
         """Tell a trouble once until it has passed."""

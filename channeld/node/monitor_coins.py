@@ -114,6 +114,7 @@ class Maker:
         be mined all the same, and what else was made of them would be void."""
         rate = plan.feerate_per_kw
         trouble: CannotMake | None = None
+        short_sat = 0
         while True:
             try:
                 funded, writes = self._funded(plan, known, rate, same)
@@ -122,8 +123,8 @@ class Maker:
                 same = ()  # a reorganisation has taken them
                 continue
             except we.InsufficientFunds as error:
-                sentence = f"the wallet cannot pay for it: {error}"
-                trouble = trouble or CannotMake(sentence, _short_sat(_request(plan, known, rate)))
+                trouble = trouble or CannotMake(f"the wallet cannot pay for it: {error}")
+                short_sat = short_sat or _short_sat(_request(plan, known, rate))
                 rate = rate * 3 // 4
             except we.FeeTooHigh as error:
                 trouble = trouble or CannotMake(str(error))
@@ -131,6 +132,7 @@ class Maker:
             except we.WalletError as error:
                 raise CannotMake(str(error)) from error
             if rate < least_per_kw:
+                trouble.short_sat = short_sat
                 raise trouble
         tx = self._signed(plan, funded, signer)
         attempt = build.attempt_of(plan, tx, funded.fee_sat, height, funded.reservation)

@@ -13,7 +13,7 @@ from channeld.onchain.known import Known
 from channeld.onchain.plans import Attempt
 from channeld.onchain.resolution import Answered
 from wallet.bitcoin import OutPoint, Tx, sha256
-from wallet.chain import BroadcastResult, ChainSource
+from wallet.chain import BroadcastResult, ChainError, ChainSource
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +44,15 @@ class Publisher:
             self._report(child.txid, "anchor", results[-1], child.feerate_per_kw)
         self._report(commitment.txid(), "commitment", result, None)
         return b"" if result.ok else await self._rival(known)
+
+    async def has(self, attempt: Attempt) -> bool:
+        """Whether layer 1 keeps an attempt in its mempool, or cannot tell."""
+        try:
+            waiting = await self._source.spending_tx_in_mempool(attempt.outpoints[0])
+        except ChainError as error:
+            log.warning("the mempool could not be looked into", reason=str(error))
+            return True
+        return waiting is not None and waiting.txid() == attempt.txid
 
     async def preimages(self, outputs: Iterable[tuple[OutPoint, bytes]]) -> dict[bytes, bytes]:
         """By payment hash: preimages that unconfirmed spends of these outputs show. They prove themselves, whatever

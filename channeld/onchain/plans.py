@@ -312,6 +312,12 @@ def _replacements(attempt: Attempt, outputs: Sequence[Output], rates: Rates, hei
         if plan is not None:
             yield replace(plan, replaces=attempt.txid, script_pubkey=script)
         return
+    if attempt.group == "htlc" and attempt.problem and not attempt.underpaid and height > attempt.height:
+        # Its coin may be gone: a reorganisation took it away, or what once was to spend it was mined after all.
+        plan = make_plan(attempt.group, members, rates, height)
+        if plan is not None:
+            yield replace(plan, replaces=attempt.txid)
+        return
     outbid = attempt.underpaid and any(_is_lost_with_the_race(output) for output in members)
     if height <= attempt.height and not outbid:
         return

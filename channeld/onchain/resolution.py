@@ -21,6 +21,7 @@ from channeld.onchain.outputs import NEVER, Close, while_off
 from channeld.onchain.plans import Attempt, Plan, is_live, plans
 from channeld.onchain.rates import Rates
 from channeld.onchain.resolve import resolve
+from channeld.onchain.shortage import is_idle_child, with_coins_in_use
 from wallet.bitcoin import Tx
 
 
@@ -68,13 +69,26 @@ class Answered(Struct, frozen=True):
     underpaid: bool = False
 
 
-Event = Looked | Made | Answered
+class CannotPay(Struct, frozen=True):
+    """The wallet has no coins for a plan."""
+
+    plan: Plan
+
+
+class Gone(Struct, frozen=True):
+    """Layer 1 does not have a transaction of ours that was asked about."""
+
+    txid: bytes
+
+
+Event = Looked | Made | Answered | CannotPay | Gone
 
 # --- actions ------------------------------------------------------------------------------------------------------
 
 
 class Make(Struct, frozen=True):
-    """Build a plan's transaction; answer with Made."""
+    """Build a plan's transaction; answer with Made, or with CannotPay: that leads to plans to try in its place, until
+    one can be made."""
 
     plan: Plan
 
@@ -96,6 +110,13 @@ class PublishSeen(Struct, frozen=True):
     """Offer again, in wire form, what closed the channel before a reorganisation: the peer's, or agreed on."""
 
     raw: bytes
+
+
+class AskAbout(Struct, frozen=True):
+    """Nobody needs this transaction any more: answer with Gone if layer 1 does not have it. What follows may need its
+    coins."""
+
+    attempt: Attempt
 
 
 class Release(Struct, frozen=True):
@@ -121,7 +142,7 @@ class Over(Struct, frozen=True):
     """All outputs are irrevocably resolved."""
 
 
-Action = Make | Publish | PublishCommitment | PublishSeen | Release | Tell | Alarm | Over
+Action = Make | Publish | PublishCommitment | PublishSeen | AskAbout | Release | Tell | Alarm | Over
 
 
 class Step(Struct, frozen=True):
@@ -144,6 +165,10 @@ def advance(state: Resolution, event: Event, env: Env) -> Step:
             return _made(state, event)
         case Answered():
             return _answered(state, event)
+        case CannotPay():
+            return _cannot_pay(state, event, env)
+        case Gone():
+            return Step(*_drop(state, [attempt for attempt in state.attempts if attempt.txid == event.txid]))
         case _:
             assert_never(event)
 
@@ -159,7 +184,11 @@ def _look(state: Resolution, env: Env) -> Step:
     actions += [Tell(outcome) for outcome in outcomes(env.known, close, env.height)]
     state, alarms = _alarms(state, close, env.away)
     actions += alarms
-    actions += [Publish(attempt) for attempt in state.attempts if is_live(attempt, close.outputs)]
+    for attempt in state.attempts:
+        if is_idle_child(attempt, close.outputs):
+            actions.append(AskAbout(attempt))
+        elif is_live(attempt, close.outputs):
+            actions.append(Publish(attempt))
     actions += [Make(plan) for plan in plans(close.outputs, state.attempts, env.rates, env.height)]
     if is_over(env.known, close, env.height):
         actions += [Release(attempt.reservation) for attempt in state.attempts if attempt.reservation]
@@ -204,12 +233,12 @@ def _is_dead(attempt: Attempt, close: Close, height: int) -> bool:
     return False
 
 
-def _drop(state: Resolution, dead: list[Attempt]) -> tuple[Resolution, list[Action]]:
+def _drop(state: Resolution, dead: list[Attempt]) -> tuple[Resolution, tuple[Action, ...]]:
     if not dead:
-        return state, []
+        return state, ()
     gone = {attempt.txid for attempt in dead}
     kept = tuple(attempt for attempt in state.attempts if attempt.txid not in gone)
-    released: list[Action] = [Release(attempt.reservation) for attempt in dead if attempt.reservation]
+    released = tuple(Release(attempt.reservation) for attempt in dead if attempt.reservation)
     return replace(state, attempts=kept), released
 
 
@@ -220,6 +249,13 @@ def _made(state: Resolution, event: Made) -> Step:
     kept = tuple(other for other in state.attempts if other.txid not in (attempt.txid, event.plan.replaces))
     fees = {**state.fees, attempt.txid: attempt.own_fee_sat}
     return Step(replace(state, attempts=(*kept, attempt), fees=fees), (Publish(attempt),))
+
+
+def _cannot_pay(state: Resolution, event: CannotPay, env: Env) -> Step:
+    close = resolve(env.known, env.facts)
+    outputs = () if close is None else close.outputs
+    instead = with_coins_in_use(event.plan, state.attempts, outputs, env.rates, env.height)
+    return Step(state, tuple(Make(plan) for plan in instead), close)
 
 
 def _answered(state: Resolution, event: Answered) -> Step:

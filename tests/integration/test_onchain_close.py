@@ -265,16 +265,70 @@ async def test_the_peers_commitment_that_waits_in_place_of_ours_is_lifted(net: N
     assert len(children) == 2
     await net.mine(1)
     assert net.alice.report().kind == "remote_current"
-    await net.mine(1)
-    assert statuses(net.alice, "to_remote") == ["taken"]
-    assert len([attempt for attempt in net.alice.attempts() if attempt.group == "anchor"]) == 2
-    await net.mine(6)
-    # The child of our own commitment can never confirm: its coins are free again.
+    # The child of our own commitment is of no use: its coins are free again.
     (child,) = [attempt for attempt in net.alice.attempts() if attempt.group == "anchor"]
     assert child.outpoints[0].txid == theirs
     assert (
         set(net.alice.runtime.wallet.reservations()) == {child.reservation} == net.alice.runtime.monitor.reservations()
     )
+    await net.mine(1)
+    assert statuses(net.alice, "to_remote") == ["taken"]
+
+
+@pytest.mark.parametrize("in_mempool", [True, False])
+async def test_a_commitment_that_is_mined_without_its_child(net: Net, in_mempool: bool) -> None:
+    """The child is not offered any more, and its coin is free unless the mempool has it: here it is the only one, and
+    an HTLC needs it. Where the mempool has the child, the HTLC transaction takes its place, and pays more."""
+    ids = await four_htlcs(net)
+    await keep_one_coin(net)
+    net.alice.set_feerate(2_000)
+    await net.mine(1)
+    await net.alice.command(ev.ForceClose("test"))
+    await net.settle()
+    (child,) = net.alice.attempts()
+    assert child.group == "anchor"
+    (coin,) = net.alice.runtime.wallet.reservations()[child.reservation]
+    pool = net.server.node.mempool.pool
+    commitment = pool.entries[child.outpoints[0].txid].tx
+    if not in_mempool:
+        pool.remove([child.txid], "test")
+    await net.mine(1, txs=[commitment])
+    (success,) = net.alice.attempts()
+    assert success.group == "htlc"
+    assert child.txid not in pool.entries
+    assert coin in {txin.outpoint for txin in pool.entries[success.txid].tx.inputs}
+    assert (success.fee_sat > child.fee_sat) is in_mempool
+    await net.mine(2)
+    assert net.bob.held.settled_ids == {ids["bob claimed"]: preimage(3)}
+
+
+async def test_htlcs_share_the_only_coin(net: Net) -> None:
+    """A preimage comes while the transaction that has the only coin waits: both go on in one."""
+    ids = {number: await net.add(net.bob, 52_000_000, number) for number in (3, 4)}
+    await net.disconnect()
+    await net.alice.command(ev.FulfillHtlc(ids[3], preimage(3)))
+    await keep_one_coin(net)
+    await net.alice.command(ev.ForceClose("test"))
+    await net.mine(1)
+    (first,) = net.alice.attempts()
+    await net.alice.command(ev.FulfillHtlc(ids[4], preimage(4)))
+    await net.settle()
+    (both,) = net.alice.attempts()
+    assert set(first.outpoints) < set(both.outpoints)
+    await net.mine(1)
+    assert statuses(net.alice, "htlc") == ["taken", "taken"]
+    assert net.bob.held.settled_ids == {ids[number]: preimage(number) for number in (3, 4)}
+
+
+async def keep_one_coin(net: Net) -> None:
+    """All of Alice's coins become one."""
+    wallet = net.alice.runtime.wallet
+    wallet.keep_back_sat = 0
+    own = address_of(await wallet.new_script(), REGTEST)
+    assert own is not None
+    await net.alice.node.send_coins(own, None, 1_000)
+    await net.mine(1)
+    assert len(wallet.coins()) == 1
 
 
 @pytest.mark.bolt5("htlc.fees")

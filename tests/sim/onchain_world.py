@@ -38,8 +38,13 @@ COIN_SCRIPT = p2wsh(ANYONE)
 """The stand-in wallets' coins: nobody but their owners thinks of taking them."""
 COIN_INPUT_WEIGHT = 41 * 4 + 3
 CHANGE_WEIGHT = 43 * 4
+COIN_SAT = 100_000_000
+ENDLESS = 1_000
+"""More coins than anything here needs at the same time."""
 UNDERPAID = "insufficient fee"
 MOST_LOOKS = 100
+WITH_COIN = ("htlc", "anchor")
+"""Groups of transactions that the wallet pays for."""
 
 
 class Refused(Exception):
@@ -120,14 +125,18 @@ class Chain:
                 return found
             found |= more
 
-    def mine(self, forced: Tx | None = None) -> None:
-        """A block of what pays the level, alone or with its child."""
+    def mine(self, forced: Tx | None = None, *, slow: bool = False) -> None:
+        """A block of what pays the level, alone or with its child. Its miner may be `slow`: it has heard of nothing, or
+        of parents only."""
         self.height += 1
         txs: list[Tx] = []
         self.blocks[self.height] = txs
         if forced is not None:
             self._connect(forced, txs)
         waiting = sorted(self.pool.values(), key=lambda entry: -self._package_rate(entry))
+        if slow:
+            heard = self.pool if self.rng.random() < 0.5 else {}
+            waiting = [e for e in waiting if e.tx.txid() in heard and self._ready(e.tx)]
         for entry in waiting:
             txid = entry.tx.txid()
             if txid not in self.pool or self._package_rate(entry) < self.level:
@@ -216,6 +225,8 @@ class Side:
     coins_made: dict[OutPoint, int] = field(default_factory=dict)
     made: dict[bytes, Tx] = field(default_factory=dict)
     mortality: float = 0.0
+    most_coins: int = ENDLESS
+    """So many confirmed coins the stand-in wallet has at the same time."""
     outbid: bool = False
     """Something was refused for what it pays."""
 
@@ -303,6 +314,9 @@ class Side:
                         self._offer(Tx.parse(child.raw))
                 case on.PublishSeen(raw=raw):
                     self._offer(Tx.parse(raw))
+                case on.AskAbout(attempt=attempt):
+                    if attempt.txid not in self.chain.pool:
+                        self._keep(on.advance(self.resolution(), on.Gone(attempt.txid), env))
                 case on.Make(plan=plan):
                     self._make(plan, step.close, env)
                 case on.Over():
@@ -327,21 +341,26 @@ class Side:
             return str(refused)
         return ""
 
-    def _make(self, plan: Plan, close: Close | None, env: on.Env) -> None:
+    def _make(self, plan: Plan, close: Close | None, env: on.Env) -> bool:
+        """Whether it came about."""
         signer = self.peer.signer
         if plan.group == "presigned":
             tx, fee = build.build_presigned(plan, signer)
         elif plan.group in ("htlc", "anchor"):
-            made = self._with_coin(plan, env.known)
+            coin = self._coin_for(plan)
+            if coin is None:
+                step = on.advance(self.resolution(), on.CannotPay(plan), env)
+                return any(self._make(each.plan, close, env) for each in step.actions if isinstance(each, on.Make))
+            made = self._with_coin(plan, env.known, coin)
             if made is None:
-                return
+                return False
             tx, fee = made
         else:
             number = None if close is None else close.commitment_number
             try:
                 tx = build.build_sweep(plan, env.known, number, signer, plan.script_pubkey or self.home)
             except Uneconomical:
-                return
+                return False
             fee = sum(output.amount_sat for output in plan.outputs) - tx.outputs[0].value_sat
             assert fee <= plan.max_fee_sat, "more than it is worth"
         self.made[tx.txid()] = tx
@@ -349,14 +368,34 @@ class Side:
         step = on.advance(self.resolution(), on.Made(plan, attempt), env)
         self._keep(step)
         if self.dies():
-            return  # it is stored, and will be published after the restart
+            return True  # it is stored, and will be published after the restart
         if plan.group == "anchor":
             self._offer(Tx.parse(env.known.local_tx))
             self._offer(tx)
-            return
+            return True
         self._publish(attempt, env)
+        return True
 
-    def _with_coin(self, plan: Plan, known: Known) -> tuple[Tx, int] | None:
+    def _coin_for(self, plan: Plan) -> OutPoint | None:
+        """That of what it replaces, if that is still there, else one that no attempt has, if the wallet has one."""
+        used = {a.txid: self._coin_in(Tx.parse(a.raw)) for a in self.resolution().attempts if a.group in WITH_COIN}
+        same = used.pop(plan.replaces, None)
+        if same is not None and same not in self.chain.spent:
+            return same
+        left = [coin for coin in self.coins_made if coin not in self.chain.spent]
+        free = next((coin for coin in left if coin not in used.values()), None)
+        if free is not None or len(left) >= self.most_coins:
+            return free
+        self.coins += 1
+        coin = OutPoint(sha256(f"coin {self.peer.name} {self.coins}".encode()).digest(), 0)
+        self.chain.grant(coin, TxOut(COIN_SAT, COIN_SCRIPT))
+        self.coins_made[coin] = COIN_SAT
+        return coin
+
+    def _coin_in(self, tx: Tx) -> OutPoint | None:
+        return next((txin.outpoint for txin in tx.inputs if txin.outpoint in self.coins_made), None)
+
+    def _with_coin(self, plan: Plan, known: Known, coin: OutPoint) -> tuple[Tx, int] | None:
         """One coin of the stand-in wallet pays the fee."""
         signer = self.peer.signer
         if plan.group == "anchor":
@@ -376,12 +415,7 @@ class Side:
         fee = max(fee_sat(weight, plan.feerate_per_kw) + extra, plan.min_fee_sat)
         if fee > plan.max_fee_sat:
             return None
-        self.coins += 1
-        coin = OutPoint(sha256(f"coin {self.peer.name} {self.coins}".encode()).digest(), 0)
-        value = fee + 10_000
-        self.chain.grant(coin, TxOut(value, COIN_SCRIPT))
-        self.coins_made[coin] = value
-        change = TxOut(given + value - fee, self.home)
+        change = TxOut(given + COIN_SAT - fee, self.home)
         tx = base.replace(
             inputs=(*base.inputs, TxIn(coin, b"", SEQUENCE_RBF, (ANYONE,))), outputs=(*base.outputs, change)
         )

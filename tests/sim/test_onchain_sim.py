@@ -23,7 +23,7 @@ from channeld.channel.state import Closing, Funded, Normal
 from channeld.onchain.outputs import Close, Output
 from channeld.onchain.plans import is_hopeless
 from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_of
-from tests.sim.onchain_world import Chain, Side, decode_again
+from tests.sim.onchain_world import ENDLESS, Chain, Side, decode_again
 from wallet.bitcoin import Tx, TxOut
 
 RUNS = int(os.environ.get("ONCHAIN_RUNS", "40"))
@@ -57,11 +57,18 @@ class Run:
         self.cheats = False
         self.busy = rng.choice((1, 1, 1, 4)) if self.anchors else 1
         """How many times the least fee rate blocks usually cost. Without anchors a commitment's fee is what it is."""
+        self.most_coins = random.Random(~seed).choice((ENDLESS, ENDLESS, 1, 2))
+        """What the honest side has to pay fees with. Drawn apart: what a seed plays otherwise does not depend on it."""
+
+    @property
+    def is_poor(self) -> bool:
+        """Coins are short: then there is more to pay for, and it waits longer."""
+        return self.most_coins < ENDLESS
 
     # --- a life before the end
 
     def live(self) -> None:
-        for _ in range(self.rng.randrange(1, 12)):
+        for _ in range(self.rng.randrange(1, 12) + (8 if self.is_poor else 0)):
             for peer in (self.pair.alice, self.pair.bob):
                 self.old[peer.name].append(peer.funded)
             self._do_something()
@@ -127,6 +134,7 @@ class Run:
             for htlc in [h for h in other.commitments.remote.spec.htlcs.values() if not h.offered]:
                 self._try_fulfil(other, htlc.id)
         self.honest, self.other = Side(honest, chain), Side(other, chain)
+        self.honest.most_coins = self.most_coins
         self.honest.mortality = self.rng.choice((0.0, 0.0, 0.1))
         self.chain = chain
         closer = other if self.cheats or self.rng.random() < 0.5 else honest
@@ -142,7 +150,7 @@ class Run:
                 luck = self.rng.random()
                 if luck < 0.4:
                     self._try_fulfil(peer, htlc.id)
-                elif luck < 0.6:
+                elif luck < (0.9 if self.is_poor else 0.6):
                     self.late.append((peer, htlc.id))
 
     def _try_fulfil(self, peer: Peer, id: int) -> None:
@@ -178,13 +186,13 @@ class Run:
                 if self.rng.random() < 0.1:
                     side.crash()
                 side.catch_up()
-            if self.rng.random() < 0.05 and self.late:
+            if self.rng.random() < (0.2 if self.is_poor else 0.05) and self.late:
                 peer, id = self.late.pop()
                 htlc = peer.commitments.remote.spec.htlcs.get(id << 1)
                 in_time = htlc is not None and htlc.cltv_expiry - self.chain.height > POLICY.fulfill_deadline_blocks
                 if in_time and not (self.cheats and peer is self.other.peer):
                     self._try_fulfil(peer, id)
-            self.chain.mine()
+            self.chain.mine(slow=self.is_poor and turn < 130 and self.rng.random() < 0.5)
             if self.honest.over and turn > 150:
                 return
 
