@@ -199,9 +199,13 @@ def confirmed_height(breach: Breach, txid: bytes) -> int | None:
 # --- what to do ---------------------------------------------------------------------------------------------------
 
 
-def live_attempts(breach: Breach, found: Sequence[Target]) -> list[Attempt]:
-    """Attempts that can still confirm, for each set of outputs the last one."""
-    open_ = {target.outpoint for target in found if target.state == "open"}
+NOTHING: frozenset[OutPoint] = frozenset()
+
+
+def live_attempts(breach: Breach, found: Sequence[Target], left: frozenset[OutPoint] = NOTHING) -> list[Attempt]:
+    """Attempts that can still confirm, for each set of outputs the last one; without those that take what is `left` to
+    others."""
+    open_ = {target.outpoint for target in found if target.state == "open"} - left
     latest: dict[tuple[OutPoint, ...], Attempt] = {}
     for attempt in breach.attempts:
         if not attempt.problem and open_.issuperset(attempt.outpoints):
@@ -209,14 +213,14 @@ def live_attempts(breach: Breach, found: Sequence[Target]) -> list[Attempt]:
     return list(latest.values())
 
 
-def plan(breach: Breach, height: int, race_feerate_per_kw: int) -> list[Planned]:
+def plan(breach: Breach, height: int, race_feerate_per_kw: int, left: frozenset[OutPoint] = NOTHING) -> list[Planned]:
     """What to publish at the tip `height`, besides the live attempts as they are. `race_feerate_per_kw` is the estimate
-    for the next two blocks."""
+    for the next two blocks; what is `left` to others (`allies`) is not touched."""
     if breach.height is None:
         return []
     found = targets(breach)
-    open_ = {target.outpoint: target for target in found if target.state == "open"}
-    live = live_attempts(breach, found)
+    open_ = {t.outpoint: t for t in found if t.state == "open" and t.outpoint not in left}
+    live = live_attempts(breach, found, left)
     raised = (_raise(breach, attempt, open_, height, race_feerate_per_kw) for attempt in live)
     planned = [made for made in raised if made is not None]
     taken = {outpoint for attempt in live for outpoint in attempt.outpoints}

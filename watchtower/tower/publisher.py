@@ -16,12 +16,14 @@ from wallet.chain import BroadcastResult, ChainError, ChainSource
 from wallet.db import Store
 from wallet.rpc import RpcError
 from watchtower.tower.alerts import Alert, Alerts
+from watchtower.tower.allies import Ally, ally_of, left_to
 from watchtower.tower.breach import Attempt, Breach, Planned, live_attempts, plan, targets
 
 RACE_TARGET_BLOCKS = 2
 MAX_ROUNDS = 64
 """More than it takes to split, and to double the lowest fee rate until it is past all money that there is."""
-RETRY_SECONDS = 5.0
+MAX_LOOKS = 64
+"""So many outputs are looked for in the mempool, those that hold most first."""
 
 _log = structlog.get_logger(__name__)
 Save = Callable[[Breach, list[Alert]], Awaitable[None]]
@@ -45,23 +47,48 @@ class Publisher:
         """Everything that can be done for one breach now. Layer 1's absence is not an error: it will be back."""
         try:
             rate = await self._source.fee_rate_sat_per_kw(RACE_TARGET_BLOCKS)
-            breach = await self._resend(breach)
+            left = await self._left_to_allies(breach, height, rate)
+            breach = await self._resend(breach, left)
             tried: dict[tuple[OutPoint, ...], int] = {}
             for _ in range(MAX_ROUNDS):
-                planned = [made for made in plan(breach, height, rate) if _is_due(breach, made, tried)]
+                planned = [made for made in plan(breach, height, rate, left) if _is_due(breach, made, tried)]
                 if not planned:
                     return
+                refused = self.refused
                 for made in planned:
                     tried[made.outpoints] = made.fee_sat
                     breach = await self._send(breach, made, height)
+                if self.refused > refused:  # whose is it that pays more?
+                    left = await self._left_to_allies(breach, height, rate)
         except (ChainError, RpcError) as error:
             _log.warning("justice waits for layer 1", reason=str(error), txid=breach.txid[::-1].hex())
 
-    async def _resend(self, breach: Breach) -> Breach:
+    async def _left_to_allies(self, breach: Breach, height: int, rate: int) -> frozenset[OutPoint]:
+        """What the client, or another tower of its, is about to take: not to be bid for."""
+        if breach.height is None:
+            return frozenset()
+        found = targets(breach)
+        open_ = {target.outpoint: target for target in found if target.state == "open"}
+        seen: set[OutPoint] = set()
+        allies: list[Ally] = []
+        for outpoint in sorted(open_, key=lambda outpoint: -open_[outpoint].penalty.amount_sat)[:MAX_LOOKS]:
+            waiting = None if outpoint in seen else await self._source.spending_tx_in_mempool(outpoint)
+            if waiting is None:
+                continue
+            seen.update(txin.outpoint for txin in waiting.inputs)
+            ally = ally_of(breach, found, waiting)
+            if ally is not None:
+                allies.append(ally)
+        left = left_to(allies, open_, height, rate)
+        if left:
+            _log.info("justice is left to the client's own", txid=breach.txid[::-1].hex(), outputs=len(left))
+        return left
+
+    async def _resend(self, breach: Breach, left: frozenset[OutPoint]) -> Breach:
         """Live attempts once more: a mempool may have dropped them. A refusal is noted, so that there is another."""
         if breach.height is None:
             return breach
-        for attempt in live_attempts(breach, targets(breach)):
+        for attempt in live_attempts(breach, targets(breach), left):
             result = await self._source.broadcast(Tx.parse(attempt.raw))
             if not result.ok:
                 breach = await self._refused(breach, attempt, result)
