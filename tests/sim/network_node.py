@@ -64,6 +64,8 @@ class SimGossip:
     def touched(self, driver: Driver) -> None:
         """Nothing is announced."""
 
+    batch_done = touched
+
     def block_connected(self, *_: Any) -> None:
         """Nothing was."""
 
