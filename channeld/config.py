@@ -9,7 +9,10 @@ from pydantic import Field, field_validator
 
 from channeld.bolt.messages import Address, AddressType
 from channeld.bolt.messages import parse_address as parse_announced
+from channeld.channel.env import ChannelPolicy
 from channeld.paths import DEFAULT_ROOT, DataPaths, data_paths
+from wallet.coins import GAP_LIMIT
+from wallet.fees import CREDIBLE_FEERATE_SAT_PER_KW
 from watchtower.rpc.settings import ChainSettings, ConfigError, load_settings, parse_address, settings_config
 
 
@@ -43,9 +46,23 @@ class Config(ChainSettings):
     birthday_height: int | None = Field(
         None, ge=0, description="with seed_words: the block from which to look for coins (default: 0)"
     )
+    gap_limit: int = Field(
+        GAP_LIMIT,
+        ge=20,
+        le=10_000,
+        description="how many addresses beyond the last used one the wallet looks for coins at; more before a seed is "
+        "restored that gave out many which were never paid",
+    )
     min_depth: int = Field(3, ge=0, le=144, description="confirmations that a channel opened by a peer needs")
     min_channel_sat: int = Field(20_000, ge=1_000, description="smallest channel to accept, in sat")
     max_channel_sat: int = Field(1_000_000_000, ge=20_000, description="largest channel to accept, in sat")
+    max_feerate_per_kw: int = Field(
+        ChannelPolicy().max_feerate_per_kw,
+        ge=2_500,
+        le=CREDIBLE_FEERATE_SAT_PER_KW,
+        description="highest fee rate of commitments, in sat per 1,000 weight units: the channel of a peer that sets a "
+        "higher one is closed without it",
+    )
     accept_keysend: bool = Field(True, description="take payments that nobody asked for (keysend)")
     zero_conf_peers: str = Field("", description="node ids whose channels are used before confirmation; commas between")
 

@@ -127,6 +127,7 @@ class Daemon:
             minimum_depth_blocks=config.min_depth,
             min_funding_sat=config.min_channel_sat,
             max_funding_sat=config.max_channel_sat,
+            max_feerate_per_kw=config.max_feerate_per_kw,
             accept_zero_conf_from=config.trusted_peers,
         )
         if config.network == "regtest":  # blocks come when they are asked for: no time passes with them
@@ -140,6 +141,7 @@ class Daemon:
             birthday_height,
             gossip,
             config.accept_keysend,
+            config.gap_limit,
         )
 
     def _database_failed(self, error: BaseException) -> None:

@@ -46,6 +46,7 @@ from channeld.node.wallet_store import NodeWalletStore
 from channeld.node.watches import Watches
 from channeld.storage import StorageError, Store, StoreFailed, Write, rows
 from wallet.chain import ChainError, ChainSource
+from wallet.coins import GAP_LIMIT
 from wallet.keys import Keys
 from wallet.wallet import Wallet
 
@@ -65,6 +66,8 @@ class NodeSettings:
     gossip: GossipSettings = field(default_factory=GossipSettings)
     accept_keysend: bool = True
     """Whether payments without an invoice are taken."""
+    gap_limit: int = GAP_LIMIT
+    """So many scripts beyond the last used one are the wallet's."""
 
 
 class Runtime:
@@ -217,7 +220,11 @@ class Runtime:
         identity = Identity(keys.lightning_root())
         await _check_meta(store, keys, identity)
         wallet = await Wallet.open(
-            keys, NodeWalletStore(store), birthday_height=settings.birthday_height, broadcaster=source
+            keys,
+            NodeWalletStore(store),
+            birthday_height=settings.birthday_height,
+            broadcaster=source,
+            gap_limit=settings.gap_limit,
         )
         runtime = cls(store, keys, wallet, source, settings, identity)
         store.read_now(runtime._load)

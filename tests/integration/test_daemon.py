@@ -14,13 +14,17 @@ from pathlib import Path
 
 import pytest
 import structlog
+from msgspec.structs import replace
 
 from channeld.__main__ import main
+from channeld.channel.env import ChannelPolicy
 from channeld.config import load_config
+from channeld.daemon import Daemon
 from channeld.lab import Lab, ProcessEnded
 from channeld.paths import data_paths
 from channeld.storage import make_engine, upgrade
 from channeld.v1 import payments_pb2
+from wallet.coins import GAP_LIMIT
 from wallet.keys import Seed
 from wallet.seedfile import write_seed
 from watchtower.rpc.lock import locked
@@ -64,11 +68,24 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path, m
         (["--alias", "x" * 33], "at most 32 bytes"),
         (["--color", "blue"], "six hex digits"),
         (["--min-depth", "-1"], "min_depth cannot be"),
+        (["--gap-limit", "19"], "gap_limit cannot be '19': .* 20"),
+        (["--gap-limit", "10001"], "gap_limit cannot be '10001': .* 10000"),
+        (["--max-feerate-per-kw", "2499"], "max_feerate_per_kw cannot be '2499': .* 2500"),
+        (["--max-feerate-per-kw", "1000001"], "max_feerate_per_kw cannot be '1000001': .* 1000000"),
     ],
 )
 def test_wrong_settings_are_told(arguments: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(["--datadir", str(tmp_path), *arguments])
+
+
+def test_limits_are_the_nodes_own_unless_they_are_set(tmp_path: Path) -> None:
+    plain = Daemon(load_config(["--datadir", str(tmp_path)]))._settings(None)
+    assert (plain.gap_limit, plain.policy.max_feerate_per_kw) == (GAP_LIMIT, ChannelPolicy().max_feerate_per_kw)
+    (tmp_path / "channeld.toml").write_text("gap_limit = 1000\n")
+    given = Daemon(load_config(["--datadir", str(tmp_path), "--max-feerate-per-kw", "20000"]))._settings(None)
+    assert (given.gap_limit, given.policy.max_feerate_per_kw) == (1_000, 20_000)
+    assert given.policy == replace(plain.policy, max_feerate_per_kw=20_000)
 
 
 def test_a_setting_that_nobody_knows_is_told(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from tests.sim.network_lives import Mortal
 from tests.sim.network_store import Database
 from wallet.bitcoin.address import REGTEST
 from wallet.keys import Keys
-from wallet.wallet import Wallet
 
 if TYPE_CHECKING:
     from tests.sim.network_world import World
@@ -31,6 +30,7 @@ LOADED = (find_flow, scoring)
 """Libraries that are loaded when they are first needed, and draw random numbers then: loaded before the first run."""
 PORT = 9735
 GAP_SCRIPTS = 8
+"""Wallets look only a few scripts ahead: their start is much faster."""
 POLICY = ChannelPolicy(minimum_depth_blocks=1, to_self_delay_blocks=20)
 
 
@@ -146,7 +146,11 @@ class SimNode(Mortal):
         self._open_store()
         self.source = SimSource(world.chain, self.life, world.luck, lambda tx: world.tap.broadcast(self, tx))
         settings = NodeSettings(
-            alias=self.name, listen=((self.name, PORT),), policy=POLICY, birthday_height=self.world.birthday
+            alias=self.name,
+            listen=((self.name, PORT),),
+            policy=POLICY,
+            birthday_height=self.world.birthday,
+            gap_limit=GAP_SCRIPTS,
         )
         runtime = await Runtime.create(self.store, self.keys, self.source, settings)
         self.runtime = runtime
@@ -229,15 +233,4 @@ def use_sim_gossip() -> Callable[[], None]:
     return undo
 
 
-def use_short_gap() -> Callable[[], None]:
-    """Wallets look only a few scripts ahead, which makes their start much faster; returns what undoes that."""
-    defaults: Any = Wallet.open.__func__.__kwdefaults__  # type: ignore[attr-defined]
-    original, defaults["gap_limit"] = defaults["gap_limit"], GAP_SCRIPTS
-
-    def undo() -> None:
-        defaults["gap_limit"] = original
-
-    return undo
-
-
-__all__ = ["PORT", "SimGossip", "SimNode", "keys_of", "use_short_gap", "use_sim_gossip"]
+__all__ = ["PORT", "SimGossip", "SimNode", "keys_of", "use_sim_gossip"]

@@ -10,7 +10,7 @@ from channeld.channel import machine
 from channeld.node.runtime import NodeSettings, Runtime
 from tests.sim.network_chain import SimSource
 from tests.sim.network_loop import Life
-from tests.sim.network_node import POLICY
+from tests.sim.network_node import GAP_SCRIPTS, POLICY
 from tests.sim.network_store import Database, SimStore
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def check_restart(world: World, turn: int) -> None:
         ) -> None:
             store = SimStore(database, life, world.luck, life.end)
             source = SimSource(world.chain, life, world.luck, lambda tx: None)
-            runtime = await Runtime.create(store, node.keys, source, NodeSettings(alias=node.name, policy=POLICY))
+            settings = NodeSettings(alias=node.name, policy=POLICY, gap_limit=GAP_SCRIPTS)
+            runtime = await Runtime.create(store, node.keys, source, settings)
             found.append(_memory(runtime))
             store.release()
 

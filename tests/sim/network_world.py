@@ -37,7 +37,7 @@ from tests.sim.network_accounts import check_accounts
 from tests.sim.network_chain import SimChain
 from tests.sim.network_checks import ChannelBook, Tap
 from tests.sim.network_loop import LIFE, Luck, SimLoop, controlled
-from tests.sim.network_node import PORT, SimNode, keys_of, use_short_gap, use_sim_gossip
+from tests.sim.network_node import PORT, SimNode, keys_of, use_sim_gossip
 from tests.sim.network_restart import check_restart
 from tests.sim.network_store import Database, use_cached_statements
 from tests.sim.network_tower import SimTower, use_sim_towers
@@ -433,7 +433,6 @@ def running(world: World) -> Iterator[World]:
     with ExitStack() as stack:
         stack.enter_context(controlled(world.loop, world.luck))
         stack.callback(use_sim_gossip())
-        stack.callback(use_short_gap())
         stack.callback(use_cached_statements())
         stack.callback(use_sim_towers(world))
         stack.callback(_listen_to_logs(world))

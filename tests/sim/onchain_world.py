@@ -72,6 +72,8 @@ class Chain:
         self.spent: dict[OutPoint, Tx] = {}
         self.pool: dict[bytes, Entry] = {}
         self.level = 253
+        self.slow = False
+        """The next block's miner has heard of nothing, or of parents only."""
 
     def grant(self, outpoint: OutPoint, txout: TxOut) -> None:
         """An output that was always there."""
@@ -125,16 +127,15 @@ class Chain:
                 return found
             found |= more
 
-    def mine(self, forced: Tx | None = None, *, slow: bool = False) -> None:
-        """A block of what pays the level, alone or with its child. Its miner may be `slow`: it has heard of nothing, or
-        of parents only."""
+    def mine(self, forced: Tx | None = None) -> None:
+        """A block of what pays the level, alone or with its child."""
         self.height += 1
         txs: list[Tx] = []
         self.blocks[self.height] = txs
         if forced is not None:
             self._connect(forced, txs)
         waiting = sorted(self.pool.values(), key=lambda entry: -self._package_rate(entry))
-        if slow:
+        if self.slow:
             heard = self.pool if self.rng.random() < 0.5 else {}
             waiting = [e for e in waiting if e.tx.txid() in heard and self._ready(e.tx)]
         for entry in waiting:

@@ -192,7 +192,8 @@ class Run:
                 in_time = htlc is not None and htlc.cltv_expiry - self.chain.height > POLICY.fulfill_deadline_blocks
                 if in_time and not (self.cheats and peer is self.other.peer):
                     self._try_fulfil(peer, id)
-            self.chain.mine(slow=self.is_poor and turn < 130 and self.rng.random() < 0.5)
+            self.chain.slow = self.is_poor and turn < 130 and self.rng.random() < 0.5
+            self.chain.mine()
             if self.honest.over and turn > 150:
                 return
 

@@ -124,6 +124,22 @@ async def test_gap_limit_looks_ahead_within_one_block() -> None:
     assert script_of(await wallet.new_address(), REGTEST) == world.keys.script(KeyPath(AddressKind.P2TR, EXTERNAL, 56))
 
 
+async def test_a_wider_gap_counts_from_then_on() -> None:
+    world = World(gap_limit=20)
+    await world.start()
+    far = world.keys.script(KeyPath(AddressKind.P2TR, EXTERNAL, 50))
+    await world.mine(1, world.payment((10_000, far)))
+    world.options["gap_limit"] = 60
+    wallet = await world.restart()
+    assert wallet.balance().confirmed_sat == 0
+    await world.mine(1, world.payment((10_000, far)))
+    assert wallet.balance().confirmed_sat == 10_000
+    world.options["gap_limit"] = 20
+    wallet = await world.restart()
+    await world.mine(1, world.payment((5_000, world.keys.script(KeyPath(AddressKind.P2TR, EXTERNAL, 70)))))
+    assert wallet.balance().confirmed_sat == 15_000, "what was looked for still is"
+
+
 async def test_one_transaction_paying_beyond_the_gap_twice() -> None:
     world = World(gap_limit=20)
     await world.start()
