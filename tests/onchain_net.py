@@ -159,7 +159,7 @@ class TestNode:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Until something is so. That all is quiet is no event that one could wait for."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 

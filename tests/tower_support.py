@@ -215,7 +215,7 @@ async def running_tower(config: Config, source: ChainSource) -> AsyncIterator[To
     tower = Tower(config, source)
     try:
         await tower.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await tower.watcher.synced_event.wait()
         yield tower
     finally:
@@ -244,14 +244,14 @@ async def running_client(
 
 async def until_searched(tower: Tower, height: int) -> None:
     """Until the tower has searched the chain's block at `height` and done what follows."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while tower.watcher.height < height or not tower.watcher.synced:
             await tower.watcher.changed()
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Until something is so that no event tells."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

@@ -70,7 +70,7 @@ async def starts_and_owns_the_same(carol: DaemonProcess) -> None:
 
 async def event(daemon: DaemonProcess, kind: str, words: str = "", since: int = 0) -> events_pb2.Event:
     """The first event of a kind with these words in it, from the daemon's start or an event's sequence number on."""
-    async with asyncio.timeout(20), daemon.events(since) as events:
+    async with asyncio.timeout(60), daemon.events(since) as events:
         async for happened in events:
             if happened.kind == kind and words in happened.sentence:
                 return happened

@@ -47,7 +47,7 @@ from wallet.bitcoin.secp import pubkey_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SECONDS = 10
+SECONDS = 60
 REQUIRED_UNKNOWN = (1 << 200).to_bytes(26, "big")
 FEATURES = b"\x02\xaa\xaa\xa2"
 POINT = pubkey_of(b"\x11" * 32)

@@ -66,11 +66,11 @@ class Story:
         task = asyncio.ensure_future(call())
         stopped = asyncio.ensure_future(self.victim.runtime.stopped.wait())
         try:
-            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=20)
+            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=60)
             if await self.crashed() and node is self.victim and not task.done():
                 task.cancel()
                 return None
-            return await asyncio.wait_for(task, 20)
+            return await asyncio.wait_for(task, 60)
         except (StoreFailed, NodeError):
             await self.crashed()
             return None

@@ -235,10 +235,10 @@ class Story:
         middle.hook.arm(commit, when)  # type: ignore[arg-type]
         paying = asyncio.ensure_future(net["a"].api.pay(invoice.bolt11))
         stopped = asyncio.ensure_future(middle.runtime.stopped.wait())
-        await asyncio.wait((paying, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        await asyncio.wait((paying, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=60)
         crashed = await net.restarted(middle)
         stopped.cancel()
-        payment = await asyncio.wait_for(paying, 20)
+        payment = await asyncio.wait_for(paying, 60)
         if not crashed:
             crashed = await net.restarted(middle)
         await net.active()
@@ -277,11 +277,11 @@ async def _outcome_of(net: Net, bolt11: str, payment_hash: bytes, key: str) -> P
     while True:
         calling = asyncio.ensure_future(payer.api.pay(bolt11, idempotency_key=key))
         stopped = asyncio.ensure_future(payer.runtime.stopped.wait())
-        await asyncio.wait((calling, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        await asyncio.wait((calling, stopped), return_when=asyncio.FIRST_COMPLETED, timeout=60)
         stopped.cancel()
         if not payer.has_crashed:
             try:
-                return await asyncio.wait_for(calling, 20)
+                return await asyncio.wait_for(calling, 60)
             except NodeError as refusal:
                 if "came to nothing" in refusal.sentence:
                     return None

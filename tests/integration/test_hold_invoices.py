@@ -230,7 +230,7 @@ async def test_the_recipient_dies_at_every_commit_of_a_decision(
         if crashed:
             await two.bob_restarts()
             await (two.bob.api.settle_invoice if decision == "settle" else two.bob.api.cancel_invoice)(*arguments)
-        paid = await asyncio.wait_for(two.payments[-1], 20)
+        paid = await asyncio.wait_for(two.payments[-1], 60)
         assert paid.state == ("succeeded" if decision == "settle" else "failed")
         owned += AMOUNT_MSAT if decision == "settle" else 0
         assert await two.bob_owns() == owned

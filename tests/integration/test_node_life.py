@@ -41,7 +41,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def event(node: TestNode, kind: str, words: str = "") -> str:
     """The sentence of the first event of a kind that has these words in it, from the node's start on."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for happened in node.api.events(0):
             if happened.kind == kind and words in happened.sentence:
                 return happened.sentence
@@ -87,7 +87,7 @@ async def test_layer_1_is_away_at_the_start(world: World) -> None:
     assert not (await alice.api.info()).synced_to_chain
     await alice.api.new_address()
     await world.start_chain_again()
-    await asyncio.wait_for(alice.runtime.wait_synced(), 20)
+    await asyncio.wait_for(alice.runtime.wait_synced(), 60)
     assert (await alice.api.info()).chain_status == "following layer 1"
 
 
@@ -226,14 +226,14 @@ class Stranger:
         self.connection.send(encode(message))
 
     async def hears(self, kind: type[Message], fits: Callable[[Message], bool] = lambda _: True) -> Message:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 message = await self.heard.get()
                 if isinstance(message, kind) and fits(message):
                     return message
 
     async def is_dropped(self) -> None:
-        await asyncio.wait_for(self.closed.wait(), 10)
+        await asyncio.wait_for(self.closed.wait(), 60)
 
 
 async def is_alive(node: TestNode) -> None:
@@ -252,7 +252,7 @@ async def test_garbage_on_the_wire_does_no_harm(world: World) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", bob.port)
         writer.write(garbage)
         writer.write_eof()
-        assert await asyncio.wait_for(reader.read(), 10) == b""
+        assert await asyncio.wait_for(reader.read(), 60) == b""
         writer.close()
     for frame in (b"\x00", b"\xff\xfe", b"\x00\x80" + bytes(10), b"\x00\x64rubbish"):
         stranger = await Stranger.meet(bob)

@@ -134,7 +134,7 @@ async def test_a_tower_confirms_and_remembers(url: str, tmp_path: Path) -> None:
         assert (await connection.get_appointment(secret, batch[7].locator)).appointment.blob == batch[7].blob
         assert await connection.add(secret, batch) == first
         assert await connection.delete_session(secret) == 100
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await tower.sessions.wait_removed()
         assert tower.sessions.total_appointments == 0
         await connection.close()

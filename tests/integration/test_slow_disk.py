@@ -17,7 +17,7 @@ from channeld.node.channels import Driver
 from channeld.node.peer import PeerLink, _KeepAlive
 from tests.integration.world import CrashHook, TestNode, World, world_in
 
-SECONDS = 20
+SECONDS = 60
 LIMIT_BYTES = 200 * drivers.MESSAGE_BYTES
 FEES = 1_000
 """Proposed one after the other, which BOLT 2 allows."""

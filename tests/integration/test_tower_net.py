@@ -12,6 +12,7 @@ import pytest
 from channeld.channel import events as ev
 from tests.onchain_net import Net, preimage, second_stages
 from tests.tower_support import running_tower, states, tower_config, until_searched
+from wallet.bitcoin import Tx
 from wallet.bitcoin.address import REGTEST, address_of
 from wallet.bitcoind import BitcoindChainSource, BitcoindConfig
 from wallet.rpc import RpcConfig
@@ -41,7 +42,7 @@ async def guarded(net: Net, mode: Mode) -> AsyncIterator[Tower]:
 
 async def backed_up(net: Net) -> None:
     """Until the tower has everything that Alice knows of."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await net.alice.runtime.towers.all.wait_idle()
     (status,) = net.alice.runtime.towers.all.statuses()
     assert (status.backlog, status.problem) == (0, "")
@@ -88,6 +89,73 @@ async def test_the_tower_takes_it_all_while_alice_is_off(net: Net, mode: Mode) -
         address = address_of(script, REGTEST)
         coins = [coin for coin in net.alice.runtime.wallet.coins() if coin.address == address]
         assert sum(coin.value_sat for coin in coins) == taken - fees
+
+
+async def old_commitment(net: Net) -> Tx:
+    """One that Bob revoked, and Alice's tower knows."""
+    await old_state_with_htlcs(net)
+    cheat = net.bob.commitment()
+    await go_on(net)
+    await backed_up(net)
+    return cheat
+
+
+def penalties_in_mempool(net: Net, cheat: Tx) -> set[bytes]:
+    """What takes the cheater's outputs (the largest of its commitment is Alice's own)."""
+    txid = cheat.txid()
+    places = {vout for vout, output in enumerate(cheat.outputs) if output.value_sat > 330}
+    own = max(places, key=lambda vout: cheat.outputs[vout].value_sat)
+    txs = [entry.tx for entry in net.server.node.mempool.pool.entries.values()]
+    return {tx.txid() for tx in txs for i in tx.inputs if i.outpoint.txid == txid and i.outpoint.vout in places - {own}}
+
+
+@pytest.mark.parametrize("mode", ["blind", "own"])
+async def test_alice_comes_back_and_leaves_it_to_her_tower(net: Net, mode: Mode) -> None:
+    """She would only outbid her own money."""
+    async with guarded(net, mode) as tower:
+        cheat = await old_commitment(net)
+        await net.alice.stop()
+        await net.mine(1, txs=[cheat])
+        await until_searched(tower, net.height)
+        waiting = penalties_in_mempool(net, cheat)
+        assert len(waiting) == 1
+        await net.alice.start()
+        net.alice.set_feerate(1_000)
+        await net.mine(1, txs=[])
+        await until_searched(tower, net.height)
+        assert penalties_in_mempool(net, cheat) == waiting
+        assert [attempt for attempt in net.alice.attempts() if attempt.group == "penalty"] == []
+        assert net.alice.runtime.bus.counts["onchain.left_to_tower"] == 1
+        # Where that pays too little all of a sudden, she does not rely on the tower.
+        net.alice.set_feerate(5_000)
+        await net.mine(1, txs=[])
+        assert penalties_in_mempool(net, cheat).isdisjoint(waiting)
+        await mine(net, tower)
+        assert states(tower) == ["saved"] * 4
+
+
+@pytest.mark.parametrize("mode", ["blind", "own"])
+async def test_the_tower_leaves_it_to_alice(net: Net, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with guarded(net, mode) as tower:
+        cheat = await old_commitment(net)
+        net.alice.set_feerate(1_000)
+        with monkeypatch.context() as patch:
+            patch.setattr(tower.watcher.publisher, "act", nothing)
+            await net.mine(1, txs=[cheat])
+            await until_searched(tower, net.height)
+        await net.alice.until(lambda: bool(penalties_in_mempool(net, cheat)))
+        waiting = penalties_in_mempool(net, cheat)
+        await net.mine(1, txs=[])
+        await until_searched(tower, net.height)
+        assert penalties_in_mempool(net, cheat) == waiting
+        (known,) = tower.watcher.breaches.values()
+        assert known.attempts == ()
+        await mine(net, tower)
+        assert sorted(states(tower)) == ["client", "saved", "saved", "saved"]
+
+
+async def nothing(*_: object) -> None:
+    """Is done."""
 
 
 async def test_the_tower_takes_what_the_cheater_moved_on(net: Net) -> None:

@@ -71,5 +71,5 @@ async def test_what_is_warm_ends_with_what_it_was_forked_from(tmp_path: Path) ->
     assert child.stdout is not None
     await child.stdout.readline()
     warm.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await child.wait() == -9

@@ -22,7 +22,7 @@ from wallet.keys import Keys
 from wallet.regtest.server import RegtestServer, Settings
 from wallet.rpc import RpcClient, RpcConfig
 
-STEP_SECONDS = 20.0
+STEP_SECONDS = 60.0
 
 
 class Crash(Exception):

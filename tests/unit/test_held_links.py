@@ -14,7 +14,7 @@ from channeld.node import transport
 from channeld.node.peer import PeerLink
 from wallet.bitcoin.secp import pubkey_of
 
-SECONDS = 10
+SECONDS = 60
 FEATURES: frozenset[int] = frozenset()
 CHAIN = b"\x06" * 32
 ALICE, BOB = b"\x11" * 32, b"\x21" * 32

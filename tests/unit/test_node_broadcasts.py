@@ -28,7 +28,7 @@ class FakeSource:
         return BroadcastResult(BroadcastOutcome.ACCEPTED)
 
     async def next(self) -> Tx:
-        return await asyncio.wait_for(self.offered.get(), 5)
+        return await asyncio.wait_for(self.offered.get(), 60)
 
 
 def spend(vout: int, value_sat: int) -> Tx:
@@ -124,7 +124,7 @@ async def test_while_layer_1_is_away_nothing_is_lost(broadcasts: Broadcasts, sou
     source.away = True
     broadcasts.add(tx, "test", 1)
     broadcasts.publish(tx.txid())
-    await asyncio.wait_for(broadcasts.wait_offered(tx.txid()), 5)
+    await asyncio.wait_for(broadcasts.wait_offered(tx.txid()), 60)
     assert await source.next() == tx
     source.away = False
     broadcasts.publish_all()

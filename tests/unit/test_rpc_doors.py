@@ -23,7 +23,7 @@ from watchtower.tower import server as tower_server
 from watchtower.tower.daemon import Tower
 from watchtower.v1 import tower_pb2, tower_pb2_grpc
 
-SECONDS = 20
+SECONDS = 60
 ROOM = 6
 """Calls at a time, in these tests."""
 INFO = tower_pb2.GetInfoRequest(nonce=bytes(32))

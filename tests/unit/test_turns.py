@@ -50,7 +50,7 @@ class Peer:
 
 
 async def finish(*peers: Peer) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for peer in peers:
             await peer.done.wait()
 

@@ -55,7 +55,7 @@ class Walk:
         self.stack: list[tuple[int, bytes]] = []
 
     async def next(self) -> ChainEvent:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             event = await anext(self.events)
         if isinstance(event, BlockConnected):
             assert event.block.header.hash() == event.hash
@@ -124,7 +124,7 @@ async def test_start_waits_for_layer_1(fake: FakeBitcoind) -> None:
     await waited.wait()
     assert "cannot be reached" in told[0]
     await fake.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await starting
     assert source.height() == 0
     await source.close()
@@ -327,7 +327,7 @@ async def test_zmq_when_offered(fake: FakeBitcoind, source: BitcoindChainSource,
     walk = Walk(source.follow(None))
     await walk.until(Synced)
     following = asyncio.ensure_future(walk.next())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await publisher.recv() == b"\x01hashblock"
     await asyncio.sleep(0)
     for height in (1, 2):
