@@ -152,7 +152,8 @@ class FakePayments:
             case RebalanceOrder():
                 kind, amount_msat = "rebalance", order.amount_msat
                 destination = (await self.info()).node_id
-                await self.get_channel(order.incoming_channel_id)
+                for channel_id in order.incoming_channel_ids:
+                    await self.get_channel(channel_id)
                 self.preimages[payment_hash] = bytes(32)
             case ProbeOrder():
                 kind, destination, amount_msat = "probe", order.node_id, order.amount_msat or 0

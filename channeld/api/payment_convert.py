@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from channeld.api import convert
@@ -117,8 +118,8 @@ def keysend_order(request: payments_pb2.KeysendRequest) -> views.KeysendOrder:
 def rebalance_order(request: payments_pb2.RebalanceRequest) -> views.RebalanceOrder:
     return views.RebalanceOrder(
         convert.amount_msat(request.amount_msat, "The amount"),
-        convert.hash32(request.outgoing_channel_id, "a channel id"),
-        convert.hash32(request.incoming_channel_id, "a channel id"),
+        _channel_ids(request.outgoing_channel_ids),
+        _channel_ids(request.incoming_channel_ids),
         _limits(request),
     )
 
@@ -138,18 +139,22 @@ def _optional_amount(request: Any) -> int | None:
     return convert.amount_msat(request.amount_msat, "The amount") if request.HasField("amount_msat") else None
 
 
+def _channel_ids(channel_ids: Iterable[bytes]) -> tuple[bytes, ...]:
+    return tuple(convert.hash32(channel_id, "a channel id") for channel_id in channel_ids)
+
+
 def _limits(request: Any) -> views.PaymentLimits:
     """The limits that a request has fields for."""
     names = request.DESCRIPTOR.fields_by_name
     timeout = request.timeout_seconds if request.HasField("timeout_seconds") else DEFAULT_TIMEOUT_SECONDS
-    channel_ids = request.outgoing_channel_ids if "outgoing_channel_ids" in names else ()
+    is_way_limit = "outgoing_channel_ids" in names and "last_hops" in names
     last_hops = request.last_hops if "last_hops" in names else ()
     return views.PaymentLimits(
         max_fee_msat=request.max_fee_msat if request.HasField("max_fee_msat") else None,
         timeout_seconds=convert.seconds(timeout, "The time to wait"),
         max_cltv_blocks=request.max_cltv_blocks if request.HasField("max_cltv_blocks") else None,
         max_parts=request.max_parts if "max_parts" in names and request.HasField("max_parts") else None,
-        outgoing_channel_ids=tuple(convert.hash32(channel_id, "a channel id") for channel_id in channel_ids),
+        outgoing_channel_ids=_channel_ids(request.outgoing_channel_ids) if is_way_limit else (),
         last_hops=tuple(convert.node_id(node_id) for node_id in last_hops),
     )
 

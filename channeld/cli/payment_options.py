@@ -91,6 +91,18 @@ class CostLimits(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartLimits(CostLimits):
+    """And into how many parts it may be split."""
+
+    max_parts: PartsOption = None
+
+    def put(self, session: Session, request: Any, fee_limit_msat: int | None) -> None:
+        super().put(session, request, fee_limit_msat)
+        if self.max_parts is not None:
+            request.max_parts = self.max_parts
+
+
+@dataclass(frozen=True, kw_only=True)
 class WayLimits(CostLimits):
     """And by which channels and nodes it may go. None: by any."""
 
@@ -104,12 +116,5 @@ class WayLimits(CostLimits):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits(WayLimits):
-    """And into how many parts it may be split."""
-
-    max_parts: PartsOption = None
-
-    def put(self, session: Session, request: Any, fee_limit_msat: int | None) -> None:
-        super().put(session, request, fee_limit_msat)
-        if self.max_parts is not None:
-            request.max_parts = self.max_parts
+class Limits(WayLimits, PartLimits):
+    """All of them."""

@@ -12,7 +12,7 @@ from channeld.cli.command import AMOUNT_HELP, KeyOption, YesFlag, command, msat_
 from channeld.cli.failures import FAILED, NOT_KNOWN_YET, USAGE, CliError, as_sentence
 from channeld.cli.ids import NodeAddress, parse_node_id
 from channeld.cli.payment_commands import send_payment
-from channeld.cli.payment_options import CostLimits, Limits, StreamFlag, WayLimits
+from channeld.cli.payment_options import Limits, PartLimits, StreamFlag, WayLimits
 from channeld.cli.session import Session
 
 if TYPE_CHECKING:
@@ -93,27 +93,39 @@ def rebalance(
     session: Session,
     amount: AmountArgument,
     outgoing: Annotated[
-        str,
-        typer.Option("--out", metavar="CHANNEL", help=f"It leaves by this channel. {CHANNEL_HELP}", show_default=False),
+        list[str],
+        typer.Option(
+            "--out",
+            metavar="CHANNEL",
+            help=f"It leaves by this channel. {CHANNEL_HELP} Again for more to choose from.",
+            show_default=False,
+        ),
     ],
     incoming: Annotated[
-        str, typer.Option("--in", metavar="CHANNEL", help="It comes back over this one.", show_default=False)
+        list[str],
+        typer.Option(
+            "--in",
+            metavar="CHANNEL",
+            help="It comes back over this one. Again for more to choose from.",
+            show_default=False,
+        ),
     ],
-    limits: CostLimits = CostLimits(),
+    limits: PartLimits = PartLimits(),
     stream: StreamFlag = False,
     yes: YesFlag = False,
     idempotency_key: KeyOption = "",
 ) -> None:
-    """Moves money from one channel to another: a payment to ourselves. Costs the fees on the way."""
+    """Moves money from some channels to others: a payment to ourselves, in parts where one does not do. Costs the fees
+    on the way; if not all of it can be moved, nothing is."""
     from channeld.v1 import payments_pb2
 
     request = payments_pb2.RebalanceRequest(
         amount_msat=amount,
-        outgoing_channel_id=resolve(session, outgoing),
-        incoming_channel_id=resolve(session, incoming),
+        outgoing_channel_ids=[resolve(session, channel) for channel in outgoing],
+        incoming_channel_ids=[resolve(session, channel) for channel in incoming],
         idempotency_key=idempotency_key,
     )
-    session.out.note(f"Move {amounts.msat(amount)} from {outgoing} to {incoming}.", "")
+    session.out.note(f"Move {amounts.msat(amount)} from {', '.join(outgoing)} to {', '.join(incoming)}.", "")
     order = payments_pb2.SendPaymentRequest(rebalance=request)
     send_payment(session, order, limits, amount, yes, stream)
 

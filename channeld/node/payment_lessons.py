@@ -9,7 +9,7 @@ Source: BOLT 4, "Receiving Failure Codes", "Returning Errors".
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
@@ -42,17 +42,24 @@ _BY_AMOUNT = frozenset({"insufficient_balance", "in_flight_limit", "dust_exposur
 """Why our own channel refuses an amount, but perhaps not a smaller one."""
 
 
+class Stuck(NamedTuple):
+    """A channel did not pass so much."""
+
+    amount_msat: int
+    ended_seconds: float
+
+
 class Lessons(NamedTuple):
     """What the next attempt of a payment must heed. `most_msat`: by `channel_key`, what our own channels will not
-    take more than. `least_stuck_msat`: what others' channels did not pass, with this payment's parts that they held
-    besides. `stop`: why no further attempt makes sense; empty if one does."""
+    take more than. `stuck`: what others' channels did not pass, with this payment's parts that they held besides, and
+    when that was known. `stop`: why no further attempt makes sense; empty if one does."""
 
     ignored_channels: frozenset[EdgeKey]
     ignored_nodes: frozenset[bytes]
     policies: Mapping[EdgeKey, Policy]
     most_msat: Mapping[int, int]
     stop: str
-    least_stuck_msat: Mapping[EdgeKey, int] = {}
+    stuck: Mapping[EdgeKey, Sequence[Stuck]] = {}
 
 
 _NONE = Lessons(frozenset(), frozenset(), {}, {}, "")
@@ -78,11 +85,11 @@ class _Lessons:
         self._nodes: set[bytes] = set()
         self._policies: dict[EdgeKey, Policy] = {}
         self._corrected: Counter[EdgeKey] = Counter()
-        self._stuck: dict[EdgeKey, list[tuple[float, float]]] = {}
+        self._times: dict[EdgeKey, list[tuple[float, float]]] = {}
+        self._stuck: dict[EdgeKey, list[Stuck]] = {}
         self._refused: Counter[int] = Counter()
         self._suspects: Counter[bytes] = Counter()
         self._most_msat: dict[int, int] = {}
-        self._least_stuck_msat: dict[EdgeKey, int] = {}
         self._stop = ""
 
     def add(self, part: PartRecord) -> None:
@@ -137,11 +144,10 @@ class _Lessons:
         if code & f.NODE:
             self._nodes.add(part.route.hops[part.failing_hop].node_id)
         elif code == f.TemporaryChannelFailure.CODE:
-            times = part.ended_seconds or part.started_seconds, part.started_seconds
-            self._stuck.setdefault(failing_key, []).append(times)
+            ended = part.ended_seconds or part.started_seconds
             amount_msat = part.route.hops[part.failing_hop + 1].amount_msat + self._beside(part, failing_key)
-            known_msat = self._least_stuck_msat.get(failing_key, amount_msat)
-            self._least_stuck_msat[failing_key] = min(known_msat, amount_msat)
+            self._times.setdefault(failing_key, []).append((ended, part.started_seconds))
+            self._stuck.setdefault(failing_key, []).append(Stuck(amount_msat, ended))
         elif part.policy is not None and self._corrected[failing_key] < MOST_POLICIES:
             self._corrected[failing_key] += 1
             self._policies[failing_key] = part.policy
@@ -162,10 +168,9 @@ class _Lessons:
 
     def result(self) -> Lessons:
         """What was collected."""
-        stuck = {key for key, times in self._stuck.items() if _rounds(times) >= MOST_STUCK}
-        channels = frozenset(self._channels | stuck)
-        nodes = frozenset(self._nodes)
-        return Lessons(channels, nodes, self._policies, self._most_msat, self._stop, self._least_stuck_msat)
+        often = {key for key, times in self._times.items() if _rounds(times) >= MOST_STUCK}
+        channels, nodes = frozenset(self._channels | often), frozenset(self._nodes)
+        return Lessons(channels, nodes, self._policies, self._most_msat, self._stop, self._stuck)
 
 
 def _rounds(times: list[tuple[float, float]]) -> int:

@@ -38,6 +38,8 @@ FIRST_CUSTOM_RECORD = 65536
 MAX_RECORD_BYTES = 1000
 FINAL_DELTA_BLOCKS = 42
 """What a payee without an invoice is left; as our own invoices ask for."""
+NAMED_CHANNELS = 4
+"""So many of the channels of a payment to ourselves stand in its invoice."""
 INVOICE_SECONDS = 3600
 """So much longer than the payment an invoice to ourselves lasts."""
 
@@ -143,19 +145,22 @@ class Orders:
         return self._draft(invoice, order.bolt11.strip(), amount, order.limits, payment_hash=payment_hash, **secrets)
 
     async def _rebalance(self, order: RebalanceOrder) -> Draft:
-        outgoing = self._usable(order.outgoing_channel_id, "leave by")
-        incoming = self._usable(order.incoming_channel_id, "come back over")
-        if outgoing is incoming:
-            raise NodeError("invalid_argument", "the money would leave and come back by the same channel: name two")
+        outgoing = self._usable(order.outgoing_channel_ids, "leave by")
+        incoming = self._usable(order.incoming_channel_ids, "come back over")
+        if set(order.outgoing_channel_ids) & set(order.incoming_channel_ids):
+            raise NodeError(
+                "invalid_argument", "the money would leave and come back by the same channel: name one of them"
+            )
         _check_amount(order.amount_msat)
-        receivable_msat = views.available_to_receive_msat(incoming.state)
+        receivable_msat = sum(views.available_to_receive_msat(driver.state) for driver in incoming)
         if receivable_msat < order.amount_msat:
+            what = "channel" if len(incoming) == 1 else "channels"
             raise NodeError(
                 "resource_exhausted",
-                f"the channel that it should come back over can receive {receivable_msat} msat now, "
+                f"the {what} that it should come back over can receive {receivable_msat} msat now, "
                 f"{order.amount_msat} msat are wanted",
             )
-        name = f"rebalance {outgoing.channel_id.hex()[:8]} to {incoming.channel_id.hex()[:8]}"
+        name = f"rebalance {_names(outgoing)} to {_names(incoming)}"
         expiry_seconds = int(order.limits.timeout_seconds) + INVOICE_SECONDS
         bolt11 = await self._invoices.make(order.amount_msat, name, expiry_seconds)
         return self._draft(
@@ -164,18 +169,25 @@ class Orders:
             order.amount_msat,
             order.limits,
             kind="rebalance",
-            outgoing_keys=(outgoing.channel_key,),
-            incoming_key=incoming.channel_key,
-            max_parts=1,
+            outgoing_keys=tuple(self._key_of(channel_id) for channel_id in order.outgoing_channel_ids),
+            incoming_keys=tuple(self._key_of(channel_id) for channel_id in order.incoming_channel_ids),
         )
 
-    def _usable(self, channel_id: bytes, what: str) -> Driver:
-        driver = self._channels.by_id(channel_id)
-        if driver is None:
-            raise NodeError("not_found", f"there is no channel {channel_id.hex()} to {what}")
-        if driver.failure is not None or not views.is_usable(driver.state) or not isinstance(driver.state, Normal):
-            raise NodeError("unavailable", f"the channel to {what}, {channel_id.hex()}, is not usable now")
-        return driver
+    def _usable(self, channel_ids: tuple[bytes, ...], what: str) -> list[Driver]:
+        """Those that can be used now; the others may be later."""
+        if not channel_ids:
+            raise NodeError("invalid_argument", f"name a channel for the money to {what}")
+        usable = []
+        for channel_id in channel_ids:
+            driver = self._channels.by_id(channel_id)
+            if driver is None:
+                raise NodeError("not_found", f"there is no channel {channel_id.hex()} to {what}")
+            if driver.failure is None and views.is_usable(driver.state) and isinstance(driver.state, Normal):
+                usable.append(driver)
+        if not usable:
+            named = ", ".join(channel_id.hex() for channel_id in channel_ids)
+            raise NodeError("unavailable", f"the channel to {what}, {named}, is not usable now")
+        return usable
 
     # --- what they have in common
 
@@ -252,6 +264,11 @@ class Orders:
         if driver is None:
             raise NodeError("not_found", f"there is no channel {channel_id.hex()} for the payment to leave by")
         return driver.channel_key
+
+
+def _names(drivers: list[Driver]) -> str:
+    first = ", ".join(driver.channel_id.hex()[:8] for driver in drivers[:NAMED_CHANNELS])
+    return first if len(drivers) <= NAMED_CHANNELS else f"{first} and {len(drivers) - NAMED_CHANNELS} more"
 
 
 def _within(asked: int | None, most: int, what: str) -> int:

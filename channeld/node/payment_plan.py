@@ -85,8 +85,8 @@ class Planner:
         lessons: Lessons,
         hints: Sequence[tuple[RoutingHop, ...]],
     ) -> Wish:
-        incoming = self._channels.by_key(record.incoming_key) if record.incoming_key is not None else None
-        if record.incoming_key is not None and incoming is None:
+        incoming = tuple(driver for key in record.back_over if (driver := self._channels.by_key(key)) is not None)
+        if record.back_over and not incoming:
             raise NodeError("failed_precondition", "the channel that it should come back over is closed")
         return Wish(
             destination=record.destination,
@@ -101,6 +101,7 @@ class Planner:
             outgoing_keys=record.outgoing_keys,
             last_hops=record.last_hops,
             incoming=incoming,
+            payment_hash=record.payment_hash,
         )
 
     def _splits(self, record: PaymentRecord, invoice: Invoice | None) -> bool:

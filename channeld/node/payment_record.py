@@ -75,8 +75,9 @@ class PaymentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A payment as stored.
 
     `deadline_seconds`: Unix time from which on nothing new is tried. `outgoing_keys`: the first channel is one of these
-    (`channel_key`); `incoming_key` and `last_hops`: the last channel, and its sender. `own_preimage`: a keysend's.
-    `payment_secret`: a probe's, which no invoice has.
+    (`channel_key`); `incoming_keys` and `last_hops`: the last channel, and its sender (`incoming_key`: of rows that
+    earlier versions stored). `own_preimage`: a keysend's. `payment_secret`: a probe's, which no invoice has.
+    `given_up`: why the invoice of a payment to ourselves was withdrawn while parts were out.
     """
 
     payment_id: int
@@ -103,6 +104,13 @@ class PaymentRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     payment_secret: bytes | None = None
     custom_records: tuple[tuple[int, bytes], ...] = ()
     canceled: bool = False
+    incoming_keys: tuple[int, ...] = ()
+    given_up: str = ""
+
+    @property
+    def back_over(self) -> tuple[int, ...]:
+        """The channels that a payment to ourselves may come back over (`channel_key`)."""
+        return self.incoming_keys or (() if self.incoming_key is None else (self.incoming_key,))
 
     @property
     def good_parts(self) -> list[PartRecord]:

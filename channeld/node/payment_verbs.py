@@ -94,12 +94,17 @@ def _said(order: PaymentOrder, key: str) -> tuple[str, tuple[Any, ...]]:
         case KeysendOrder():
             return "keysend", (order.node_id, order.amount_msat, order.custom_records, *_all_limits(order.limits))
         case RebalanceOrder():
-            channels = (order.outgoing_channel_id, order.incoming_channel_id)
+            channels = (_alone(order.outgoing_channel_ids), _alone(order.incoming_channel_ids))
             return "rebalance", (order.amount_msat, *channels, *_all_limits(order.limits))
         case ProbeOrder():
             if key:
                 raise NodeError("invalid_argument", "a probe moves no money and takes no idempotency key")
             return "probe", ()
+
+
+def _alone(channel_ids: tuple[bytes, ...]) -> bytes | tuple[bytes, ...]:
+    """One channel as before there could be several."""
+    return channel_ids[0] if len(channel_ids) == 1 else channel_ids
 
 
 def _all_limits(limits: PaymentLimits) -> tuple[Any, ...]:

@@ -114,11 +114,12 @@ class KeysendOrder(Struct, frozen=True):
 
 
 class RebalanceOrder(Struct, frozen=True):
-    """Pay ourselves: out over one channel (or another, by `limits`), in over `incoming_channel_id`."""
+    """Pay ourselves: each part leaves by one of `outgoing_channel_ids`, and comes back over one of
+    `incoming_channel_ids`; no channel is among both."""
 
     amount_msat: int
-    outgoing_channel_id: bytes
-    incoming_channel_id: bytes
+    outgoing_channel_ids: tuple[bytes, ...]
+    incoming_channel_ids: tuple[bytes, ...]
     limits: PaymentLimits = PaymentLimits()
 
 

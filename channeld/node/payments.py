@@ -38,7 +38,7 @@ from channeld.node.payment_record import (
     save,
 )
 from channeld.node.payment_views import AttemptView, PaymentOrder, PaymentUpdate
-from channeld.node.router import Planned, Router
+from channeld.node.router import AGAIN_SECONDS, Planned, Router
 from channeld.storage import Store, StoreFailed, Write, rows, tables
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ RECONNECT_SECONDS = 20.0
 PROBES_KEPT = 100
 _MAY_HELP = ("channel.usable", "graph.changed")
 """Events after which there may be a way where there was none."""
-_MAY_FREE = ("payment.failed", "invoice.settled", "forward.settled")
-"""Events after which our own channels may have more to send: of these there are many."""
-FREE_SECONDS = 1.0
-"""So long more of them are let come before the next look."""
+CANCELED = "it was canceled"
 Extra = Callable[[int], Sequence[Write]]
 
 
@@ -124,6 +121,8 @@ class Payments:
             self._fail_unsent(live)
             if live.record.is_over and live.record.state == "in_flight" and (reason := self._why_stop(live.record)):
                 live.record = self._failed(live.record, reason)
+            if live.record.given_up:
+                self._spawn(self._orders.forget(live.record))
             self._save(live)
 
     def _fail_unsent(self, live: progress.Live) -> None:
@@ -291,10 +290,12 @@ class Payments:
 
     def _why_stop(self, record: PaymentRecord) -> str:
         """Why nothing more is tried; empty if something may be."""
+        if record.given_up:
+            return record.given_up
         if stop := lessons_of(record).stop:
             return stop
         if record.canceled:
-            return "it was canceled"
+            return CANCELED
         if self._now() >= record.deadline_seconds:
             return "the time for trying is over"
         if len(record.parts) >= MOST_PARTS:
@@ -303,13 +304,14 @@ class Payments:
 
     def _failed(self, record: PaymentRecord, reason: str) -> PaymentRecord:
         """All parts failed, and nothing more is tried."""
-        last = record.parts[-1].failure if record.parts else ""
+        last = next((part.failure for part in reversed(record.parts) if not _is_own_word(record, part)), "")
         told = reason if not last or last == reason else f"{last}; {reason}"
         return replace(record, state="failed", failure=told, ended_seconds=int(self._now()))
 
     def _try_again(self, live: progress.Live) -> None:
         """If something of a payment is missing, look for other ways."""
-        if live.retry is None and live.record.state == "in_flight" and live.record.missing_msat > 0:
+        record = live.record
+        if live.retry is None and record.state == "in_flight" and record.missing_msat > 0 and not record.given_up:
             live.retry = asyncio.get_running_loop().create_task(self._retry(live))
 
     async def _retry(self, live: progress.Live) -> None:
@@ -326,6 +328,18 @@ class Payments:
         if live.record.state == "in_flight" and live.record.is_over:
             live.record = self._failed(live.record, reason)
             self._save(live)
+        elif live.record.state == "in_flight" and reason and live.record.kind == "rebalance":
+            self._give_up(live, reason)
+
+    def _give_up(self, live: progress.Live, reason: str) -> None:
+        """Nothing more is tried of a payment to ourselves: what has come is given back at once, not when the time for
+        all parts to come is over."""
+        record = live.record = replace(live.record, given_up=reason)
+
+        def withdraw() -> None:
+            self._spawn(self._orders.forget(record))
+
+        self._commit(live, withdraw)
 
     async def _attempt(self, live: progress.Live) -> str:
         """Parts for what is missing now; why there are none. While others are out, the payee holds what has come, and
@@ -352,9 +366,9 @@ class Payments:
 
     def _worth_waiting(self, live: progress.Live) -> float:
         """Until when (Unix time) ways may come up: after a restart peers and the network have to be met again, a
-        connection that was lost may come back, and what is out binds the payment anyway."""
+        connection that was lost may come back, and what is out binds the payment anyway, unless we are the payee."""
         record = live.record
-        if live.resumed or not record.is_over:
+        if live.resumed or not (record.is_over or record.kind == "rebalance"):
             return record.deadline_seconds
         lost = [part for part in record.parts if part.end == "never_sent" or part.reject_code == "not_ready"]
         if not any(self._is_away(part.channel_key) for part in lost):
@@ -369,14 +383,16 @@ class Payments:
         return isinstance(state, Normal) and not isinstance(state.link, Live)
 
     async def _something_changed(self, live: progress.Live, since_sequence: int, until: float) -> bool:
-        """Whether a part of the payment ended, or a channel or the graph changed since then, before `until`."""
+        """Until a part of the payment ended, a channel or the graph changed since then, or some time passed, which may
+        help too; False if that was not before `until`."""
         waiting = {
             asyncio.ensure_future(live.moved.wait()),
             asyncio.ensure_future(self._news(since_sequence)),
         }
         try:
-            done, _ = await asyncio.wait(waiting, timeout=until - self._now(), return_when=asyncio.FIRST_COMPLETED)
-            return bool(done)
+            seconds = min(AGAIN_SECONDS, until - self._now())
+            done, _ = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return bool(done) or self._now() < until
         finally:
             for each in waiting:
                 each.cancel()
@@ -385,9 +401,6 @@ class Payments:
         """Until something happened after which there may be a way where there was none; or the node stops."""
         async for event in self._bus.stream(since_sequence):
             if event.kind in _MAY_HELP:
-                return
-            if event.kind in _MAY_FREE:
-                await asyncio.sleep(FREE_SECONDS)
                 return
         await asyncio.Event().wait()
 
@@ -405,11 +418,16 @@ class Payments:
             live.retry = None
         if live.record.state == "in_flight":
             record = replace(live.record, canceled=True)
+            if record.kind == "rebalance":
+                record = replace(record, given_up=CANCELED)
             live.record = self._failed(record, self._why_stop(record)) if record.is_over else record
-        view = live.record.view()
+        record = live.record
+        view = record.view()
         stored = asyncio.Event()
         self._commit(live, stored.set)
         await stored.wait()
+        if record.kind == "rebalance" and record.state == "in_flight":
+            await self._orders.forget(record)
         return view
 
     # --- outcomes
@@ -557,6 +575,11 @@ class _StartRows:
         self.record = self._live.record
         yield save(self.record)
         yield from self._live.extra
+
+
+def _is_own_word(record: PaymentRecord, part: PartRecord) -> bool:
+    """Whether a part that failed was refused by ourselves as payee: that is no reason, but what followed from one."""
+    return bool(record.back_over) and part.end == "told" and part.failing_key is None
 
 
 _REFUSALS: dict[ev.RejectCode, ErrorKind] = {

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
+from msgspec.structs import replace
 
 from channeld.bolt.features import Feature
 from channeld.bolt.invoice import RoutingHop
@@ -43,6 +44,8 @@ SMALL_CHANNELS = 500
 """Networks up to this size are searched at once: copying and a thread would take longer."""
 SNAPSHOT_SECONDS = 10.0
 """A snapshot of a large network is used so long: taking one stops everything else for some milliseconds."""
+AGAIN_SECONDS = 5.0
+"""After so long a payment may offer a channel what it did not pass: others' HTLCs come and go."""
 WARM_CHANNELS = 1000
 """From this size on the libraries are loaded before the first payment needs them."""
 
@@ -57,7 +60,8 @@ class Planned(NamedTuple):
 
 class Wish(NamedTuple):
     """What to find ways for. `parts`: of the same payment, still good. `outgoing_keys`, `last_hops`: see
-    `PaymentRecord`; `incoming`: the channel of ours over which a circular payment comes back."""
+    `PaymentRecord`; `incoming`: the channels of ours over which a circular payment comes back, if it is one.
+    `payment_hash`: tells its HTLCs that have come back."""
 
     destination: bytes
     amount_msat: int
@@ -70,7 +74,18 @@ class Wish(NamedTuple):
     lessons: Lessons
     outgoing_keys: tuple[int, ...] = ()
     last_hops: tuple[bytes, ...] = ()
-    incoming: Driver | None = None
+    incoming: tuple[Driver, ...] = ()
+    payment_hash: bytes = b""
+
+
+class _WaysBack(NamedTuple):
+    """How a circular payment may end: edges that are not in the graph, what the last channels can bring, from whom, and
+    the channels of the same peers that it must not take."""
+
+    hinted: list[ExtraEdge]
+    most_msat: dict[EdgeKey, int]
+    peers: frozenset[bytes]
+    other_ways: list[EdgeKey]
 
 
 class Router:
@@ -235,14 +250,16 @@ class Router:
                 used[hop.key] = used.get(hop.key, 0) + hop.amount_msat
         edges = list(hint_edges(wish.destination, wish.hints))
         ignored = set(wish.lessons.ignored_channels)
+        liquidity = self._not_more(wish.lessons)
         incoming_nodes = frozenset(wish.last_hops) or None
-        if wish.incoming is not None:
-            back = self._back_over(wish.incoming)
+        if wish.incoming:
+            back = self._back_over(wish.incoming, wish.payment_hash)
             if isinstance(back, NoRoute):
                 return back
-            edges.extend(back)
-            incoming_nodes = frozenset({wish.incoming.peer_id})
-            ignored.update(self._other_ways_in(wish.incoming))
+            edges.extend(back.hinted)
+            liquidity.update((key, (most_msat, most_msat)) for key, most_msat in back.most_msat.items())
+            incoming_nodes = back.peers
+            ignored.update(back.other_ways)
         local = (self._local(scid, driver, wish.lessons, returned) for scid, driver in drivers.items())
         return RouteRequest(
             source=self._node_id,
@@ -259,8 +276,14 @@ class Router:
             ignored_nodes=wish.lessons.ignored_nodes,
             incoming_nodes=incoming_nodes,
             policies=wish.lessons.policies,
-            liquidity={key: (0, stuck_msat - 1) for key, stuck_msat in wish.lessons.least_stuck_msat.items()},
+            liquidity=liquidity,
         )
+
+    def _not_more(self, lessons: Lessons) -> dict[EdgeKey, tuple[int, int]]:
+        """Bounds on what channels can send that have just failed the payment; what the scorer knows fades at once."""
+        since = self._now() - AGAIN_SECONDS
+        recent = {key: [each for each in stuck if each.ended_seconds > since] for key, stuck in lessons.stuck.items()}
+        return {key: (0, min(each.amount_msat for each in stuck) - 1) for key, stuck in recent.items() if stuck}
 
     def _local(
         self, scid: int, driver: Driver, lessons: Lessons | None = None, returned: dict[int, int] | None = None
@@ -276,25 +299,52 @@ class Router:
 
     # --- back to us
 
-    def _back_over(self, driver: Driver) -> list[ExtraEdge] | NoRoute:
-        """The last channel of a circular payment, unless the graph has it."""
+    def _back_over(self, drivers: Sequence[Driver], payment_hash: bytes) -> _WaysBack | NoRoute:
+        """The last channels of a circular payment, those of them that can be used now."""
+        usable = [driver for driver in drivers if driver.failure is None and views.is_usable(driver.state)]
+        if not usable:
+            return NoRoute("no channel that the payment should come back over is usable now")
+        named: list[Driver] = []
+        hinted: list[ExtraEdge] = []
+        most_msat: dict[EdgeKey, int] = {}
+        for driver in usable:
+            found = self._way_back(driver)
+            if found is None:
+                continue
+            key, edges = found
+            most_msat[key] = _most_back_msat(driver, payment_hash)
+            hinted += [replace(edge, liquidity_msat=most_msat[key]) for edge in edges]
+            named.append(driver)
+        if not named:
+            return NoRoute("the peer has not named the channel that the payment should come back over yet")
+        peers = frozenset(driver.peer_id for driver in named)
+        return _WaysBack(hinted, most_msat, peers, list(self._other_ways_in(peers, named)))
+
+    def _way_back(self, driver: Driver) -> tuple[EdgeKey, list[ExtraEdge]] | None:
+        """A channel's direction to us, and the edge for it unless the graph has it; None while it has no name."""
         state = driver.state
         assert isinstance(state, Funded)
         direction = direction_of(driver.peer_id, self._node_id)
         if state.scid is not None and self._gossip.graph.policy(EdgeKey(state.scid, direction)) is not None:
-            return []
+            return EdgeKey(state.scid, direction), []
         hop = hop_to_us(driver, self._channels.update_of_peer(driver.channel_id))
         if hop is None:
-            return NoRoute("the peer has not named the channel that the payment should come back over yet")
-        return list(hint_edges(self._node_id, [(hop,)]))
+            return None
+        return EdgeKey(hop.short_channel_id, direction), list(hint_edges(self._node_id, [(hop,)]))
 
-    def _other_ways_in(self, driver: Driver) -> Iterable[EdgeKey]:
-        """The same peer's other channels with us, in the direction to us."""
-        direction = direction_of(driver.peer_id, self._node_id)
-        for other in self._channels.of_peer(driver.peer_id):
-            scid = other.state.scid if isinstance(other.state, Funded) else None
-            if other is not driver and scid is not None:
-                yield EdgeKey(scid, direction)
+    def _other_ways_in(self, peers: Iterable[bytes], drivers: Sequence[Driver]) -> Iterable[EdgeKey]:
+        """The other channels of these peers with us, in the direction to us."""
+        for peer_id in peers:
+            for other in self._channels.of_peer(peer_id):
+                scid = other.state.scid if isinstance(other.state, Funded) else None
+                if other not in drivers and scid is not None:
+                    yield EdgeKey(scid, direction_of(peer_id, self._node_id))
+
+
+def _most_back_msat(driver: Driver, payment_hash: bytes) -> int:
+    """What a channel could bring back of a payment in all, HTLCs that it has brought already included."""
+    come = (htlc for htlc in views.htlcs(driver.state) if not htlc.offered and htlc.payment_hash == payment_hash)
+    return views.available_to_receive_msat(driver.state) + sum(htlc.amount_msat for htlc in come)
 
 
 def _is_reliable(found: tuple[Route, ...] | NoRoute) -> bool:

@@ -323,11 +323,11 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
 
 
 def _narrowed(known: tuple[float, float], bounds: tuple[int, int] | None) -> tuple[float, float]:
-    """What holds of a balance if both hold; the upper bound has the last word, since it costs no attempt."""
+    """What is known of a balance, as far as it is within bounds that hold for certain."""
     if bounds is None:
         return known
-    upper = min(known[1], bounds[1])
-    return min(max(known[0], bounds[0]), upper), upper
+    least, most = bounds
+    return min(max(known[0], least), most), min(max(known[1], least), most)
 
 
 @dataclass(slots=True)

@@ -62,8 +62,9 @@ def find_flow(
 ) -> tuple[Route, ...] | NoRoute:
     """The parts whose sum is the amount, best in all by the request's model; one part where that is enough.
 
-    `max_fee_msat` limits the sum of fees. A circular payment is always one part. The parts' probabilities are
-    conditional on the parts before them: their product is that of the whole payment.
+    `max_fee_msat` limits the sum of fees. A circular payment is one part unless no channel may be both its first and
+    its last. The parts' probabilities are conditional on the parts before them: their product is that of the whole
+    payment.
     Raises ValueError for an amount or number of parts that make no sense.
     """
     if max_parts < 1:
@@ -71,7 +72,7 @@ def find_flow(
     problem = lay_out(graph, scorer, request, now_seconds)
     single = solve(problem)
     reliable = isinstance(single, Route) and single.probability >= _RELIABLE
-    if max_parts == 1 or reliable or problem.target_index < 0 or request.source == request.destination:
+    if max_parts == 1 or reliable or problem.target_index < 0 or _turns_back(problem):
         return (single,) if isinstance(single, Route) else single
     split = _split(problem, max_parts)
     if isinstance(split, NoRoute):
@@ -81,6 +82,18 @@ def find_flow(
         if single.cost_msat <= sum(route.cost_msat for route in split) + part_msat:
             return (single,)
     return split
+
+
+def _turns_back(problem: Problem) -> bool:
+    """Whether a flow might come back to the payer by the channel that it left by: it cannot tell."""
+    if problem.request.source != problem.request.destination:
+        return False
+    usable = np.concatenate([problem.base.allowed, problem.extra.allowed])
+    firsts, lasts = (
+        {problem.key(edge).short_channel_id for edge in np.nonzero(there & usable)[0].tolist()}
+        for there in (problem.sources == problem.root, problem.targets == problem.target_index)
+    )
+    return not firsts.isdisjoint(lasts)
 
 
 def _split(problem: Problem, max_parts: int) -> tuple[Route, ...] | NoRoute:

@@ -117,7 +117,7 @@ class RouteRequest(Struct, frozen=True, kw_only=True):
     with unknown balances. `in_flight`: msat of HTLCs that are out, by direction. `outgoing_scids`, `incoming_nodes`:
     if given, the first hop's channel, and the last hop's sender, are one of these.
     `policies`: terms that take the place of the graph's in this search alone. `liquidity`: the least and the most
-    (msat, what is in flight included) that a direction can send, as this payer knows besides what the scorer does.
+    (msat, what is in flight included) that a direction can send, for certain: what the scorer knows is cut to that.
     `required_features`: bits that every forwarding node must have announced, as an int of feature bits.
     """
 

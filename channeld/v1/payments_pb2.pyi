@@ -729,18 +729,15 @@ class RebalanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AMOUNT_MSAT_FIELD_NUMBER: _builtins.int
-    OUTGOING_CHANNEL_ID_FIELD_NUMBER: _builtins.int
-    INCOMING_CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    OUTGOING_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    INCOMING_CHANNEL_IDS_FIELD_NUMBER: _builtins.int
     MAX_FEE_MSAT_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     MAX_CLTV_BLOCKS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    MAX_PARTS_FIELD_NUMBER: _builtins.int
     amount_msat: _builtins.int
     """What to move."""
-    outgoing_channel_id: _builtins.bytes
-    """The channel that it leaves by, 32 bytes."""
-    incoming_channel_id: _builtins.bytes
-    """The channel that it comes back over, 32 bytes."""
     max_fee_msat: _builtins.int
     """The most that it may cost besides; absent lets the daemon choose."""
     timeout_seconds: _builtins.float
@@ -749,31 +746,46 @@ class RebalanceRequest(_message.Message):
     """The most blocks that money may be locked for, from now to the expiry of the first HTLC; absent means 2000."""
     idempotency_key: _builtins.str
     """The same key with the same arguments moves money once and gives the first answer again."""
+    max_parts: _builtins.int
+    """Into how many parts it may be split; absent means 16."""
+    @_builtins.property
+    def outgoing_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The channels that it may leave by (their ids, 32 bytes each), at least one."""
+
+    @_builtins.property
+    def incoming_channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The channels that it may come back over, at least one; none of those that it may leave by."""
+
     def __init__(
         self,
         *,
         amount_msat: _builtins.int = ...,
-        outgoing_channel_id: _builtins.bytes = ...,
-        incoming_channel_id: _builtins.bytes = ...,
+        outgoing_channel_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        incoming_channel_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         max_fee_msat: _builtins.int | None = ...,
         timeout_seconds: _builtins.float | None = ...,
         max_cltv_blocks: _builtins.int | None = ...,
         idempotency_key: _builtins.str = ...,
+        max_parts: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_timeout_seconds", b"_timeout_seconds", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_max_parts", b"_max_parts", "_timeout_seconds", b"_timeout_seconds", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "max_parts", b"max_parts", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "idempotency_key", b"idempotency_key", "incoming_channel_id", b"incoming_channel_id", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "outgoing_channel_id", b"outgoing_channel_id", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks", "_max_fee_msat", b"_max_fee_msat", "_max_parts", b"_max_parts", "_timeout_seconds", b"_timeout_seconds", "amount_msat", b"amount_msat", "idempotency_key", b"idempotency_key", "incoming_channel_ids", b"incoming_channel_ids", "max_cltv_blocks", b"max_cltv_blocks", "max_fee_msat", b"max_fee_msat", "max_parts", b"max_parts", "outgoing_channel_ids", b"outgoing_channel_ids", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_cltv_blocks: _TypeAlias = _typing.Literal["max_cltv_blocks"]  # noqa: Y015
     _WhichOneofArgType__max_cltv_blocks: _TypeAlias = _typing.Literal["_max_cltv_blocks", b"_max_cltv_blocks"]  # noqa: Y015
     _WhichOneofReturnType__max_fee_msat: _TypeAlias = _typing.Literal["max_fee_msat"]  # noqa: Y015
     _WhichOneofArgType__max_fee_msat: _TypeAlias = _typing.Literal["_max_fee_msat", b"_max_fee_msat"]  # noqa: Y015
+    _WhichOneofReturnType__max_parts: _TypeAlias = _typing.Literal["max_parts"]  # noqa: Y015
+    _WhichOneofArgType__max_parts: _TypeAlias = _typing.Literal["_max_parts", b"_max_parts"]  # noqa: Y015
     _WhichOneofReturnType__timeout_seconds: _TypeAlias = _typing.Literal["timeout_seconds"]  # noqa: Y015
     _WhichOneofArgType__timeout_seconds: _TypeAlias = _typing.Literal["_timeout_seconds", b"_timeout_seconds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cltv_blocks) -> _WhichOneofReturnType__max_cltv_blocks | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_fee_msat) -> _WhichOneofReturnType__max_fee_msat | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parts) -> _WhichOneofReturnType__max_parts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout_seconds) -> _WhichOneofReturnType__timeout_seconds | None: ...
 

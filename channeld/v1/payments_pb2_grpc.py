@@ -128,8 +128,8 @@ class PaymentsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rebalance(self, request, context):
-        """Pays ourselves: out over one channel, back over another; waits as `Pay` does. Costs the fees on the way.
-        Moves money: give an idempotency key.
+        """Pays ourselves: out over some channels, back over others, in as many parts as it takes; waits as `Pay` does. Costs
+        the fees on the way. Moves money: give an idempotency key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

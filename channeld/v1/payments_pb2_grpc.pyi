@@ -47,8 +47,8 @@ class PaymentsStub:
     Keysend: _grpc.UnaryUnaryMultiCallable[_payments_pb2.KeysendRequest, _payments_pb2.KeysendResponse]
     """Pays a node that did not ask for it (keysend), and waits as `Pay` does. Moves money: give an idempotency key."""
     Rebalance: _grpc.UnaryUnaryMultiCallable[_payments_pb2.RebalanceRequest, _payments_pb2.RebalanceResponse]
-    """Pays ourselves: out over one channel, back over another; waits as `Pay` does. Costs the fees on the way.
-    Moves money: give an idempotency key.
+    """Pays ourselves: out over some channels, back over others, in as many parts as it takes; waits as `Pay` does. Costs
+    the fees on the way. Moves money: give an idempotency key.
     """
     Probe: _grpc.UnaryUnaryMultiCallable[_payments_pb2.ProbeRequest, _payments_pb2.ProbeResponse]
     """Finds out whether a payment would arrive and what it would cost, with HTLCs that nobody can settle. That they
@@ -90,8 +90,8 @@ class PaymentsAsyncStub(PaymentsStub):
     Keysend: _aio.UnaryUnaryMultiCallable[_payments_pb2.KeysendRequest, _payments_pb2.KeysendResponse]  # type: ignore[assignment]
     """Pays a node that did not ask for it (keysend), and waits as `Pay` does. Moves money: give an idempotency key."""
     Rebalance: _aio.UnaryUnaryMultiCallable[_payments_pb2.RebalanceRequest, _payments_pb2.RebalanceResponse]  # type: ignore[assignment]
-    """Pays ourselves: out over one channel, back over another; waits as `Pay` does. Costs the fees on the way.
-    Moves money: give an idempotency key.
+    """Pays ourselves: out over some channels, back over others, in as many parts as it takes; waits as `Pay` does. Costs
+    the fees on the way. Moves money: give an idempotency key.
     """
     Probe: _aio.UnaryUnaryMultiCallable[_payments_pb2.ProbeRequest, _payments_pb2.ProbeResponse]  # type: ignore[assignment]
     """Finds out whether a payment would arrive and what it would cost, with HTLCs that nobody can settle. That they
@@ -160,8 +160,8 @@ class PaymentsServicer(metaclass=_abc_1.ABCMeta):
         request: _payments_pb2.RebalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payments_pb2.RebalanceResponse, _abc.Awaitable[_payments_pb2.RebalanceResponse]]:
-        """Pays ourselves: out over one channel, back over another; waits as `Pay` does. Costs the fees on the way.
-        Moves money: give an idempotency key.
+        """Pays ourselves: out over some channels, back over others, in as many parts as it takes; waits as `Pay` does. Costs
+        the fees on the way. Moves money: give an idempotency key.
         """
 
     @_abc_1.abstractmethod

@@ -121,9 +121,11 @@ async def test_what_cannot_be_sent_is_refused_with_a_sentence(net: Net) -> None:
         (ProbeOrder(b"", own), "invalid_argument", "this very node"),
         (ProbeOrder(nobody, "", 1), "failed_precondition", "open one first"),
         (InvoiceOrder(own), "invalid_argument", "`rebalance`"),
-        (RebalanceOrder(1, unknown, known), "not_found", "to leave by"),
-        (RebalanceOrder(1, known, unknown), "not_found", "to come back over"),
-        (RebalanceOrder(1, known, known), "invalid_argument", "name two"),
+        (RebalanceOrder(1, (unknown,), (known,)), "not_found", "to leave by"),
+        (RebalanceOrder(1, (known,), (unknown,)), "not_found", "to come back over"),
+        (RebalanceOrder(1, (known,), (known,)), "invalid_argument", "same channel"),
+        (RebalanceOrder(1, (), (known,)), "invalid_argument", "to leave by"),
+        (RebalanceOrder(1, (known,), ()), "invalid_argument", "to come back over"),
     ]
     limits = [
         (PaymentLimits(max_fee_msat=-1), "invalid_argument", "fee limit"),
@@ -146,8 +148,8 @@ async def test_a_circle_moves_money_between_our_channels(net: Net) -> None:
     a = net["a"]
     out, back = net.channels["ab"], net.channels["ca"]
     with pytest.raises(NodeError, match="can receive"):
-        await a.api.send(RebalanceOrder(AMOUNT_MSAT, back, out))
-    order = RebalanceOrder(AMOUNT_MSAT, out, back)
+        await a.api.send(RebalanceOrder(AMOUNT_MSAT, (back,), (out,)))
+    order = RebalanceOrder(AMOUNT_MSAT, (out,), (back,))
     moved = await a.api.send(order, "circle")
     assert (moved.kind, moved.state) == ("rebalance", "succeeded"), moved.failure
     assert await a.api.send(order, "circle") == moved
@@ -166,7 +168,7 @@ async def test_a_circle_moves_money_between_our_channels(net: Net) -> None:
     assert failed.state == "failed"
 
     with pytest.raises(NodeError, match="no way"):
-        await a.api.send(RebalanceOrder(AMOUNT_MSAT, out, back, PaymentLimits(max_fee_msat=0)))
+        await a.api.send(RebalanceOrder(AMOUNT_MSAT, (out,), (back,), PaymentLimits(max_fee_msat=0)))
 
     async def withdrawn() -> bool:
         states = sorted(invoice.state for invoice in await a.api.list_invoices())

@@ -44,7 +44,7 @@ async def _diamond(net: Net) -> None:
     await net.quiet()
 
 
-async def _paid(net: Net, order: PaymentOrder, key: str, public: int) -> tuple[PaymentView, bool]:
+async def paid(net: Net, order: PaymentOrder, key: str, public: int) -> tuple[PaymentView, bool]:
     """The outcome of a payment that is asked for with the same key until it is known; whether its payer died. `public`:
     how many channels everybody knows."""
     payer = net["a"]
@@ -74,7 +74,7 @@ async def test_the_payer_dies_at_every_commit_of_two_attempts(net: Net, when: st
         before = {name: await net.owns(name) for name in "abcd"}
         invoice = await net["d"].api.create_invoice(AMOUNT_MSAT, "the payer dies")
         payer.hook.arm(commit, when)  # type: ignore[arg-type]
-        payment, died = await _paid(net, InvoiceOrder(invoice.bolt11, None, PATIENT), f"{when} {commit}", CHANNELS)
+        payment, died = await paid(net, InvoiceOrder(invoice.bolt11, None, PATIENT), f"{when} {commit}", CHANNELS)
         died = await net.restarted(payer) or died
         crashes += died
         assert payment.state == "succeeded", payment.failure
@@ -103,7 +103,7 @@ async def test_the_payer_dies_at_every_commit_of_a_keysend(net: Net, when: str) 
     for commit in range(1, MOST_COMMITS):
         payer.hook.arm(commit, when)  # type: ignore[arg-type]
         order = KeysendOrder(payee.node_id, AMOUNT_MSAT, ((65_537, b"x"),), PATIENT)
-        payment, died = await _paid(net, order, f"{when} {commit}", 0)
+        payment, died = await paid(net, order, f"{when} {commit}", 0)
         died = await net.restarted(payer) or died
         assert payment.state == "succeeded", payment.failure
         await net.active()

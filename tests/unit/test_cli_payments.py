@@ -80,7 +80,21 @@ def test_rebalance(channelctl: Channelctl, daemon: Daemon) -> None:
     assert f"Move 1,000 sat from {first.hex()} to {second.hex()}." in moved.err
     (order,) = daemon.node.orders
     assert isinstance(order, RebalanceOrder)
-    assert (order.amount_msat, order.outgoing_channel_id, order.incoming_channel_id) == (1_000_000, first, second)
+    assert (order.amount_msat, order.outgoing_channel_ids, order.incoming_channel_ids) == (
+        1_000_000,
+        (first,),
+        (second,),
+    )
+    assert order.limits.outgoing_channel_ids == ()
+    third = daemon.usable_channel()
+    ways = ("--out", first.hex(), "--out", third.hex(), "--in", second.hex(), "--max-parts", "4")
+    assert channelctl.json("rebalance", "1000", *ways)["payment"]["state"] == "succeeded"
+    split = daemon.node.orders[-1]
+    assert isinstance(split, RebalanceOrder)
+    assert (split.outgoing_channel_ids, split.limits.max_parts) == ((first, third), 4)
+    shown = channelctl("rebalance", "1000", *ways)
+    assert f"from {first.hex()}, {third.hex()} to {second.hex()}." in shown.err
+    assert "Part 1" in shown.err
     assert channelctl.json("payments")["payments"][0]["kind"] == "rebalance"
     assert channelctl("rebalance", "1000", "--out", first.hex()).status == 2
     assert channelctl("rebalance", "1000", "--out", "ffff", "--in", second.hex()).status == 3

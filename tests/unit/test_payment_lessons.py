@@ -19,6 +19,7 @@ from channeld.channel import effects as fx
 from channeld.node.payment_lessons import (
     MOST_POLICIES,
     MOST_STUCK,
+    Stuck,
     Teacher,
     failed_part,
     learnt_from,
@@ -106,16 +107,16 @@ def test_a_channel_without_money_is_left_alone_after_some_attempts() -> None:
     assert NODES[1].hex() in part.failure
     assert part.failing_key == EdgeKey(scid(2), 0)
     assert "cannot send 1000000 msat over" in learnt_from(part)
-    stuck = {EdgeKey(scid(2), 0): AMOUNT_MSAT}
-    assert lessons_of(record(part)) == lessons_of(record())._replace(least_stuck_msat=stuck)
-    assert lessons_of(record(*[part] * MOST_STUCK)) == lessons_of(record(part))  # out together, they knew no better
+    key = EdgeKey(scid(2), 0)
+    assert lessons_of(record(part)) == lessons_of(record())._replace(stuck={key: [Stuck(AMOUNT_MSAT, NOW + 1)]})
+    assert not lessons_of(record(*[part] * MOST_STUCK)).ignored_channels  # out together, they knew no better
     times = [(NOW + 2 * number, NOW + 2 * number + 1) for number in range(MOST_STUCK)]
     again = [replace(part, started_seconds=started, ended_seconds=ended) for started, ended in times]
-    assert lessons_of(record(*again[1:])) == lessons_of(record(part))
+    assert not lessons_of(record(*again[1:])).ignored_channels
     held = replace(PART, started_seconds=NOW)
-    assert lessons_of(record(held, part)).least_stuck_msat == {EdgeKey(scid(2), 0): 2 * AMOUNT_MSAT}
+    assert lessons_of(record(held, part)).stuck == {key: [Stuck(2 * AMOUNT_MSAT, NOW + 1)]}
     gone = replace(held, state="failed", end="never_sent", ended_seconds=NOW + 0.5)
-    assert lessons_of(record(gone, part)).least_stuck_msat == stuck
+    assert lessons_of(record(gone, part)).stuck == lessons_of(record(part)).stuck
     assert lessons_of(record(*reversed(again))).ignored_channels == {EdgeKey(scid(2), 0)}
     slow = replace(part, started_seconds=NOW, ended_seconds=NOW + 100)
     assert lessons_of(record(slow, *again)).ignored_channels == {EdgeKey(scid(2), 0)}
