@@ -10,9 +10,9 @@ Amounts in msat, improbability in nats. Source: BOLT 7, "HTLC Fees".
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from channeld.routing.graph import EdgeTable, Flags, Floats, Graph, Indices, Ints, Topology
+from channeld.routing.prices import Pricing, Table
 from channeld.routing.scoring import Distribution, Scorer
 from channeld.routing.values import (
     MAX_AMOUNT_MSAT,
@@ -32,84 +33,10 @@ from channeld.routing.values import (
     direction_of,
 )
 
-MILLION = 1_000_000
 _FEW_EDGES = 64
 """A network with as many is searched without scipy."""
 _REACHABLE = 1e300
 """Below infinity: Dijkstra's limit, so that forbidden edges are not followed."""
-
-
-class Quote(NamedTuple):
-    """What some edges cost for one amount: fees (msat), improbability (nats), and the sum of all (msat); the sum is
-    infinite where the amount cannot pass."""
-
-    fee_msat: Ints
-    nats: Floats
-    cost_msat: Floats
-
-
-@dataclass(slots=True)
-class Table:
-    """Edges with all that a price depends on. `allowed` has ignored, disabled and unsuitable edges taken out."""
-
-    edges: EdgeTable
-    lower: Floats
-    upper: Floats
-    capacity: Floats
-    used: Floats
-    fixed_nats: Floats
-    allowed: Flags
-
-    def quote(
-        self, index: NDArray[np.integer], amount_msat: int, model: CostModel, nat_msat: float, dist: Distribution
-    ) -> Quote:
-        """Exact prices of some edges for an HTLC of `amount_msat` on them."""
-        edges = self.edges
-        millionths = edges.fee_proportional_millionths[index]
-        whole, rest = divmod(amount_msat, MILLION)
-        fee = edges.fee_base_msat[index] + whole * millionths + rest * millionths // MILLION
-        nats = dist.nats(
-            self.lower[index], self.upper[index], self.used[index], float(amount_msat), self.capacity[index]
-        )
-        nats += self.fixed_nats[index]
-        locked = edges.cltv_expiry_delta[index] * (amount_msat * model.lock_ppb_per_block / 1e9)
-        cost = fee * model.fee_weight + locked + model.hop_msat
-        if nat_msat:
-            cost += nats * nat_msat
-        ok = self.allowed[index] & (edges.htlc_minimum_msat[index] <= amount_msat)
-        ok &= (edges.htlc_maximum_msat[index] >= amount_msat) & (nats < np.inf)
-        cost[~ok] = np.inf
-        return Quote(fee, nats, cost)
-
-    def floor(
-        self, least_msat: Floats | float, most_msat: int, model: CostModel, nat_msat: float, dist: Distribution
-    ) -> Floats:
-        """What each edge costs at least for any amount of that range (its start may differ by edge); infinite where
-        none of them can pass."""
-        edges = self.edges
-        cost: Floats = edges.fee_proportional_millionths.astype(np.float64)
-        cost *= least_msat / MILLION
-        cost += 5e-7  # fees are multiples of 1e-6 before rounding: this rights binary fractions, and no more
-        np.floor(cost, out=cost)
-        cost += edges.fee_base_msat
-        if model.fee_weight != 1:
-            cost *= model.fee_weight
-        if model.lock_ppb_per_block:
-            cost += edges.cltv_expiry_delta * (least_msat * model.lock_ppb_per_block / 1e9)
-        cost += model.hop_msat
-        if nat_msat:
-            nats = dist.nats(self.lower, self.upper, self.used, least_msat, self.capacity)
-            nats += self.fixed_nats
-            cost += nats * nat_msat
-        cost[~self.open_to(least_msat, most_msat)] = np.inf
-        return cost
-
-    def open_to(self, least_msat: Floats | float, most_msat: int) -> Flags:
-        """Which edges can pass some amount of that range."""
-        ok = self.allowed & (self.edges.htlc_minimum_msat <= most_msat)
-        ok &= self.edges.htlc_maximum_msat >= least_msat
-        ok &= self.upper >= self.used + least_msat
-        return ok
 
 
 @dataclass(slots=True)
@@ -135,12 +62,17 @@ class Problem:
     @property
     def base_edges(self) -> int:
         """The first index of an extra edge."""
-        return len(self.base.edges.source)
+        return len(self.base)
 
     @property
     def nat_msat(self) -> float:
         """What a nat costs in this payment."""
         return self.request.model.nat_msat(self.whole_msat)
+
+    def pricing(self, model: CostModel | None = None) -> Pricing:
+        """How this payment's costs are compared, by another model than the request's if one is given."""
+        model = model or self.request.model
+        return Pricing(model, model.nat_msat(self.whole_msat), self.distribution)
 
     def key(self, edge: int) -> EdgeKey:
         """The channel and direction of an edge."""
@@ -161,6 +93,14 @@ class Problem:
         """Where an edge's columns are."""
         return (self.base, edge) if edge < self.base_edges else (self.extra, edge - self.base_edges)
 
+    def into(self, node: int) -> Iterator[tuple[Table, NDArray[np.integer], int]]:
+        """The edges into a node: a table, where they are in it, and what to add for their number among all."""
+        topology = self.topology
+        if node < topology.nodes:
+            yield self.base, topology.in_edges[topology.in_start[node] : topology.in_start[node + 1]], 0
+        if node in self.extra_in:
+            yield self.extra, np.array(self.extra_in[node]), self.base_edges
+
     def policy(self, edge: int) -> Policy:
         """What applies to an edge (a first hop is free)."""
         table, index = self.place(edge)
@@ -173,12 +113,8 @@ class Problem:
 
     def floor(self, model: CostModel, least_msat: Floats | None = None) -> Floats:
         """`Table.floor` of all edges, the extra ones last; from the amount on, or from what is given by edge."""
-        nat_msat = model.nat_msat(self.whole_msat)
-        parts = (
-            table.floor(least, self.most_msat, model, nat_msat, self.distribution)
-            for table, least in self._from(least_msat)
-        )
-        return np.concatenate(list(parts))
+        pricing = self.pricing(model)
+        return np.concatenate([table.floor(least, self.most_msat, pricing) for table, least in self._from(least_msat)])
 
     def open_to(self, least_msat: Floats | None = None) -> Flags:
         """`Table.open_to` likewise."""
@@ -398,7 +334,7 @@ def _joined(first: Table, second: Table) -> Table:
         return {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in columns}
 
     edges = EdgeTable(**join(first.edges, second.edges, tuple(each.name for each in dataclasses.fields(EdgeTable))))
-    names = tuple(each.name for each in dataclasses.fields(Table) if each.name != "edges")
+    names = tuple(each.name for each in dataclasses.fields(Table) if each.init and each.name != "edges")
     return Table(edges, **join(first, second, names))
 
 

@@ -21,8 +21,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from channeld.bolt.primitives import format_short_channel_id
-from channeld.routing.costs import Problem, Table, lay_out
+from channeld.routing.costs import Problem, lay_out
 from channeld.routing.graph import Graph
+from channeld.routing.prices import Table
 from channeld.routing.scoring import Scorer
 from channeld.routing.search import edges_of, price, solve
 from channeld.routing.values import FEES_ONLY, MAX_AMOUNT_MSAT, EdgeKey, HopCost, NoRoute, Route, RouteRequest

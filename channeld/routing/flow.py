@@ -23,8 +23,9 @@ from msgspec.structs import replace
 from ortools.graph.python.max_flow import SimpleMaxFlow
 from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
-from channeld.routing.costs import Problem, Table, lay_out
+from channeld.routing.costs import Problem, lay_out
 from channeld.routing.graph import Floats, Graph, Indices, Ints
+from channeld.routing.prices import Table
 from channeld.routing.scoring import Scorer
 from channeld.routing.search import edges_of, price, solve
 from channeld.routing.values import MAX_PARTS, CostModel, NoRoute, Route, RouteRequest

@@ -11,9 +11,10 @@ Amounts in msat. Not thread-safe: search in another thread on a `copy`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -58,22 +59,38 @@ class Distribution:
 
     bimodal_scale_msat: float | None = None
 
-    def nats(self, lower: Floats, upper: Floats, used: Floats, amount: Floats | float, capacity: Floats) -> Floats:
+    def nats(self, lower: Any, upper: Any, used: Any, amount: Any, capacity: Any) -> Any:
         """-ln P(balance >= used + amount | lower <= balance <= upper, balance >= used); infinite if impossible.
 
-        Bounds inclusive, in msat.
+        Bounds inclusive, in msat. All are arrays (the amount may be one number) or all floats: the same to the bit.
         """
+        if not isinstance(lower, np.ndarray):
+            return self._nats_of_one(lower, upper, used, amount, capacity)
         floor = np.maximum(lower, used)
         need = np.maximum(used + amount, floor)
         with np.errstate(divide="ignore", invalid="ignore"):
-            if self.bimodal_scale_msat is None:
-                nats = np.log((upper - floor + 1) / (upper - need + 1))
-            else:
-                top = self._mass(upper + 1, capacity)
-                nats = np.log((top - self._mass(floor, capacity)) / (top - self._mass(need, capacity)))
+            nats = np.log(self._odds(floor, need, upper, capacity))
         nats[need <= floor] = 0.0
         nats[need > upper] = np.inf
         return nats
+
+    def _nats_of_one(self, lower: float, upper: float, used: float, amount: float, capacity: float) -> float:
+        floor = max(lower, used)
+        need = max(used + amount, floor)
+        if need > upper:
+            return math.inf
+        if need <= floor:
+            return 0.0
+        if self.bimodal_scale_msat is not None:
+            return float(self.nats(*(np.array([each]) for each in (lower, upper, used, amount, capacity)))[0])
+        return float(np.log(self._odds(floor, need, upper, capacity)))  # that of `math` may differ in the last bit
+
+    def _odds(self, floor: Any, need: Any, upper: Any, capacity: Any) -> Any:
+        """1 / P for a balance between `floor` and `upper`."""
+        if self.bimodal_scale_msat is None:
+            return (upper - floor + 1) / (upper - need + 1)
+        top = self._mass(upper + 1, capacity)
+        return (top - self._mass(floor, capacity)) / (top - self._mass(need, capacity))
 
     def _mass(self, amount: Floats, capacity: Floats) -> Floats:
         """Integral from 0 of exp(-x / scale) + exp((x - capacity) / scale), over scale."""

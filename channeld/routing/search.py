@@ -18,16 +18,19 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from channeld.routing import prices
 from channeld.routing.costs import Problem, lay_out
 from channeld.routing.graph import Floats, Graph
+from channeld.routing.prices import Column, Pricing, Table, Terms, quote
 from channeld.routing.scoring import Scorer
-from channeld.routing.values import FEES_ONLY, CostModel, Hop, NoRoute, Policy, Route, RouteRequest
+from channeld.routing.values import FEES_ONLY, CostModel, Hop, NoRoute, Route, RouteRequest
 
 _SLACKS = (1.02, 1.5, math.inf)
 """How much worse than the guide promises a route may be, tried in order: a tight bound keeps the queue short."""
@@ -118,11 +121,13 @@ def price(problem: Problem, edges: Sequence[int], amount_msat: int | None = None
     blocks = request.final_cltv_expiry_delta
     kept_msat, kept_blocks, next_htlc = 0, 0, (amount, blocks)
     hops: list[Hop] = []
+    pricing = problem.pricing()
     cost = 0.0
     for edge in reversed(edges):
         table, index = problem.place(edge)
-        quote = table.quote(np.array([index]), amount, request.model, problem.nat_msat, problem.distribution)
-        cost += float(quote.cost_msat[0])
+        terms = table.of_one(index)
+        found = quote(terms, amount, pricing)
+        cost += found.cost_msat
         key = problem.key(edge)
         hops.append(
             Hop(
@@ -135,12 +140,11 @@ def price(problem: Problem, edges: Sequence[int], amount_msat: int | None = None
                 outgoing_cltv_value=request.block_height + next_htlc[1],
                 fee_msat=kept_msat,
                 cltv_expiry_delta=kept_blocks,
-                probability=float(np.exp(-quote.nats[0])),
+                probability=float(np.exp(-found.nats)),
             )
         )
-        policy: Policy = problem.policy(edge)
         next_htlc = amount, blocks
-        kept_msat, kept_blocks = policy.fee_msat(amount), policy.cltv_expiry_delta
+        kept_msat, kept_blocks = found.fee_msat, terms.cltv_expiry_delta
         amount += kept_msat
         blocks += kept_blocks
     if kept_msat or kept_blocks:
@@ -220,6 +224,65 @@ def _with_care(problem: Problem, model: CostModel) -> Route | NoRoute:
     return NoRoute("no way within the limits was found in the time that a search may take: raise the fee limit")
 
 
+class _Step(NamedTuple):
+    """A label that one edge makes of another: what it promises to cost in all, its own cost, amount and blocks."""
+
+    edge: int
+    source: int
+    promised: float
+    cost: float
+    amount: int
+    blocks: int
+
+
+class _Aim(NamedTuple):
+    """What a search is looking for: costs within `bound`, of which `guide` is missing at least; see `_search`."""
+
+    problem: Problem
+    pricing: Pricing
+    guide: Floats
+    bound: float
+    missing: Guides | None
+
+    def steps(
+        self, table: Table, index: NDArray[np.integer], cost: float, amount: int, blocks: int, hops: int
+    ) -> Iterator[_Step]:
+        """The labels before one of this cost, by some edges into its node."""
+        sources = table.edges.source
+        if len(index) > prices.FEW_EDGES:
+            ends = sources[index]
+            keep, *columns = self._before(table.of(index), ends, cost, amount, blocks, hops)
+            kept = np.nonzero(keep)[0]
+            yield from map(_Step, index[kept].tolist(), ends[kept].tolist(), *(each[kept].tolist() for each in columns))
+            return
+        for at in index.tolist():
+            terms = table.of_one(at)
+            if terms.allowed:
+                end = sources.item(at)
+                keep, promised, *others = self._before(terms, end, cost, amount, blocks, hops)
+                if keep:
+                    yield _Step(at, end, float(promised), *others)
+
+    def _before(
+        self, terms: Terms, source: Column, cost: float, amount: int, blocks: int, hops: int
+    ) -> tuple[Column, Column, Column, Column, Column]:
+        """Whether it is worth while, what is promised, and the cost, amount and blocks; for one edge, or for many."""
+        found = quote(terms, amount, self.pricing)
+        total = found.cost_msat + cost
+        promised = total + self.guide[source]
+        carried = found.fee_msat + amount
+        locked = terms.cltv_expiry_delta + blocks
+        request, most_msat, missing = self.problem.request, self.problem.most_msat, self.missing
+        keep = (promised <= self.bound) & (promised < math.inf)
+        if missing is None:
+            keep &= (carried <= most_msat) & (locked <= request.max_cltv_blocks)
+        else:
+            keep &= carried + missing.fee_msat[source] <= most_msat + 1e-3
+            keep &= locked + missing.blocks[source] <= request.max_cltv_blocks
+            keep &= missing.hops[source] + hops + 1 <= request.max_hops
+        return keep, promised, total, carried, locked
+
+
 def _search(
     problem: Problem, model: CostModel, guide: Floats, bound: float, most_labels: int, missing: Guides | None
 ) -> list[int]:
@@ -229,13 +292,11 @@ def _search(
     """
     request = problem.request
     circular = request.source == request.destination
-    nat_msat = model.nat_msat(problem.whole_msat)
+    aim = _Aim(problem, problem.pricing(model), guide, bound, missing)
     labels = _Labels()
     counter = 0
     start = (0.0, 0, 0.0, request.amount_msat, request.final_cltv_expiry_delta, 0, problem.target_index, -1, -1, -1)
     queue: list[tuple[float, int, float, int, int, int, int, int, int, int]] = [start]
-    topology = problem.topology
-    most_msat = problem.most_msat
     while queue:
         _, _, cost, amount, blocks, hops, node, parent, edge, last = heapq.heappop(queue)
         # In a circle the first channel must not be the last one: ways with different last channels do not compete.
@@ -248,33 +309,15 @@ def _search(
             raise GaveUpError
         if hops == request.max_hops:
             continue
-        into = []
-        if node < topology.nodes:
-            into.append((problem.base, topology.in_edges[topology.in_start[node] : topology.in_start[node + 1]], 0))
-        if node in problem.extra_in:
-            into.append((problem.extra, np.array(problem.extra_in[node]), problem.base_edges))
-        for table, index, offset in into:
-            quote = table.quote(index, amount, model, nat_msat, problem.distribution)
-            sources = table.edges.source[index]
-            totals = quote.cost_msat + cost
-            promised = totals + guide[sources]
-            amounts = quote.fee_msat + amount
-            locks = table.edges.cltv_expiry_delta[index] + blocks
-            keep = (promised <= bound) & (promised < np.inf)
-            if missing is None:
-                keep &= (amounts <= most_msat) & (locks <= request.max_cltv_blocks)
-            else:
-                keep &= amounts + missing.fee_msat[sources] <= most_msat + 1e-3
-                keep &= locks + missing.blocks[sources] <= request.max_cltv_blocks
-                keep &= missing.hops[sources] + hops + 1 <= request.max_hops
-            for at in np.nonzero(keep)[0].tolist():
-                taken = int(index[at]) + offset
+        for table, index, offset in problem.into(node):
+            for step in aim.steps(table, index, cost, amount, blocks, hops):
+                taken = step.edge + offset
                 scid = problem.key(taken).short_channel_id if circular else -1
                 if circular and scid == last:
                     continue
                 counter -= 1
-                entry = (float(promised[at]), counter, float(totals[at]), int(amounts[at]), int(locks[at]), hops + 1)
-                heapq.heappush(queue, (*entry, int(sources[at]), label, taken, scid if edge < 0 else last))
+                entry = (step.promised, counter, step.cost, step.amount, step.blocks, hops + 1)
+                heapq.heappush(queue, (*entry, step.source, label, taken, scid if edge < 0 else last))
     return []
 
 

@@ -31,8 +31,10 @@ from channeld.routing import (
     explain,
     find_route,
     hint_edges,
+    prices,
 )
 from channeld.routing.hints import BLINDED_DESTINATION
+from channeld.routing.scoring import ScorerConfig
 from tests.mainnet import mainnet
 from tests.mainnet import node_id as mainnet_node
 from tests.routing_support import NOW, Link, Way, all_ways, build, check_route, links, node, policy, scid
@@ -67,6 +69,12 @@ def refusal(graph: Graph, request: RouteRequest, scorer: Scorer | None = None) -
     return answer.reason
 
 
+def teach(graph: Graph, scorer: Scorer, taught: list[tuple[int, int, bool, int]], channels: int) -> None:
+    for number, direction, passed, amount in taught:
+        if number < channels:
+            (scorer.passed if passed else scorer.stuck)(graph, EdgeKey(scid(number), direction), amount, NOW - 7200)
+
+
 def pay(target: int = 2, amount_msat: int = 1_000_000, source: int = 0) -> RouteRequest:
     return RouteRequest(source=node(source), destination=node(target), amount_msat=amount_msat)
 
@@ -88,9 +96,7 @@ def test_no_path_is_better_than_the_one_found(
     network: list[Link], request: RouteRequest, taught: list[tuple[int, int, bool, int]], busy: dict[int, int]
 ) -> None:
     graph, scorer = build(*network), Scorer()
-    for number, direction, passed, amount in taught:
-        if number < len(network):
-            (scorer.passed if passed else scorer.stuck)(graph, EdgeKey(scid(number), direction), amount, NOW - 7200)
+    teach(graph, scorer, taught, len(network))
     request = replace(
         request,
         in_flight={EdgeKey(scid(number), 0): amount for number, amount in busy.items()},
@@ -125,6 +131,22 @@ def test_few_edges_are_as_far_as_many(network: list[Link], request: RouteRequest
         assert few == pytest.approx(problem.distances(weights, backward=backward), rel=1e-12)
         answer = find_route(build(*network), Scorer(), request, NOW)
     assert isinstance(answer, NoRoute) == isinstance(find_route(build(*network), Scorer(), request, NOW), NoRoute)
+
+
+@settings(FAST, max_examples=50)
+@given(links(), requests, lessons, st.booleans())
+def test_edges_cost_the_same_one_by_one_and_together(
+    network: list[Link], request: RouteRequest, taught: list[tuple[int, int, bool, int]], bimodal: bool
+) -> None:
+    graph = build(*network)
+    scorer = Scorer(ScorerConfig(distribution="bimodal" if bimodal else "uniform"))
+    teach(graph, scorer, taught, len(network))
+    answers = []
+    for few in (0, 1_000):
+        with mock.patch.object(prices, "FEW_EDGES", few):
+            problem = costs.lay_out(graph, scorer, request, NOW)
+            answers.append((problem.floor(request.model).tolist(), find_route(graph, scorer, request, NOW)))
+    assert answers[0] == answers[1]
 
 
 def test_the_example_of_bolt_7() -> None:
