@@ -253,6 +253,18 @@ def taken(closing: channels_pb2.GetClosingResponse, kind: str) -> int:
     return len([output for output in closing.outputs if (output.kind, output.taken_by) == (kind, "local")])
 
 
+async def punished(lab: MixedLab, alice: DaemonProcess, cases: Sequence[Old], most_blocks: int) -> list[list[int]]:
+    """The old states were punished: of each, how many outputs of every kind Alice took."""
+    found = await endings(lab, alice, [case.channel for case in cases], most_blocks)
+    assert all(closing.kind == "revoked" for closing in found)
+    return [[taken(closing, kind) for kind in ("to_local", "htlc", "htlc_tx")] for closing in found]
+
+
+def assert_all_of(cases: Sequence[Old], gained_sat: int) -> None:
+    """Alice has everything that was in the channels, but for fees."""
+    assert len(cases) * (CAPACITY_SAT - 10_000) < gained_sat <= len(cases) * CAPACITY_SAT
+
+
 async def test_revoked_states_of_ldk_are_punished(lab: MixedLab, alice: DaemonProcess) -> None:
     """We are there: every output of the old commitment is ours that is worth it, and without anchors, where LDK's HTLC
     transaction comes with it in the same block, of that, too."""
@@ -263,12 +275,8 @@ async def test_revoked_states_of_ldk_are_punished(lab: MixedLab, alice: DaemonPr
             await case.cheat()
             await case.ldk.kill()
         await lab.mine(1)
-        found = await endings(lab, alice, [case.channel for case in cases], 12)
-        assert [closing.kind for closing in found] == ["revoked", "revoked"]
-        kinds = ("to_local", "htlc", "htlc_tx")
-        assert [[taken(closing, kind) for kind in kinds] for closing in found] == [[1, 2, 0], [1, 1, 1]]
-        gained_sat = (await alice.balance()).confirmed_sat - before_sat
-        assert 2 * (CAPACITY_SAT - 10_000) < gained_sat <= 2 * CAPACITY_SAT
+        assert await punished(lab, alice, cases, 12) == [[1, 2, 0], [1, 1, 1]]
+        assert_all_of(cases, (await alice.balance()).confirmed_sat - before_sat)
 
 
 async def test_revoked_second_stages_of_ldk_are_punished(lab: MixedLab, alice: DaemonProcess) -> None:
@@ -286,12 +294,8 @@ async def test_revoked_second_stages_of_ldk_are_punished(lab: MixedLab, alice: D
         await mine_until(lab, second_stages, 60, 3)
         await asyncio.gather(*(case.ldk.kill() for case in cases))
         await alice.start()
-        found = await endings(lab, alice, [case.channel for case in cases], 24)
-        assert [closing.kind for closing in found] == ["revoked", "revoked"]
-        kinds = ("to_local", "htlc", "htlc_tx")
-        assert [[taken(closing, kind) for kind in kinds] for closing in found] == [[1, 0, 2], [1, 0, 2]]
-        gained_sat = (await alice.balance()).confirmed_sat - before_sat
-        assert 2 * (CAPACITY_SAT - 10_000) < gained_sat <= 2 * CAPACITY_SAT
+        assert await punished(lab, alice, cases, 24) == [[1, 0, 2], [1, 0, 2]]
+        assert_all_of(cases, (await alice.balance()).confirmed_sat - before_sat)
 
 
 async def _unspent_htlcs(lab: MixedLab, txid: str) -> int:

@@ -95,13 +95,18 @@ def revoke(towers: Towers, node: Node, channel: bytes, count: int) -> None:
     towers.notify()
 
 
+async def use_for(towers: Towers, tower: Tower, node: Node, count: int) -> TowerUri:
+    """Use a tower, until it has `count` commitments of the first channel."""
+    uri = await use(towers, tower)
+    revoke(towers, node, CHANNELS[0], count)
+    await settled(towers)
+    return uri
+
+
 async def used_tower_that_went_away(path: Path, towers: Towers, node: Node, count: int) -> TowerUri:
     """It has `count` commitments of the first channel."""
     async with tower_of(path) as tower:
-        uri = await use(towers, tower)
-        revoke(towers, node, CHANNELS[0], count)
-        await settled(towers)
-    return uri
+        return await use_for(towers, tower, node, count)
 
 
 async def test_two_towers_and_one_that_comes_late(tmp_path: Path) -> None:
@@ -144,9 +149,7 @@ async def test_progress_and_receipts_survive_a_restart(tmp_path: Path) -> None:
     node = Node()
     async with tower_of(tmp_path) as tower:
         async with client(tmp_path, node) as towers:
-            uri = await use(towers, tower)
-            revoke(towers, node, CHANNELS[0], 6)
-            await settled(towers)
+            uri = await use_for(towers, tower, node, 6)
         asked = node.asked
         async with client(tmp_path, node) as towers:
             await settled(towers)
@@ -161,9 +164,7 @@ async def test_progress_and_receipts_survive_a_restart(tmp_path: Path) -> None:
 async def test_a_full_session_is_followed_by_another(tmp_path: Path) -> None:
     node = Node()
     async with tower_of(tmp_path, session_appointments=70) as tower, client(tmp_path, node) as towers:
-        await use(towers, tower)
-        revoke(towers, node, CHANNELS[0], 150)
-        await settled(towers)
+        await use_for(towers, tower, node, 150)
         assert tower.sessions.total_appointments == 149
         assert len(tower.sessions) == 3
 
@@ -171,9 +172,7 @@ async def test_a_full_session_is_followed_by_another(tmp_path: Path) -> None:
 async def test_a_tower_that_forgets_gets_everything_again(tmp_path: Path) -> None:
     node = Node()
     async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
-        await use(towers, tower)
-        revoke(towers, node, CHANNELS[0], 8)
-        await settled(towers)
+        await use_for(towers, tower, node, 8)
         (session,) = tower.sessions.newest(9)
         await tower.sessions.end(session)
         (check,) = await towers.check(500)
@@ -214,9 +213,7 @@ async def test_a_tower_that_was_restored_from_an_old_copy_is_noticed(tmp_path: P
     node = Node()
     async with tower_of(tmp_path) as tower:
         async with client(tmp_path, node) as towers:
-            await use(towers, tower)
-            revoke(towers, node, CHANNELS[0], 8)
-            await settled(towers)
+            await use_for(towers, tower, node, 8)
         (session,) = tower.sessions.newest(9)
         session.appointments = 6
         async with client(tmp_path, node) as towers:
@@ -229,9 +226,7 @@ async def test_sessions_that_end_soon_are_extended_though_nothing_is_revoked(tmp
     node, source = Node(), FakeSource()
     policy = {"session_blocks": 1_100, "session_appointments": 4}
     async with tower_of(tmp_path, source, **policy) as tower, client(tmp_path, node) as towers:
-        await use(towers, tower)
-        revoke(towers, node, CHANNELS[0], 7)
-        await settled(towers)
+        await use_for(towers, tower, node, 7)
         assert len(tower.sessions) == 2
         for _ in range(150):
             height = source.mine()
@@ -249,9 +244,7 @@ async def test_a_tower_that_goes_away_or_falls_behind_while_nothing_is_revoked_i
         news: list[str] = []
         towers.on_news = lambda kind, sentence: news.append(kind)
         async with tower_of(tmp_path) as tower:
-            uri = await use(towers, tower)
-            revoke(towers, node, CHANNELS[0], 2)
-            await settled(towers)
+            uri = await use_for(towers, tower, node, 2)
             tower.watcher.synced = False
             look(towers)
             await until(lambda: "not in step with the chain" in towers.statuses()[0].problem)
@@ -312,9 +305,7 @@ async def test_a_tower_with_too_little_room_for_a_blob_is_no_backup(tmp_path: Pa
         tower.sessions.policy = msgspec.structs.replace(tower.sessions.policy, max_blob_bytes=300)
         news: list[str] = []
         towers.on_news = lambda kind, sentence: news.append(sentence)
-        await use(towers, tower)
-        revoke(towers, node, CHANNELS[0], 2)
-        await settled(towers)
+        await use_for(towers, tower, node, 2)
         assert tower.sessions.total_appointments == 0
         assert len(news) == 2
         assert "commitment 1 of channel" in news[1]
@@ -388,9 +379,7 @@ async def test_a_removed_tower_forgets_full_sessions_too(tmp_path: Path) -> None
 async def test_pause_resume_move_and_remove(tmp_path: Path) -> None:
     node = Node()
     async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
-        uri = await use(towers, tower)
-        revoke(towers, node, CHANNELS[0], 2)
-        await settled(towers)
+        uri = await use_for(towers, tower, node, 2)
         await towers.set_state(uri.tower_id, "paused")
         revoke(towers, node, CHANNELS[0], 2)
         (check,) = await towers.check(500)
