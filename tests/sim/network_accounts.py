@@ -7,6 +7,7 @@ every honest node, whatever happened: with its coins it has what it should have,
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -38,6 +39,7 @@ def check_accounts(world: World) -> None:
     for book in world.payments:
         _check_payment(world, book)
     for node in world.nodes.values():
+        _check_circles(world, node)
         flows_msat = _flows_msat(node)
         _check_channels(world, node, flows_msat)
         if not any(book.cheater == node.name for book in world.books.values()):
@@ -68,6 +70,8 @@ def _check_payment(world: World, book: PayBook) -> None:
     if received and invoice is not None and invoice.received_msat != book.amount_msat:
         world.problem(f"{what}: received {invoice.received_msat} msat")
     for record in paid:
+        ends = Counter(part.state for part in record.parts)
+        world.checked["a lost part was made up for"] += bool(ends["failed"] and ends["settled"] > 1)
         delivered = sum(part.delivered_msat for part in record.parts if part.state == "settled")
         if delivered != record.amount_msat and not on_chain:
             world.problem(f"{what}: parts of {delivered} msat were settled")
@@ -76,6 +80,24 @@ def _check_payment(world: World, book: PayBook) -> None:
         world.problem(f"{what}: the payer was told that it {told.state}, and that is on no disk")
     if isinstance(told, Exception) and any(record.state != "failed" for record in records):
         world.problem(f"{what}: the payer was told that nothing was paid: {told}")
+
+
+def _check_circles(world: World, node: SimNode) -> None:
+    """Money that a node moved between its own channels arrived, all of it, or came back, all of it."""
+    if any(book.fate in ("force", "cheat") or book.cheater for book in world.books.values()):
+        return  # a circle that is cut on chain is settled on one side of the cut, and paid for on the other
+    for (row,) in node.database.rows("SELECT record FROM payments"):
+        record = _payment(row)
+        if record.kind != "rebalance":
+            continue
+        world.checked["a circle is closed or never was"] += 1
+        ((invoice,),) = node.database.rows("SELECT record FROM invoices WHERE payment_hash=?", record.payment_hash)
+        settled = sum(part.delivered_msat for part in record.parts if part.state == "settled")
+        moved = record.state == "succeeded"
+        wanted = (record.amount_msat if moved else 0, moved)
+        if record.state == "in_flight" or (settled, _invoice(invoice).state == "settled") != wanted:
+            found = f"{settled} of {record.amount_msat} msat moved, the invoice is {_invoice(invoice).state}"
+            world.problem(f"{node}: a circle {record.state}: {found}")
 
 
 def _flows_msat(node: SimNode) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import permutations
 from typing import NamedTuple, cast
 
 from channeld.node.interface import NodeError
+from channeld.node.payment_views import PaymentLimits, RebalanceOrder
 from channeld.storage import StoreFailed
 from tests.sim import network_ends as ends
 from tests.sim.network_node import PORT, SimNode
@@ -22,7 +24,11 @@ PAUSES = (0.0, 0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 4.0)
 AMOUNTS_MSAT = (1_000_000, 7_000_001, 20_000_000, 60_000_000, 150_000_000, 390_000_000, 700_000_000)
 LEVELS = (253, 600, 1_500, 4_000)
 CLOSERS = ("close", "force", "cheat", "reorganise", "open")
+LEFT_MSAT = (20_000_000, 90_000_000, 250_000_000)
+"""What is left of a way that a payment counts on."""
+PARTS_SHARE = 0.12
 TWO_CHANNELS = KINDS.index(("ab", "ab"))
+DIAMOND = KINDS.index(("ab", "bd", "ac", "cd"))
 
 
 class Action(NamedTuple):
@@ -57,7 +63,8 @@ def draw(seed: int) -> Story:
     for _ in range(dice.randint(4, 14)):
         numbers = tuple(dice.randrange(1 << 16) for _ in range(4))
         actions.append(Action(dice.choice(names), dice.randrange(1 << 32), numbers, dice.randrange(len(PAUSES))))
-    return _enriched(Story(seed, kind, tuple(actions)), random.Random(f"more of {seed}"))
+    story = _enriched(Story(seed, kind, tuple(actions)), random.Random(f"more of {seed}"))
+    return _with_parts(story, random.Random(f"parts of {seed}"))
 
 
 def _enriched(story: Story, dice: random.Random) -> Story:
@@ -78,6 +85,18 @@ def _enriched(story: Story, dice: random.Random) -> Story:
         actions.insert(place, action)
     kind = TWO_CHANNELS if "rush" in names and dice.random() < 0.7 else story.kind
     return story._replace(kind=kind, actions=tuple(actions))
+
+
+def _with_parts(story: Story, dice: random.Random) -> Story:
+    """In some stories money goes several ways, and in circles."""
+    if dice.random() > PARTS_SHARE:
+        return story
+    actions = list(story.actions)
+    for name in dice.choices(("parts", "circle"), (3, 2), k=dice.randint(1, 4)):
+        numbers = tuple(dice.randrange(1 << 16) for _ in range(4))
+        action = Action(name, dice.randrange(1 << 32), numbers, dice.randrange(len(PAUSES)))
+        actions.insert(dice.randint(0, len(actions)), action)
+    return story._replace(kind=DIAMOND if dice.random() < 0.6 else story.kind, actions=tuple(actions))
 
 
 def carry_out(world: World, action: Action) -> None:
@@ -141,6 +160,61 @@ def _snap(world: World, way: int, moment: int, number: int, side: int) -> bool:
     world.pay(payer, payee, _amount(2 + way // 2 % 3), cancel=way % 5 == 0)
     world.run(0.02 + moment % 40 / 100)
     return ends.force(world, number, side)
+
+
+def _parts(world: World, way: int, left: int, amount: int, victim: int) -> bool:
+    """A payment over several ways, one of which cannot carry any more what it could; a node may die meanwhile."""
+    linked = {frozenset(link) for link in world.kind}
+    ways = [
+        names
+        for names in permutations(world.nodes, 3)
+        if {frozenset(names[:2]), frozenset(names[1:])} <= linked and all(world.nodes[name].up for name in names)
+    ]
+    if not ways:
+        return False
+    payer, middle, payee = ways[way % len(ways)]
+    left_msat = LEFT_MSAT[left % len(LEFT_MSAT)]
+    drained_msat = _spendable_msat(world, middle, payee) - left_msat
+    if drained_msat > 0:
+        world.pay(middle, payee, drained_msat)
+        world.run(1.5)
+    if victim % 3:
+        _crash(world, victim // 3, victim // 9, victim // 64, 0)
+    wanted_msat = _spendable_msat(world, payer) * (30 + amount % 40) // 100
+    paying = wanted_msat > 0 and world.pay(payer, payee, wanted_msat)
+    world.run((0.5, 2, 6)[amount % 3])
+    return paying
+
+
+def _circle(world: World, number: int, amount: int, out: int, victim: int) -> bool:
+    """A node moves money between its channels."""
+    node = _node(world, number)
+    drivers = node.drivers()
+    if len(drivers) < 2:
+        return False
+    cut = 1 + out % (len(drivers) - 1)
+    ids = [driver.channel_id for driver in (drivers if out % 2 else drivers[::-1])]
+    order = RebalanceOrder(_amount(amount), tuple(ids[:cut]), tuple(ids[cut:]), PaymentLimits(timeout_seconds=20.0))
+
+    async def move() -> None:
+        try:
+            await node.api.send(order)
+        except (NodeError, StoreFailed):
+            return
+
+    if victim % 3 == 0:
+        _crash(world, victim // 3, victim // 9, victim // 64, 0)
+    if node.up:
+        node.spawn(move())
+        world.run((0.5, 2, 6)[amount % 3])
+    return node.up
+
+
+def _spendable_msat(world: World, name: str, peer: str = "") -> int:
+    """What a node can send now, over all its channels or over those with a peer."""
+    node = world.nodes[name]
+    drivers = [driver for driver in node.drivers() if not peer or driver.peer_id == world.node_ids[peer]]
+    return sum(node.running.channels.available_msat(driver) for driver in drivers)
 
 
 def _amount(number: int) -> int:
@@ -297,6 +371,8 @@ ACTIONS: dict[str, Callable[..., bool]] = {
     "cancel": _cancel,
     "strike": _strike,
     "snap": _snap,
+    "parts": _parts,
+    "circle": _circle,
     "wait": _wait,
     "crash": _crash,
     "down": _down,

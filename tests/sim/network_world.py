@@ -45,7 +45,14 @@ from tests.sim.network_tower_checks import check_towers, unrest_of_towers
 from tests.sim.network_wires import Network
 from wallet.bitcoin import OutPoint, Tx
 
-KINDS: tuple[tuple[str, ...], ...] = (("ab",), ("ab", "bc"), ("ab", "bc", "cd"), ("ab", "ab"), ("ab", "bc", "ca"))
+KINDS: tuple[tuple[str, ...], ...] = (
+    ("ab",),
+    ("ab", "bc"),
+    ("ab", "bc", "cd"),
+    ("ab", "ab"),
+    ("ab", "bc", "ca"),
+    ("ab", "bd", "ac", "cd"),
+)
 """Kinds of networks: who opened a channel to whom."""
 CHANNEL_SAT = 1_000_000
 PUSH_MSAT = 400_000_000

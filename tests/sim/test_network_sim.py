@@ -27,6 +27,15 @@ ONCE_BROKEN = (
 )
 
 
+IN_PARTS = (
+    # A payment over both ways of a diamond loses a part, finds another way, and then money goes in a circle.
+    '{"seed": 17, "kind": 5, "actions": [["parts", 3593256741, [62552, 37074, 10333, 54608], 4], '
+    '["circle", 1807288009, [35481, 3620, 25637, 20974], 4]]}',
+    '{"seed": 18, "kind": 5, "actions": [["parts", 2518775933, [23690, 28709, 23662, 5486], 4], '
+    '["circle", 4236849488, [29654, 21724, 7096, 17501], 4]]}',
+)
+
+
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
 def test_whatever_happens(first: int) -> None:
     tally = network.play_range(first, AT_ONCE)
@@ -37,6 +46,14 @@ def test_whatever_happens(first: int) -> None:
 @pytest.mark.parametrize("text", ONCE_BROKEN)
 def test_what_broke_once_does_not_break_again(text: str) -> None:
     assert network.run(network.from_text(text)).reason == ""
+
+
+@pytest.mark.parametrize("text", IN_PARTS)
+def test_payments_in_parts_lose_some_of_them_and_arrive(text: str) -> None:
+    played = network.run(network.from_text(text))
+    assert (played.reason, played.crashes > 0) == ("", True)
+    assert played.checked["a lost part was made up for"] == 1
+    assert played.checked["a circle is closed or never was"] == 1
 
 
 def test_a_story_survives_being_printed() -> None:
