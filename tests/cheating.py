@@ -35,9 +35,8 @@ GIVEN_BACK_SAT = 250_000
 FUNDS_SAT = 10_000_000
 ANCHOR_SAT = 330
 COIN_SAT = 200_000
-COINS_FOR_FEES = 12
-"""Each of the HTLC transactions that Bob makes at once needs a confirmed coin of its own, and so does the child of a
-commitment that he makes when the commitment is mined already: it is never mined, and keeps its coin."""
+COINS_FOR_FEES = 6
+"""Each of the HTLC transactions that Bob makes at once needs a confirmed coin of its own."""
 DELAY_BLOCKS = 144
 WAIT_SECONDS = 60.0
 BLOCK_SECONDS = 2.0
