@@ -48,6 +48,9 @@ class Held:
         self.locked.append(htlc)
         return NO_REACTION
 
+    def read_ahead(self, driver: Driver, htlc_id: int) -> None:
+        """Nothing is read."""
+
     def locked_in_done(self, htlc: Htlc) -> None:
         """Nothing was decided."""
 

@@ -29,6 +29,7 @@ from channeld.node.monitor_store import StoredClose
 from channeld.node.monitor_warnings import Warnings
 from channeld.node.watches import Watches
 from channeld.onchain import resolution as on
+from channeld.onchain.allies import ally_of, left_to
 from channeld.onchain.batch import Batch, Part, batches, is_joinable
 from channeld.onchain.classify import revoked_number
 from channeld.onchain.facts import Fact
@@ -38,8 +39,9 @@ from channeld.onchain.outputs import NEVER, Close
 from channeld.onchain.plans import Attempt, Plan
 from channeld.onchain.rates import Rates
 from channeld.onchain.report import CloseReport, report
+from channeld.onchain.resolve import resolve
 from channeld.storage import Store, StoreFailed, Write
-from wallet.bitcoin import Tx
+from wallet.bitcoin import OutPoint, Tx
 from wallet.chain import ChainError, ChainSource, ChainUnavailable
 from wallet.wallet import Wallet
 
@@ -52,7 +54,7 @@ ABSENCE_BLOCKS = 18
 class _Case:
     """A channel that ends: its driver, and its state when it was last seen to have one."""
 
-    __slots__ = ("driver", "grumbled", "rival", "state", "stored")
+    __slots__ = ("driver", "grumbled", "left", "rival", "state", "stored")
 
     def __init__(self, driver: Driver, state: AnyFunded, stored: StoredClose) -> None:
         self.driver = driver
@@ -60,6 +62,8 @@ class _Case:
         self.stored = stored
         self.rival = b""
         """The peer's commitment, which layer 1 has in place of ours, in wire form."""
+        self.left: frozenset[OutPoint] = frozenset()
+        """What towers take for us, at the last look."""
         self.grumbled: set[str] = set()
         """Troubles that were told and have not passed."""
 
@@ -119,6 +123,9 @@ class Monitor:
         """Blocks that were caught up with at once: this node was off, or layer 1 away."""
         self._in_step = False
         """The last block that was looked at is layer 1's tip."""
+        self.justice_script: Callable[[int], bytes] = lambda channel_key: b""
+        """Where towers pay what they take for a channel, empty if it has none: so do our own penalties, by which each
+        can tell that the other's are not a rival's."""
         self.on_looked: Callable[[Driver, Mapping[int, int]], None] = lambda driver, returns: None
         """After a channel was told all that the chain says of its HTLCs: with how deep the return of each is that came
         back, by its id."""
@@ -291,7 +298,8 @@ class Monitor:
             return
         facts = self._facts.of(driver.channel_key)
         known = replace(await self._know(driver, state, facts), rival_tx=case.rival)
-        env = on.Env(known, facts, self._height, self._rates, self._away)
+        left = await self._left_to_towers(case, known, facts)
+        env = on.Env(known, facts, self._height, self._rates, self._away, left)
         step = on.advance(case.stored.resolution, on.Looked(), env)
         # Also what this look was based on (a preimage, say) is durable after this: commits come in order.
         await self._keep(case, case.stored._replace(resolution=step.state))
@@ -306,6 +314,33 @@ class Monitor:
         elif over:
             # If we crash before the channel has heard of it, this comes again.
             driver.post(ev.OutputsResolved())
+
+    async def _left_to_towers(self, case: _Case, known: Known, facts: tuple[Fact, ...]) -> frozenset[OutPoint]:
+        """Of a cheater's outputs, those that a tower of ours is about to take, and should."""
+        script = self.justice_script(case.driver.channel_key)
+        close = resolve(known, facts) if script and revoked_number(known, facts) is not None else None
+        if close is None:
+            return frozenset()
+        outpoints = [output.outpoint for output in close.outputs if output.claimable and output.outpoint is not None]
+        try:
+            txs = await self._publisher.unconfirmed(outpoints)
+        except ChainError as error:
+            log.warning("the mempool could not be looked into", reason=str(error))
+            return frozenset()
+        ours = case.stored.resolution.fees
+        found = [ally_of(known, facts, tx, script, self._height) for tx in txs if tx.txid() not in ours]
+        left = left_to((ally for ally in found if ally is not None), self._rates, self._height)
+        if left and not case.left:
+            channel_id = case.driver.channel_id.hex()
+            self._bus.publish(
+                "onchain.left_to_tower",
+                f"channel {channel_id}: a watchtower's transaction takes {len(left)} of the cheater's outputs for us, "
+                "at a fee rate that will do: it is left at that",
+                channel_id=channel_id,
+                outputs=len(left),
+            )
+        case.left = left
+        return left
 
     async def _look_into_mempool(self, driver: Driver, step: on.Step, env: on.Env) -> None:
         """Where our own claims of expired HTLCs do not get through, the peer's may wait there to outlast the incoming
@@ -459,6 +494,8 @@ class Monitor:
     async def _make(self, sweep: _Sweep) -> bool:
         """Whether it came about."""
         case, plan, close, env = sweep
+        if plan.group == "penalty" and not plan.script_pubkey:
+            plan = replace(plan, script_pubkey=self.justice_script(case.driver.channel_key))
         resolution = case.stored.resolution
         number = None if close is None else close.commitment_number
         try:

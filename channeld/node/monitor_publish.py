@@ -54,6 +54,17 @@ class Publisher:
             return True
         return waiting is not None and waiting.txid() == attempt.txid
 
+    async def unconfirmed(self, outpoints: Iterable[OutPoint]) -> list[Tx]:
+        """What spends these outputs in layer 1's mempool, each once."""
+        found: list[Tx] = []
+        seen: set[OutPoint] = set()
+        for outpoint in outpoints:
+            tx = None if outpoint in seen else await self._source.spending_tx_in_mempool(outpoint)
+            if tx is not None:
+                found.append(tx)
+                seen.update(txin.outpoint for txin in tx.inputs)
+        return found
+
     async def preimages(self, outputs: Iterable[tuple[OutPoint, bytes]]) -> dict[bytes, bytes]:
         """By payment hash: preimages that unconfirmed spends of these outputs show. They prove themselves, whatever
         becomes of the transactions."""

@@ -197,6 +197,7 @@ class Runtime:
         self.monitor = Monitor(store, source, self.wallet, self.channels, self._watches, bus)
         self.channels.knows_height = lambda: self.chain.in_step
         self.monitor.on_looked = self.forwarder.late.looked
+        self.monitor.justice_script = self.towers.backups.script_of
         self.channels.on_closing = self.monitor.touched
         self.channels.on_forgotten = self.monitor.forgotten
         self.chain = ChainFollower(

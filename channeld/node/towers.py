@@ -91,6 +91,10 @@ class ChannelBackups:
         numbers = range(first, min(first + count, self._counts[channel]))
         return partial(_kits, driver, [kept.get(number) for number in numbers], script)
 
+    def script_of(self, channel_key: int) -> bytes:
+        """Where towers pay for a channel; empty as long as none was told of it."""
+        return self._scripts.get(channel_key, b"")
+
     async def _script(self, channel_key: int) -> bytes:
         """Where justice for a channel pays: the same script for good, so that a blob can be made again."""
         script = self._scripts.get(channel_key)

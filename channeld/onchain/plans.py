@@ -96,7 +96,7 @@ class Plan(Struct, frozen=True):
     min_fee_sat: int = 0
     replaces: bytes = b""
     script_pubkey: bytes = b""
-    """Where a replacement pays: where its predecessor did."""
+    """Where it pays, if that is decided: a replacement where its predecessor did, a penalty where towers pay, too."""
     alone: bool = False
     """It must not be joined with other channels' plans: that failed."""
 
@@ -113,14 +113,14 @@ def deadline_of(output: Output) -> int | None:
     """The height from which taking the output may be too late for us."""
     if output.settled:
         return None
-    if output.htlc is not None and output.htlc.offered and output.kind == "htlc" and not _is_penalty(output):
+    if output.htlc is not None and output.htlc.offered and output.kind == "htlc" and not is_penalty(output):
         return output.htlc.cltv_expiry + OFFERED_DEADLINE_BLOCKS
     return output.deadline_height if output.final and not output.is_anchor else None
 
 
 def budget_sat(output: Output) -> int:
     """The most that may be paid for taking it: never all that is at stake."""
-    contested = deadline_of(output) is not None or _is_penalty(output)
+    contested = deadline_of(output) is not None or is_penalty(output)
     return output.amount_sat * (CONTESTED_PERMILLE if contested else UNCONTESTED_PERMILLE) // 1000
 
 
@@ -161,14 +161,15 @@ def is_combinable(output: Output) -> bool:
     return isinstance(output.claim, HtlcTx) and output.claim.output.context.sighash_type != SIGHASH_ALL
 
 
-def _is_penalty(output: Output) -> bool:
+def is_penalty(output: Output) -> bool:
+    """Whether it is a cheater's, and ours by the revocation key."""
     return isinstance(output.claim, Sweep) and output.claim.penalty
 
 
 def _is_lost_with_the_race(output: Output) -> bool:
     """Whether it is gone if the other side is faster: a cheater's, and an HTLC whose preimage we have. One that we
     offered is not: whoever takes that shows the preimage, which settles the incoming side."""
-    return _is_penalty(output) or (output.kind == "htlc" and output.htlc is not None and not output.htlc.offered)
+    return is_penalty(output) or (output.kind == "htlc" and output.htlc is not None and not output.htlc.offered)
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -229,7 +230,7 @@ def _group_of(output: Output, height: int) -> tuple[Group, Apart]:
         # Locktimes must be equal: the peer has signed them. Success and timeout have different adversaries, too.
         return "htlc", output.outpoint if output.settled else output.claim.output.htlc_tx_locktime
     alone = output.outpoint if output.settled or _must_be_alone(output, height) else None
-    if _is_penalty(output):
+    if is_penalty(output):
         return "penalty", alone
     return ("claim" if output.kind == "htlc" else "sweep"), alone
 

@@ -22,7 +22,7 @@ from channeld.onchain.plans import Attempt, Plan, is_live, plans
 from channeld.onchain.rates import Rates
 from channeld.onchain.resolve import resolve
 from channeld.onchain.shortage import is_idle_child, with_coins_in_use
-from wallet.bitcoin import Tx
+from wallet.bitcoin import OutPoint, Tx
 
 
 class Resolution(Struct, frozen=True):
@@ -38,13 +38,15 @@ class Resolution(Struct, frozen=True):
 
 class Env(Struct, frozen=True):
     """The world for one step: what the channel knows, what the chain has, the tip's height, fee estimates. `away`: the
-    first and the last of the blocks that were caught up with at once, as the node was off."""
+    first and the last of the blocks that were caught up with at once, as the node was off. `left`: outputs that a tower
+    takes for us (`allies`), not to be bid for."""
 
     known: Known
     facts: tuple[Fact, ...]
     height: int
     rates: Rates
     away: tuple[int, int] = NEVER
+    left: frozenset[OutPoint] = frozenset()
 
 
 # --- events -------------------------------------------------------------------------------------------------------
@@ -184,12 +186,13 @@ def _look(state: Resolution, env: Env) -> Step:
     actions += [Tell(outcome) for outcome in outcomes(env.known, close, env.height)]
     state, alarms = _alarms(state, close, env.away)
     actions += alarms
+    ours = [output for output in close.outputs if output.outpoint not in env.left]
     for attempt in state.attempts:
         if is_idle_child(attempt, close.outputs):
             actions.append(AskAbout(attempt))
-        elif is_live(attempt, close.outputs):
+        elif is_live(attempt, ours):
             actions.append(Publish(attempt))
-    actions += [Make(plan) for plan in plans(close.outputs, state.attempts, env.rates, env.height)]
+    actions += [Make(plan) for plan in plans(ours, state.attempts, env.rates, env.height)]
     if is_over(env.known, close, env.height):
         actions += [Release(attempt.reservation) for attempt in state.attempts if attempt.reservation]
         actions.append(Over())
