@@ -9,11 +9,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
+from channeld.bolt.onion.failures import TemporaryChannelFailure
 from channeld.node import router as router_module
 from channeld.node.payment_lessons import lessons_of
-from channeld.node.payment_record import PaymentRecord
-from channeld.node.router import SMALL_CHANNELS, SNAPSHOT_SECONDS, Router, Wish
+from channeld.node.payment_record import PartRecord, PaymentRecord
+from channeld.node.router import AGAIN_SECONDS, SMALL_CHANNELS, SNAPSHOT_SECONDS, Router, Wish
 from channeld.routing import Graph, LocalChannel
 from channeld.routing.values import NoRoute, Route
 from tests.routing_support import NOW, Link, build, node, scid
@@ -55,15 +57,44 @@ class Net:
 
         monkeypatch.setattr(router_module, "_find", find)
 
-    async def find(self, max_parts: int = 1) -> Route:
+    async def find(
+        self, max_parts: int = 1, amount_msat: int = AMOUNT_MSAT, parts: tuple[PartRecord, ...] = ()
+    ) -> Route:
         record = PaymentRecord(
-            payment_id=1, payment_hash=b"", bolt11="", destination=b"", amount_msat=1, created_seconds=0, parts=()
+            payment_id=1, payment_hash=b"", bolt11="", destination=b"", amount_msat=1, created_seconds=0, parts=parts
         )
-        wish = Wish(node(PAYEE), AMOUNT_MSAT, 10_000, 18, 2_000, max_parts, (), (), lessons_of(record))
+        wish = Wish(node(PAYEE), amount_msat, 10_000, 18, 2_000, max_parts, (), record.good_parts, lessons_of(record))
         found = await self.router.find(wish)
         assert not isinstance(found, NoRoute), found
         assert found[0].route is not None
         return found[0].route
+
+
+def a_part(route: Route, **fields: Any) -> PartRecord:
+    return PartRecord(5, route.total_amount_msat, 0, (), route=route, started_seconds=NOW, **fields)
+
+
+async def test_a_channel_that_holds_a_part_of_ours_may_carry_some_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last channel has three quarters of what two parts need: one passed, the other came back."""
+    net = Net(a_line_and(1), monkeypatch)
+    route = await net.find()
+    held, lost = a_part(route), a_part(route)
+    for part in (held, lost):
+        net.router.began(part)
+    assert net.router._in_flight == {hop.key: 2 * hop.amount_msat for hop in route.hops}
+    failure = {"state": "failed", "end": "told", "failing_hop": 1, "failure_code": TemporaryChannelFailure.CODE}
+    lost = replace(lost, ended_seconds=NOW, **failure)
+    net.router.ended(lost)
+    net.router.learn(lost)
+    assert net.router.scorer.bounds(net.graph, route.hops[2].key, NOW) == (0, 2 * AMOUNT_MSAT - 1)
+    again = await net.find(amount_msat=AMOUNT_MSAT // 2, parts=(held, lost))
+    assert [hop.key for hop in again.hops] == [hop.key for hop in route.hops]
+    with pytest.raises(AssertionError, match="into the destination"):
+        await net.find(parts=(held, lost))
+    net.now += AGAIN_SECONDS + 0.1  # then the payment may ask for the same again: what was learnt has faded a little
+    assert (await net.find(parts=(held, lost))).hops[2].key == route.hops[2].key
+    net.router.ended(held)
+    assert net.router._in_flight == {}
 
 
 def a_line_and(others: int) -> Graph:

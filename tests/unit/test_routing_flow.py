@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -234,3 +235,57 @@ def test_mainnet_tenth_of_a_bitcoin() -> None:
         )
         routes = split(graph, request)
         check_parts(graph, request, routes, 16)
+
+
+def _circle(*locals_: LocalChannel, back: tuple[int, ...], **fields: Any) -> RouteRequest:
+    """From node 0 to itself: it comes back from some nodes only."""
+    incoming = frozenset(node(number) for number in back)
+    return RouteRequest(
+        source=node(0),
+        destination=node(0),
+        local_channels=locals_,
+        incoming_nodes=incoming,
+        max_fee_msat=10**6,
+        **fields,
+    )
+
+
+def test_a_circular_payment_is_split_if_no_channel_is_first_and_last() -> None:
+    # 0 - 1, then to 2 and to 3, each of which leads back to 0
+    graph = build(Link(0, 1), Link(1, 2), Link(1, 3), Link(0, 2), Link(0, 3))
+    first = LocalChannel(scid(0), node(1), 9_000_000_000)
+    known = {EdgeKey(scid(3), 1): (4_000_000_000,) * 2, EdgeKey(scid(4), 1): (3_500_000_000,) * 2}
+    request = _circle(first, back=(2, 3), amount_msat=7_000_000_000, liquidity=known)
+    routes = split(graph, request)
+    carried = check_parts(graph, request, routes, 16)
+    for key, (_, most_msat) in known.items():
+        assert carried[key] <= most_msat
+    assert {route.hops[0].short_channel_id for route in routes} == {scid(0)}
+    assert {route.hops[-1].node_id for route in routes} == {node(0)}
+    assert {len(route.hops) for route in routes} == {3}
+    too_much = find_flow(graph, Scorer(), replace(request, amount_msat=7_600_000_000), NOW)
+    assert isinstance(too_much, NoRoute)
+
+
+def test_a_circular_payment_that_might_turn_round_is_one_part() -> None:
+    graph = build(Link(0, 1), Link(1, 2), Link(0, 2), Link(1, 3), Link(0, 3))
+    firsts = LocalChannel(scid(0), node(1), 9_000_000_000), LocalChannel(scid(2), node(2), 9_000_000_000)
+    request = _circle(*firsts, back=(2, 3), amount_msat=7_000_000_000)
+    (route,) = split(graph, request)
+    assert route.hops[0].short_channel_id != route.hops[-1].short_channel_id
+    whole = find_flow(graph, Scorer(), replace(request, amount_msat=12_000_000_000), NOW)
+    assert isinstance(whole, NoRoute)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "passes"), [(0, 10**9, True), (0, 10**9 - 1, False), (2 * 10**9, 3 * 10**9, True)]
+)
+def test_what_the_payer_knows_for_certain_cuts_what_was_learnt(least: int, most: int, passes: bool) -> None:
+    graph = build(Link(0, 1), Link(1, 2))
+    key = EdgeKey(scid(1), 0)
+    scorer = Scorer()
+    if least:
+        scorer.stuck(graph, key, 1_000, NOW)
+    request = RouteRequest(source=node(0), destination=node(2), amount_msat=10**9, liquidity={key: (least, most)})
+    assert isinstance(find_route(graph, scorer, request, NOW), Route) is passes
+    assert isinstance(find_flow(graph, scorer, request, NOW), NoRoute) is not passes
