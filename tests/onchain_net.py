@@ -106,7 +106,6 @@ class TestNode:
             RpcConfig(self.server.url, user, password),
             retry_seconds=(0.05,),
             fallback_feerate_sat_per_kw=300,
-            fee_cache_seconds=0,
         )
         self.source = BitcoindChainSource(config, REGTEST)
         settings = NodeSettings(

@@ -166,7 +166,6 @@ class Layer1:
             RpcConfig(self.server.url, "u", "p"),
             retry_seconds=(0.05,),
             fallback_feerate_sat_per_kw=1_000,
-            fee_cache_seconds=0.0,
         )
         return BitcoindChainSource(config, REGTEST)
 
