@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from channeld.channel.state import Closed, Closing, Funded, State
+from channeld.channel.state import Closed, Closing, Funded, Normal, State
 from channeld.node.interface import PaymentView
 from channeld.node.invoice_record import InvoiceRecord
 from channeld.node.payment_record import PaymentRecord
-from tests.sim.network_checks import may_be_lost
+from tests.sim.network_checks import ChannelBook, PayBook, may_be_lost
 from tests.sim.onchain_world import COIN_SCRIPT
 from wallet.bitcoin import Tx
 from wallet.wallet import Wallet
@@ -24,7 +24,7 @@ from wallet.wallet import Wallet
 if TYPE_CHECKING:
     from tests.sim.network_chain import SimChain
     from tests.sim.network_node import SimNode
-    from tests.sim.network_world import PayBook, World
+    from tests.sim.network_world import World
 
 ANCHORS_SAT = 660
 DUST_SAT = 360
@@ -36,13 +36,16 @@ _payment = msgspec.msgpack.Decoder(PaymentRecord).decode
 
 def check_accounts(world: World) -> None:
     """Everything of this module."""
-    for book in world.payments:
+    for book in (*world.payments, *_unbooked(world)):
         _check_payment(world, book)
     for node in world.nodes.values():
+        if node.name in world.losers:
+            continue
+        _check_orders(world, node)
         _check_circles(world, node)
         flows_msat = _flows_msat(node)
         _check_channels(world, node, flows_msat)
-        if not any(book.cheater == node.name for book in world.books.values()):
+        if node.name not in world.poorer and not any(book.cheater == node.name for book in world.books.values()):
             _check_wealth(world, node, flows_msat)
 
 
@@ -51,8 +54,34 @@ def _records(node: SimNode, payment_hash: bytes) -> list[PaymentRecord]:
     return [_payment(record) for (record,) in found]
 
 
+def _unbooked(world: World) -> list[PayBook]:
+    """Payments that have no invoice of somebody else's: what the payers' disks say of them."""
+    known = {book.payment_hash for book in world.payments}
+    every = [(node, _payment(record)) for node in world.nodes.values() for (record,) in _stored(node)]
+    return [
+        PayBook(node.name, world.name_of(found.destination), found.payment_hash, found.amount_msat)
+        for node, found in every
+        if found.payment_hash not in known and not found.is_probe
+    ]
+
+
+def _check_orders(world: World, node: SimNode) -> None:
+    """What was asked for again with its key was done once."""
+    if world.ordered[node.name]:
+        world.checked["one key is one payment"] += 1
+    made = sum(_payment(record).kind == "keysend" for (record,) in _stored(node))
+    if made > world.ordered[node.name]:
+        world.problem(f"{node} made {made} payments by keysend, and was told to make {world.ordered[node.name]}")
+
+
+def _stored(node: SimNode) -> list[tuple[bytes]]:
+    return [(record,) for (record,) in node.database.rows("SELECT record FROM payments")]
+
+
 def _check_payment(world: World, book: PayBook) -> None:
     """It succeeded or it failed, for all concerned."""
+    if world.losers & {book.payer, book.payee}:
+        return
     records = _records(world.nodes[book.payer], book.payment_hash)
     found = world.nodes[book.payee].database.rows("SELECT record FROM invoices WHERE payment_hash=?", book.payment_hash)
     invoice = _invoice(found[0][0]) if found else None
@@ -84,7 +113,7 @@ def _check_payment(world: World, book: PayBook) -> None:
 
 def _check_circles(world: World, node: SimNode) -> None:
     """Money that a node moved between its own channels arrived, all of it, or came back, all of it."""
-    if any(book.fate in ("force", "cheat") or book.cheater for book in world.books.values()):
+    if any(book.fate in ("force", "cheat", "lost") or book.cheater for book in world.books.values()):
         return  # a circle that is cut on chain is settled on one side of the cut, and paid for on the other
     for (row,) in node.database.rows("SELECT record FROM payments"):
         record = _payment(row)
@@ -202,3 +231,35 @@ def _given_up_sat(node: SimNode) -> int:
     """Outputs that cost more to take than they hold."""
     reports = [stored.report for stored in node.running.monitor._stored.values() if stored.report is not None]
     return sum(output.amount_sat for report in reports for output in report.outputs if output.status == "uneconomic")
+
+
+def check_lost(world: World) -> None:
+    """Who lost its data published nothing that was revoked (see `Tap.broadcast`), and has its share of each channel
+    that its peer closed for it."""
+    for name in world.losers:
+        loser = world.nodes[name]
+        for book in world.books.values():
+            if name in book.names:
+                _check_share(world, loser, book)
+
+
+def _check_share(world: World, loser: SimNode, book: ChannelBook) -> None:
+    peer = world.nodes[next(other for other in book.names if other != loser.name)]
+    theirs = peer.durable().get(book.keys.get(peer.name, -1))
+    funding = next(outpoint for outpoint, found in world.by_funding.items() if found is book)
+    closing = world.chain.spent.get(funding)
+    if closing is None or not isinstance(theirs, Funded) or isinstance(theirs, Normal):
+        return
+    if closing.txid() != theirs.commitments.local.txid:
+        return
+    share_sat = theirs.commitments.local.spec.to_remote_msat // 1000
+    world.checked["who lost data has its share"] += 1
+    ours_sat = 0
+    for vout, output in enumerate(closing.outputs):
+        spender = world.chain.spent.get(closing.outpoint(vout))
+        came_to = (output, *(spender.outputs if spender is not None else ()))
+        if any(loser.running.wallet.is_ours(txout.script_pubkey) for txout in came_to):
+            ours_sat += output.value_sat
+    fee_sat = world.chain.fee_sat(closing) + 1_000 if book.opener == loser.name else 1_000
+    if share_sat > 20_000 and ours_sat < share_sat - fee_sat:
+        world.problem(f"{loser}, who lost data, has {ours_sat} sat of its {share_sat} sat of {book.names}")

@@ -14,8 +14,10 @@ from typing import NamedTuple, cast
 from channeld.node.interface import NodeError
 from channeld.node.payment_views import PaymentLimits, RebalanceOrder
 from channeld.storage import StoreFailed
+from tests.sim import network_absences as absences
 from tests.sim import network_ends as ends
-from tests.sim.network_node import PORT, SimNode
+from tests.sim import network_orders as orders
+from tests.sim.network_node import PORT, TRUSTING_EVERY, SimNode
 from tests.sim.network_store import When
 from tests.sim.network_tower import hire
 from tests.sim.network_world import KINDS, LATER_PUSH_MSAT, World
@@ -29,6 +31,19 @@ LEFT_MSAT = (20_000_000, 90_000_000, 250_000_000)
 PARTS_SHARE = 0.12
 TWO_CHANNELS = KINDS.index(("ab", "ab"))
 DIAMOND = KINDS.index(("ab", "bd", "ac", "cd"))
+TWO_IN_A_ROW = KINDS.index(("ab", "bc", "bc"))
+SHARES = (
+    ("held", 0.12),
+    ("keysend", 0.06),
+    ("probe", 0.03),
+    ("twice", 0.08),
+    ("stop", 0.06),
+    ("overdue", 0.025),
+    ("lose", 0.04),
+    ("old", 0.05),
+)
+"""In how many stories there are actions of a sort."""
+TWO_IN_A_ROW_SHARE = 0.1
 
 
 class Action(NamedTuple):
@@ -64,7 +79,8 @@ def draw(seed: int) -> Story:
         numbers = tuple(dice.randrange(1 << 16) for _ in range(4))
         actions.append(Action(dice.choice(names), dice.randrange(1 << 32), numbers, dice.randrange(len(PAUSES))))
     story = _enriched(Story(seed, kind, tuple(actions)), random.Random(f"more of {seed}"))
-    return _with_parts(story, random.Random(f"parts of {seed}"))
+    story = _with_parts(story, random.Random(f"parts of {seed}"))
+    return _widened(story, random.Random(f"still more of {seed}"))
 
 
 def _enriched(story: Story, dice: random.Random) -> Story:
@@ -93,10 +109,32 @@ def _with_parts(story: Story, dice: random.Random) -> Story:
         return story
     actions = list(story.actions)
     for name in dice.choices(("parts", "circle"), (3, 2), k=dice.randint(1, 4)):
-        numbers = tuple(dice.randrange(1 << 16) for _ in range(4))
-        action = Action(name, dice.randrange(1 << 32), numbers, dice.randrange(len(PAUSES)))
-        actions.insert(dice.randint(0, len(actions)), action)
+        _put(actions, name, dice)
     return story._replace(kind=DIAMOND if dice.random() < 0.6 else story.kind, actions=tuple(actions))
+
+
+def _widened(story: Story, dice: random.Random) -> Story:
+    """With other ways to pay, nodes that are away for too long or lose data, and closes as they were done before."""
+    names: list[str] = []
+    for name, share in SHARES:
+        if dice.random() < share:
+            names += [name] * (1 + (dice.random() < 0.3))
+    actions = list(story.actions)
+    for name in names:
+        _put(actions, name, dice, len(actions) // 4 if name == "lose" else 0)
+    if "lose" in names:
+        _put(actions, "copy", dice, 0, len(actions) // 2)
+    if "old" in names:
+        _put(actions, "close", dice, len(actions) // 2)
+    kind = TWO_IN_A_ROW if len(KINDS[story.kind]) == 2 and dice.random() < TWO_IN_A_ROW_SHARE else story.kind
+    return story._replace(kind=kind, actions=tuple(actions))
+
+
+def _put(actions: list[Action], name: str, dice: random.Random, first: int = 0, last: int | None = None) -> None:
+    """An action somewhere between two places."""
+    numbers = tuple(dice.randrange(1 << 16) for _ in range(4))
+    action = Action(name, dice.randrange(1 << 32), numbers, dice.randrange(len(PAUSES)))
+    actions.insert(dice.randint(first, len(actions) if last is None else last), action)
 
 
 def carry_out(world: World, action: Action) -> None:
@@ -314,7 +352,7 @@ def _reorganise(world: World, depth: int, keep: int, *_: int) -> bool:
     return depth > 0
 
 
-def _open(world: World, one: int, other: int, amount: int, _: int) -> bool:
+def _open(world: World, one: int, other: int, amount: int, how: int) -> bool:
     first, second = _pair(world, one, other)
     node = world.nodes[first]
     if not node.up or sum(len(n.drivers()) for n in world.nodes.values()) > 12:
@@ -323,7 +361,12 @@ def _open(world: World, one: int, other: int, amount: int, _: int) -> bool:
     async def open_channel() -> None:
         try:
             await node.api.connect_peer(world.node_ids[second], second, PORT)
-            await node.api.open_channel(world.node_ids[second], 200_000 + amount * 3, LATER_PUSH_MSAT)
+            await node.api.open_channel(
+                world.node_ids[second],
+                200_000 + amount * 3,
+                LATER_PUSH_MSAT,
+                zero_conf=how % 3 == 0 and world.seed % TRUSTING_EVERY == 0,
+            )
         except (NodeError, StoreFailed):
             return
 
@@ -366,6 +409,46 @@ def _tower_down(world: World, number: int, how: int, count: int, _: int) -> bool
     return True
 
 
+def _held(world: World, payer: int, payee: int, amount: int, how: int) -> bool:
+    return orders.held(world, *_pair(world, payer, payee), _amount(amount), how)
+
+
+def _keysend(world: World, payer: int, payee: int, amount: int, how: int) -> bool:
+    return orders.keysend(world, *_pair(world, payer, payee), _amount(amount), how)
+
+
+def _probe(world: World, payer: int, payee: int, amount: int, how: int) -> bool:
+    return orders.probe(world, *_pair(world, payer, payee), _amount(amount), how)
+
+
+def _twice(world: World, payer: int, payee: int, amount: int, how: int) -> bool:
+    return orders.twice(world, *_pair(world, payer, payee), _amount(amount), how)
+
+
+def _stop(world: World, number: int, *_: int) -> bool:
+    return orders.stop(world, number)
+
+
+def _overdue(world: World, way: int, amount: int, who: int, how: int) -> bool:
+    return absences.overdue(world, way, _amount(amount), who, how)
+
+
+def _copy(world: World, number: int, *_: int) -> bool:
+    return absences.copy(world, number)
+
+
+def _lose(world: World, number: int, *_: int) -> bool:
+    return absences.lose(world, number)
+
+
+def _old(world: World, number: int, *_: int) -> bool:
+    """A node is started again with a release that knows no `option_simple_close`."""
+    node = _node(world, number)
+    node.is_old_fashioned = True
+    node.crash()
+    return True
+
+
 ACTIONS: dict[str, Callable[..., bool]] = {
     "pay": _pay,
     "cancel": _cancel,
@@ -390,6 +473,15 @@ ACTIONS: dict[str, Callable[..., bool]] = {
     "rush": ends.rush,
     "heir": ends.heir,
     "open": _open,
+    "held": _held,
+    "keysend": _keysend,
+    "probe": _probe,
+    "twice": _twice,
+    "stop": _stop,
+    "overdue": _overdue,
+    "copy": _copy,
+    "lose": _lose,
+    "old": _old,
     "tower": _tower,
     "tower down": _tower_down,
 }

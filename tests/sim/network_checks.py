@@ -17,12 +17,13 @@ from channeld.channel.commitments import AwaitingRevocation, Commitments, Spec, 
 from channeld.channel.state import Closed, Funded, Normal, State
 from channeld.channel.writes import SaveRevocable
 from channeld.node.circuits import circuit_of
+from channeld.node.interface import PaymentView
 from wallet.bitcoin import Tx
 from wallet.bitcoin.secp import pubkey_of
 
 if TYPE_CHECKING:
     from tests.sim.network_node import SimNode
-    from tests.sim.network_world import PayBook, World
+    from tests.sim.network_world import World
 
 FULFILL, SIGNED, REVOKE = 130, 132, 133
 _revocable = msgspec.msgpack.Decoder(SaveRevocable)
@@ -66,6 +67,27 @@ class ChannelBook:
         twin.capacity_msat, twin.gift_msat = self.capacity_msat, self.gift_msat
         twin.established, twin.revealed = self.established, set(self.revealed)
         return twin
+
+
+@dataclass
+class PayBook:
+    """A payment that was asked for; `result` is what the caller was told, if it lived to hear it."""
+
+    payer: str
+    payee: str
+    payment_hash: bytes
+    amount_msat: int
+    result: PaymentView | Exception | None = None
+
+
+@dataclass
+class HoldBook:
+    """A hold invoice, and what its owner will decide."""
+
+    payee: str
+    payment_hash: bytes
+    preimage: bytes
+    settles: bool
 
 
 class Tap:
@@ -168,8 +190,18 @@ class Tap:
         state = node.durable().get(book.keys[node.name])
         known = book.history.get(node.name, {})
         index = next((i for i, kept in known.items() if kept.commitments.local.txid == tx.txid()), None)
-        if index is not None and isinstance(state, Funded) and index < state.commitments.local.index:
+        if index is None:
+            return
+        if isinstance(state, Funded) and index < state.commitments.local.index:
             self.world.problem(f"{node} publishes its revoked commitment {index}")
+        if node.name in self.world.losers and index < self._revoked_by(node, book):
+            self.world.problem(f"{node}, who lost data, publishes its revoked commitment {index}")
+
+    def _revoked_by(self, node: SimNode, book: ChannelBook) -> int:
+        """How many commitments a node has revoked, by what its peer knows."""
+        peer = next(name for name in book.names if name != node.name)
+        state = self.world.nodes[peer].durable().get(book.keys.get(peer, -1))
+        return state.commitments.remote.index if isinstance(state, Funded) else 0
 
     def circuits(self, node: SimNode, key: int, state: Funded) -> None:
         """No incoming HTLC is forwarded twice."""
@@ -190,13 +222,19 @@ def check_step(world: World) -> None:
     versions = [node.database.version for node in world.nodes.values()]
     if versions != world.checked_versions:
         world.checked_versions = versions
-        for node in world.nodes.values():
-            for key, state in node.durable().items():
-                if isinstance(state, Funded):
-                    _remember(world, node, key, state)
-                    _conserves(world, node, state)
-                    _punishable(world, node, key, state)
-                    world.tap.circuits(node, key, state)
+        funded = [
+            (node, key, state)
+            for node in world.nodes.values()
+            for key, state in node.durable().items()
+            if isinstance(state, Funded)
+        ]
+        for node, key, state in funded:
+            _remember(world, node, key, state)
+        for node, key, state in funded:
+            _conserves(world, node, state)
+            if node.name not in world.losers:
+                _punishable(world, node, key, state)
+                world.tap.circuits(node, key, state)
         for book in world.payments:
             _one_outcome(world, book)
     for node in world.nodes.values():
@@ -218,9 +256,10 @@ def _one_outcome(world: World, book: PayBook) -> None:
 
 def may_be_lost(world: World, book: PayBook) -> bool:
     """On chain an HTLC may not be worth its fees, and a commitment of old knows nothing of newer HTLCs: whose they are
-    is what punishing it says."""
+    is what punishing it says. Who was away for too long, or lost its data, may have lost more."""
     fates = {kept.fate for kept in world.books.values()}
-    return "cheat" in fates or ("force" in fates and book.amount_msat < SMALL_MSAT)
+    has_lost = bool(world.poorer or world.losers or "cheat" in fates)
+    return has_lost or ("force" in fates and book.amount_msat < SMALL_MSAT)
 
 
 def _remember(world: World, node: SimNode, key: int, state: Funded) -> None:

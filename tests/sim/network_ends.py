@@ -287,8 +287,9 @@ def _fund_again(world: World, opener: SimNode, other: SimNode, book: ChannelBook
     for _ in range(8):
         world.run(1)
         fresh = next((b for key, b in world.books.items() if key not in before and opener.name in b.names), None)
-        if fresh is not None and fresh.established:
-            funding = next(outpoint for outpoint, found in world.by_funding.items() if found is fresh)
+        funding = next((outpoint for outpoint, found in world.by_funding.items() if found is fresh), None)
+        if fresh is not None and fresh.established and funding in world.chain.outputs:
+            assert funding is not None
             tx = next(tx for txs in world.chain.blocks.values() for tx in txs if tx.txid() == funding.txid)
             return fresh if sources & {txin.outpoint.txid for txin in tx.inputs} else None
         world.chain.mine()

@@ -8,11 +8,15 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from channeld.bolt.features import Feature
 from channeld.bolt.messages import Message
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import State
 from channeld.node.channels import Driver
+from channeld.node.features import LOCAL_FEATURES
 from channeld.node.node import Node
 from channeld.node.runtime import NodeSettings, Runtime
 from channeld.routing import find_flow, scoring
@@ -31,6 +35,7 @@ LOADED = (find_flow, scoring)
 PORT = 9735
 GAP_SCRIPTS = 8
 """Wallets look only a few scripts ahead: their start is much faster."""
+TRUSTING_EVERY = 3
 POLICY = ChannelPolicy(minimum_depth_blocks=1, to_self_delay_blocks=20)
 
 
@@ -112,6 +117,8 @@ class SimNode(Mortal):
         self.keys = keys_of(name)
         self.runtime: Runtime | None = None
         self.crash_at_send: tuple[int, str] | None = None
+        self.is_old_fashioned = False
+        """From its next life on it closes channels as it was done before `option_simple_close`."""
         self._decoded: dict[int, tuple[bytes, State]] = {}
         self._durable: tuple[int, dict[int, State]] = (-1, {})
 
@@ -148,15 +155,24 @@ class SimNode(Mortal):
         settings = NodeSettings(
             alias=self.name,
             listen=((self.name, PORT),),
-            policy=POLICY,
+            policy=self._policy(),
             birthday_height=self.world.birthday,
             gap_limit=GAP_SCRIPTS,
         )
         runtime = await Runtime.create(self.store, self.keys, self.source, settings)
+        if self.is_old_fashioned:
+            features = LOCAL_FEATURES - {Feature.option_simple_close, Feature.option_simple_close | 1}
+            runtime.peers._features = runtime.channels._local_features = features
         self.runtime = runtime
         world.fill_graph(self)
         runtime.bus.publish = self._published(runtime.bus.publish)  # type: ignore[method-assign]
         await runtime.start()
+
+    def _policy(self) -> ChannelPolicy:
+        """In every third run all trust each other not to double-spend what funds a channel."""
+        if self.world.seed % TRUSTING_EVERY:
+            return POLICY
+        return replace(POLICY, accept_zero_conf_from=frozenset(self.world.node_ids.values()))
 
     def _published(self, publish: Callable[..., None]) -> Callable[..., None]:
         life = self.life
@@ -167,6 +183,13 @@ class SimNode(Mortal):
             publish(kind, sentence, **data)
 
         return told
+
+    def use(self, database: Database) -> None:
+        """From the next life on another disk."""
+        database.version = self.database.version + 1
+        self.database.close()
+        self.database = database
+        self._durable = (-1, {})
 
     def _died(self) -> None:
         self.crash_at_send = None

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from channeld.bolt.messages import CommitmentSigned
 from channeld.bolt.transactions import commitment as commitment_module
 from channeld.channel import commitments as cm
-from channeld.channel import machine, normal, reestablish
+from channeld.channel import economics, machine, normal, reestablish, unconfirmed
 from channeld.channel.commitments import HtlcAdd, htlc_key
 from channeld.channel.effects import HtlcLockedIn
 from channeld.channel.state import Funded
@@ -25,8 +25,9 @@ from channeld.channel.writes import ForgetAdd
 from channeld.node import towers as node_towers
 from channeld.node.channels import Channels
 from channeld.node.forwarding import Forwarder
+from channeld.node.idempotency import Idempotency
 from channeld.node.monitor_facts import Facts
-from channeld.node.receive import _Set
+from channeld.node.receive import Receiver, _Set
 from channeld.onchain.facts import Fact
 from watchtower.client.connection import TowerAway
 from watchtower.client.uploader import Uploader
@@ -261,6 +262,38 @@ def _old_channels_key() -> list[Patch]:
     return [(Facts, "scan", scan)]
 
 
+def _deadlines_missed() -> list[Patch]:
+    return [(economics, "reason_to_close", lambda *_: "")]
+
+
+def _settles_from_memory() -> list[Patch]:
+    async def after(self: Any, write: Any, then: Any) -> None:
+        then()
+        asyncio.get_running_loop().call_later(0.05, self._store.submit, [write], lambda error: None)
+
+    return [(Receiver, "_after", after)]
+
+
+def _old_state_published() -> list[Patch]:
+    original = reestablish.compare
+
+    def compare(*args: Any) -> Any:
+        answer = original(*args)
+        return reestablish.Impossible("") if isinstance(answer, reestablish.LocalBehind) else answer
+
+    return [(reestablish, "compare", compare), (unconfirmed, "is_doubtful", lambda state: False)]
+
+
+def _keys_forgotten() -> list[Patch]:
+    original = Idempotency._mark
+
+    def mark(self: Any, *args: Any) -> Any:
+        original(self, *args)
+        return ()
+
+    return [(Idempotency, "_mark", mark)]
+
+
 # --- towers -------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +397,18 @@ ROBBED = (
 )
 """A peer cheats while the other side is off and has a tower, which dies right after it saw the breach."""
 
+OVERDUE = '{"seed": 10, "kind": 0, "actions": [["overdue", 4026364927, [23139, 45477, 46772, 32972], 0]]}'
+"""A payment that its payee holds, and is away until it has expired."""
+HELD = '{"seed": 11, "kind": 4, "actions": [["held", 3815666664, [47552, 8300, 61444, 3554], 5]]}'
+"""A payment that is held for a while."""
+OLD_COPY = (
+    '{"seed": 10, "kind": 0, "actions": [["copy", 466519021, [18387, 46216, 40109, 18291], 1], '
+    '["strike", 3219244539, [16954, 50583, 51786, 61038], 0], ["lose", 4026364927, [23139, 45477, 46772, 32972], 0]]}'
+)
+"""A node pays, and is then started from a copy of its database that knows nothing of it."""
+ASKED_AGAIN = '{"seed": 32, "kind": 0, "actions": [["keysend", 697476723, [58603, 28439, 40058, 46589], 6]]}'
+"""A client asks for one payment twice."""
+
 PLANTS = (
     Plant(
         "retransmission order",
@@ -434,6 +479,20 @@ PLANTS = (
         _old_channels_key,
         (HEIR,),
     ),
+    Plant("deadlines missed", "no channel is closed for an HTLC that expires", _deadlines_missed, (OVERDUE,)),
+    Plant(
+        "settles from memory",
+        "a hold invoice's preimage is told before it is on disk that it is settled",
+        _settles_from_memory,
+        (HELD,),
+    ),
+    Plant(
+        "old state published",
+        "who is shown to have lost data publishes the commitment that it knows",
+        _old_state_published,
+        (OLD_COPY,),
+    ),
+    Plant("keys forgotten", "an idempotency key is forgotten once the call is over", _keys_forgotten, (ASKED_AGAIN,)),
     Plant("tower confirms first", "a tower confirms what is not on its disk", _tower_confirms_first, (WATCHED,)),
     Plant("backups given up", "what a tower could not be given is not sent again", _backups_given_up, (TOWER_AWAY,)),
     Plant("breaches forgotten", "after a restart a tower knows of no breach", _breaches_forgotten, (ROBBED,)),

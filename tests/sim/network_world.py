@@ -9,7 +9,6 @@ import contextvars
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,14 +27,14 @@ from channeld.channel.state import (
     Normal,
 )
 from channeld.node.identity import Identity
-from channeld.node.interface import NodeError, PaymentView
+from channeld.node.interface import NodeError
 from channeld.node.peer import PeerLink
 from channeld.routing.values import MAX_AMOUNT_MSAT, Policy
 from channeld.storage import StoreFailed
 from tests.sim import network_checks as checks
-from tests.sim.network_accounts import check_accounts
+from tests.sim.network_accounts import check_accounts, check_lost
 from tests.sim.network_chain import SimChain
-from tests.sim.network_checks import ChannelBook, Tap
+from tests.sim.network_checks import ChannelBook, HoldBook, PayBook, Tap
 from tests.sim.network_loop import LIFE, Luck, SimLoop, controlled
 from tests.sim.network_node import PORT, SimNode, keys_of, use_sim_gossip
 from tests.sim.network_restart import check_restart
@@ -52,6 +51,7 @@ KINDS: tuple[tuple[str, ...], ...] = (
     ("ab", "ab"),
     ("ab", "bc", "ca"),
     ("ab", "bd", "ac", "cd"),
+    ("ab", "bc", "bc"),
 )
 """Kinds of networks: who opened a channel to whom."""
 CHANNEL_SAT = 1_000_000
@@ -72,17 +72,6 @@ RESTART_SECONDS = (0.02, 0.3, 2.0)
 
 class Broken(AssertionError):
     """Something that must hold does not."""
-
-
-@dataclass
-class PayBook:
-    """A payment that was asked for; `result` is what the caller was told, if it lived to hear it."""
-
-    payer: str
-    payee: str
-    payment_hash: bytes
-    amount_msat: int
-    result: PaymentView | Exception | None = None
 
 
 @cache
@@ -114,6 +103,17 @@ class World:
         self.books: dict[bytes, ChannelBook] = {}
         self.by_funding: dict[OutPoint, ChannelBook] = {}
         self.payments: list[PayBook] = []
+        self.holds: list[HoldBook] = []
+        self.ordered: Counter[str] = Counter()
+        """How many payments each node was told to make that nobody asked it for."""
+        self.asking_until = 0.0
+        """When the last client will have asked again."""
+        self.copies: dict[str, tuple[Database, frozenset[int]]] = {}
+        """Of nodes' databases, with the channels that there were."""
+        self.losers: set[str] = set()
+        """Nodes that were started from a copy."""
+        self.poorer: set[str] = set()
+        """Nodes that were away for so long that others took what expired."""
         self.first_height = self.chain.height
         self.gift_msat = PUSH_MSAT if image is None else LATER_PUSH_MSAT
         self.public: dict[bytes, tuple[int, bytes, bytes, int]] = {}
@@ -241,6 +241,32 @@ class World:
         except NodeError as error:
             book.result = error
 
+    def state_of(self, book: HoldBook) -> str:
+        """What a hold invoice is on disk; empty if there is none."""
+        found = self.nodes[book.payee].database.rows(
+            "SELECT state FROM invoices WHERE payment_hash=?", book.payment_hash
+        )
+        return str(found[0][0]) if found else ""
+
+    def decide(self, book: HoldBook) -> None:
+        """The owner of a hold invoice that was paid settles or cancels it."""
+        node = self.nodes[book.payee]
+        if not node.up or self.state_of(book) != "accepted":
+            return
+
+        async def say() -> None:
+            try:
+                if book.settles:
+                    await node.api.settle_invoice(book.payment_hash, book.preimage)
+                    self.done["held and settled"] += 1
+                else:
+                    await node.api.cancel_invoice(book.payment_hash)
+                    self.done["held and canceled"] += 1
+            except (NodeError, StoreFailed):
+                return
+
+        node.spawn(say())
+
     # --- running
 
     def run(self, seconds: float) -> None:
@@ -257,11 +283,9 @@ class World:
 
     # --- coming to rest
 
-    def settle(self) -> None:
-        """No more trouble from here on; until everything has come to an end. Raises Broken if it does not."""
-        self.luck.turn(1)
+    def calm(self) -> None:
+        """Nobody is away, and nothing is held back, from here on."""
         self.network.apart.clear()
-        self.chain.level = 253
         for end in list(self.network.ends):
             end.release()
         for node in self.nodes.values():
@@ -270,6 +294,16 @@ class World:
             if node.life.alive and node.up:
                 node.store.disarm()
                 node.source.away = False
+            self.start_again(node)
+        self._reconnect()
+
+    def settle(self) -> None:
+        """No more trouble from here on; until everything has come to an end. Raises Broken if it does not."""
+        self.luck.turn(1)
+        self.chain.level = 253
+        self.calm()
+        if self.loop.time() < self.asking_until:
+            self.run(self.asking_until - self.loop.time() + 0.1)
         for tower in self.towers.values():
             tower.stays_down = tower.is_mute = False
             if tower.up:
@@ -283,6 +317,8 @@ class World:
                 self.start_again(node)
             for tower in self.towers.values():
                 tower.start_again()
+            for book in self.holds:
+                self.decide(book)
             self.run(pause)
             pause = min(2 * pause, 5.0)
             why, blocks_help = self._unrest()
@@ -342,7 +378,7 @@ class World:
             return None, False
         if isinstance(state, Normal):
             why = _unrest_of(state)
-            if why and self.books[state.params.channel_id].fate in ("force", "cheat", "beside"):
+            if why and self.books[state.params.channel_id].fate in ("force", "cheat", "beside", "lost"):
                 return None, True  # who was only told of it waits until it is on chain
             return (f"{node}: channel {driver.channel_key}: {why}" if why else None), False
         if isinstance(state, Funded) and not self._may_be_funded(state):
@@ -371,6 +407,7 @@ class World:
         return any(
             output.status in ("waiting", "pending", "needs_preimage")
             or (output.status == "theirs" and output.kind == "htlc" and not output.spending_txid)
+            or (output.status == "uneconomic" and output.kind == "htlc" and state.kind == "revoked")
             for output in stored.report.outputs
         )
 
@@ -392,6 +429,7 @@ class World:
         checks.check_kept(self)
         checks.check_justice(self)
         check_accounts(self)
+        check_lost(self)
         check_towers(self)
         self.stop_if_broken()
         check_restart(self, self.seed)
@@ -403,6 +441,8 @@ class World:
             node.stays_down = True
             node.crash()
             node.database.close()
+        for copied, _ in self.copies.values():
+            copied.close()
         for tower in self.towers.values():
             tower.stays_down = True
             tower.crash()
