@@ -47,6 +47,8 @@ from wallet.wallet import Wallet
 
 log = structlog.get_logger(__name__)
 TARGETS_BLOCKS = (1, 2, 3, 6, 12, 36, 144)
+RACE_SECONDS = 20.0
+"""So often a channel is looked at over which there is a race in the mempool."""
 ABSENCE_BLOCKS = 18
 """Who missed more than these hears of it."""
 
@@ -54,7 +56,7 @@ ABSENCE_BLOCKS = 18
 class _Case:
     """A channel that ends: its driver, and its state when it was last seen to have one."""
 
-    __slots__ = ("driver", "grumbled", "left", "rival", "state", "stored")
+    __slots__ = ("driver", "grumbled", "left", "raced", "rival", "state", "stored")
 
     def __init__(self, driver: Driver, state: AnyFunded, stored: StoredClose) -> None:
         self.driver = driver
@@ -64,6 +66,8 @@ class _Case:
         """The peer's commitment, which layer 1 has in place of ours, in wire form."""
         self.left: frozenset[OutPoint] = frozenset()
         """What towers take for us, at the last look."""
+        self.raced = False
+        """Something of ours is in the mempool that others may replace."""
         self.grumbled: set[str] = set()
         """Troubles that were told and have not passed."""
 
@@ -236,10 +240,21 @@ class Monitor:
         while True:
             if not self._due:
                 self._idle.set()
-            await self._wake.wait()
-            self._wake.clear()
+            await self._woken()
             while self._due and self._in_step:
                 await self._round()
+
+    async def _woken(self) -> None:
+        """Until something is due. Races are looked at between blocks, too: whoever has replaced a transaction of ours
+        in the mempool, and then replaced that by something else, has to do it again and again."""
+        is_racing = any(case.raced for case in self._cases.values())
+        try:
+            await asyncio.wait_for(self._wake.wait(), RACE_SECONDS if is_racing else None)
+        except TimeoutError:
+            for channel_key, case in self._cases.items():
+                if case.raced:
+                    self._now_due(channel_key)
+        self._wake.clear()
 
     async def _round(self) -> None:
         """Each channel that is due, by itself, those with HTLCs that expire soon first: the wallet may not have coins
@@ -304,6 +319,7 @@ class Monitor:
         # Also what this look was based on (a preimage, say) is durable after this: commits come in order.
         await self._keep(case, case.stored._replace(resolution=step.state))
         await self._act(case, step, env)
+        case.raced = step.close is not None and on.is_raced(case.stored.resolution, step.close)
         await self._look_into_mempool(driver, step, env)
         self.on_looked(driver, {} if step.close is None else returns(known, step.close, env.height))
         over = ended or on.Over() in step.actions

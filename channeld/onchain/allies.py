@@ -13,7 +13,7 @@ from msgspec import Struct
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known
 from channeld.onchain.outputs import Output
-from channeld.onchain.plans import deadline_of, is_penalty, wanted_feerate
+from channeld.onchain.plans import Group, deadline_of, is_penalty, wanted_feerate
 from channeld.onchain.rates import Rates, least_bump
 from channeld.onchain.resolve import resolve
 from wallet.bitcoin import OutPoint, Tx
@@ -63,8 +63,8 @@ def left_to(allies: Iterable[Ally], rates: Rates, height: int) -> frozenset[OutP
         deadlines = [deadline for output in ally.outputs if (deadline := deadline_of(output)) is not None]
         if deadlines and min(deadlines) - height <= NEAR_BLOCKS:
             continue
-        group = "penalty" if any(map(is_penalty, ally.outputs)) else "sweep"
-        wanted = wanted_feerate(group, ally.outputs, rates, height)  # type: ignore[arg-type]
+        group: Group = "penalty" if any(map(is_penalty, ally.outputs)) else "sweep"
+        wanted = wanted_feerate(group, ally.outputs, rates, height)
         if wanted is None or wanted < least_bump(ally.feerate_per_kw):
             left.update(output.outpoint for output in ally.outputs if output.outpoint is not None)
     return frozenset(left)

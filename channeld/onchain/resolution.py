@@ -222,6 +222,12 @@ def child_of(commitment: bytes, state: Resolution) -> Attempt | None:
     return next(children, None)
 
 
+def is_raced(state: Resolution, close: Close) -> bool:
+    """Whether a transaction of ours is out whose outputs others may take: it can be replaced at any time."""
+    raced = (attempt for attempt in state.attempts if attempt.group not in ("sweep", "anchor"))
+    return any(is_live(attempt, close.outputs) for attempt in raced)
+
+
 def _is_dead(attempt: Attempt, close: Close, height: int) -> bool:
     """Whether it can never confirm any more: what it spends was taken by another transaction, or does not exist in this
     chain, so deep that this will not change."""
