@@ -285,12 +285,14 @@ def _read_records(data: bytes, pos: int, table: dict[int, FieldSpec]) -> tuple[d
 
 def _write_records(value: Any, layout: Layout) -> bytes:
     """The general way to write a stream: known and unknown records merged."""
-    records = list(value.unknown_tlvs)
-    for spec in layout.records:
+    records = []
+    for spec in layout.records:  # sorted by type
         content = getattr(value, spec.name)
         if content is not None and content is not False:
             records.append((spec.tlv.type, spec.wire.encode(content)))  # type: ignore[union-attr]
-    return join_tlv_stream(records)
+    if value.unknown_tlvs:
+        return join_tlv_stream([*value.unknown_tlvs, *records])
+    return b"".join([encode_bigsize(type_) + encode_bigsize(len(content)) + content for type_, content in records])
 
 
 # --- from annotations to wire types -------------------------------------------------------------------------------

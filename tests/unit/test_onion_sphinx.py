@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channeld.bolt.onion.crypto import apply_stream, derive_key, hmac256
+from channeld.bolt.onion.crypto import apply_stream, apply_stream_from, derive_key, hmac256
 from channeld.bolt.onion.failures import (
     InvalidOnionBlinding,
     InvalidOnionHmac,
@@ -60,6 +60,11 @@ def test_bolt4_vector_builds_and_peels() -> None:
         assert peeled.replay_key == sha256(shared_secret).digest()
         packet = peeled.next_packet
     assert packet is None
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 300), st.binary(max_size=200))
+def test_the_stream_from_an_offset_is_the_end_of_the_whole(key: bytes, offset: int, data: bytes) -> None:
+    assert apply_stream_from(key, offset, data) == apply_stream(key, bytes(offset) + data)[offset:]
 
 
 @settings(max_examples=40, deadline=None)

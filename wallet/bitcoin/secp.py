@@ -17,6 +17,7 @@ from wallet.bitcoin.encoding import tagged_hash
 
 _ctx = GLOBAL_CONTEXT.ctx
 _COMPRESSED = lib.SECP256K1_EC_COMPRESSED
+_NO_SECRET = "a secret key is 32 bytes between 1 and the curve's order"
 CURVE_ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141
 
 
@@ -45,7 +46,7 @@ def _serialized(point: Any) -> bytes:
 
 def _check_secret(secret: bytes) -> None:
     if len(secret) != 32 or not lib.secp256k1_ec_seckey_verify(_ctx, secret):
-        raise InvalidKey("a secret key is 32 bytes between 1 and the curve's order")
+        raise InvalidKey(_NO_SECRET)
 
 
 def is_valid_pubkey(pubkey: bytes) -> bool:
@@ -64,10 +65,9 @@ def is_valid_secret(secret: bytes) -> bool:
 
 def pubkey_of(secret: bytes) -> bytes:
     """The compressed public key of a 32-byte secret. Raises InvalidKey."""
-    _check_secret(secret)
     point = ffi.new("secp256k1_pubkey *")
-    if not lib.secp256k1_ec_pubkey_create(_ctx, point, secret):
-        raise InvalidKey("the secret is out of range")
+    if len(secret) != 32 or not lib.secp256k1_ec_pubkey_create(_ctx, point, secret):
+        raise InvalidKey(_NO_SECRET)
     return _serialized(point)
 
 
@@ -168,10 +168,9 @@ def der_to_compact(der: bytes) -> bytes:
 
 def ecdh(secret: bytes, pubkey: bytes) -> bytes:
     """SHA-256 of the compressed shared point (BOLT 8 and BOLT 4's ECDH), 32 bytes. Raises InvalidKey."""
-    _check_secret(secret)
     out = ffi.new("unsigned char[32]")
-    if not lib.secp256k1_ecdh(_ctx, out, _parsed(pubkey), secret, ffi.NULL, ffi.NULL):
-        raise InvalidKey("the secret is out of range")
+    if len(secret) != 32 or not lib.secp256k1_ecdh(_ctx, out, _parsed(pubkey), secret, ffi.NULL, ffi.NULL):
+        raise InvalidKey(_NO_SECRET)
     return bytes(ffi.buffer(out, 32))
 
 

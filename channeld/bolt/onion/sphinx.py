@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
 
-from channeld.bolt.onion.crypto import apply_stream, blinding_factor, derive_key, hmac256
+from channeld.bolt.onion.crypto import (
+    apply_stream,
+    apply_stream_from,
+    blinding_factor,
+    derive_key,
+    hmac256,
+    stream_cipher,
+)
 from channeld.bolt.onion.failures import (
     Failure,
     InvalidOnionBlinding,
@@ -154,8 +161,8 @@ def _filler(frames: Sequence[bytes], rho_keys: Sequence[bytes], payloads_size: i
     """What the hops' own zero padding will look like at the last hop. BOLT 4, "Filler Generation"."""
     filler = b""
     for frame, rho in zip(frames[:-1], rho_keys[:-1], strict=True):
-        skip = payloads_size - len(filler)
-        filler = apply_stream(rho, bytes(skip) + filler + bytes(len(frame) + _HMAC_SIZE))[skip:]
+        padded = filler + bytes(len(frame) + _HMAC_SIZE)
+        filler = apply_stream_from(rho, payloads_size - len(filler), padded)
     return filler
 
 
@@ -190,20 +197,20 @@ def _peel(packet: bytes, node_secret: bytes, associated_data: bytes, blinding_se
     expected = hmac256(derive_key(b"mu", shared_secret), payloads + associated_data)
     if not compare_digest(expected, mac):
         raise BadOnion("the onion's hmac is wrong", InvalidOnionHmac(sha256(packet).digest()))
-    size = len(payloads)
-    clear = apply_stream(derive_key(b"rho", shared_secret), payloads + bytes(size))
-    payload, end = _unframe(clear, size, shared_secret)
+    decrypt = stream_cipher(derive_key(b"rho", shared_secret))
+    clear = decrypt(payloads)
+    payload, end = _unframe(clear, shared_secret)
     next_mac = clear[end : end + _HMAC_SIZE]
     next_packet = None
     if next_mac != _NO_HMAC:
         next_key = point_mul(ephemeral_key, blinding_factor(ephemeral_key, shared_secret))
         start = end + _HMAC_SIZE
-        next_packet = b"".join((_VERSION, next_key, clear[start : start + size], next_mac))
+        next_packet = b"".join((_VERSION, next_key, clear[start:], decrypt(bytes(start)), next_mac))
     return Peeled(payload, next_packet, shared_secret, blinding_secret)
 
 
-def _unframe(clear: bytes, size: int, shared_secret: bytes) -> tuple[bytes, int]:
-    """The payload at the start of the unwrapped `size` (and as many padding) bytes, and where it ends."""
+def _unframe(clear: bytes, shared_secret: bytes) -> tuple[bytes, int]:
+    """The payload at the start of the unwrapped bytes, and where it ends."""
     try:
         length, start = decode_bigsize(clear)
     except DecodeError as error:
@@ -211,6 +218,6 @@ def _unframe(clear: bytes, size: int, shared_secret: bytes) -> tuple[bytes, int]
     end = start + length
     if length < 2:
         raise RefusedOnion(f"a payload of {length} bytes", InvalidOnionPayload(), shared_secret)
-    if end + _HMAC_SIZE > size:
+    if end + _HMAC_SIZE > len(clear):
         raise RefusedOnion("the payload is longer than the packet", InvalidOnionPayload(), shared_secret)
     return clear[start:end], end
