@@ -338,14 +338,18 @@ class Monitor:
         if close is None:
             return frozenset()
         outpoints = [output.outpoint for output in close.outputs if output.claimable and output.outpoint is not None]
+        ours = case.stored.resolution.fees
         try:
             txs = await self._publisher.unconfirmed(outpoints)
+            found = (ally_of(known, facts, tx, script, self._height) for tx in txs if tx.txid() not in ours)
+            allies = [ally for ally in found if ally is not None]
+            left = left_to(allies, self._rates, self._height)
+            for ally in allies:
+                if left >= ally.outpoints:
+                    await self._source.broadcast(ally.tx)  # the tower may be away: the network must not forget it
         except ChainError as error:
             log.warning("the mempool could not be looked into", reason=str(error))
             return frozenset()
-        ours = case.stored.resolution.fees
-        found = [ally_of(known, facts, tx, script, self._height) for tx in txs if tx.txid() not in ours]
-        left = left_to((ally for ally in found if ally is not None), self._rates, self._height)
         if left and not case.left:
             channel_id = case.driver.channel_id.hex()
             self._bus.publish(

@@ -27,10 +27,15 @@ NEAR_BLOCKS = 6
 class Ally(Struct, frozen=True):
     """A tower's transaction, not yet in a block."""
 
-    txid: bytes
+    tx: Tx
     outputs: tuple[Output, ...]
     fee_sat: int
     weight: int
+
+    @property
+    def outpoints(self) -> frozenset[OutPoint]:
+        """What it takes."""
+        return frozenset(output.outpoint for output in self.outputs if output.outpoint is not None)
 
     @property
     def feerate_per_kw(self) -> int:
@@ -52,7 +57,7 @@ def ally_of(known: Known, facts: Sequence[Fact], tx: Tx, script: bytes, height: 
     home_sat = sum(output.value_sat for output in tx.outputs if output.script_pubkey == script)
     if (paid_sat - home_sat) * 1000 > total_sat * ELSEWHERE_PERMILLE:
         return None
-    return Ally(txid, taken, total_sat - paid_sat, tx.weight())
+    return Ally(tx, taken, total_sat - paid_sat, tx.weight())
 
 
 def left_to(allies: Iterable[Ally], rates: Rates, height: int) -> frozenset[OutPoint]:
@@ -66,5 +71,5 @@ def left_to(allies: Iterable[Ally], rates: Rates, height: int) -> frozenset[OutP
         group: Group = "penalty" if any(map(is_penalty, ally.outputs)) else "sweep"
         wanted = wanted_feerate(group, ally.outputs, rates, height)
         if wanted is None or wanted < least_bump(ally.feerate_per_kw):
-            left.update(output.outpoint for output in ally.outputs if output.outpoint is not None)
+            left |= ally.outpoints
     return frozenset(left)

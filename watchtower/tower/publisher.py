@@ -70,7 +70,7 @@ class Publisher:
         found = targets(breach)
         open_ = {target.outpoint: target for target in found if target.state == "open"}
         seen: set[OutPoint] = set()
-        allies: list[Ally] = []
+        allies: list[tuple[Ally, Tx]] = []
         for outpoint in sorted(open_, key=lambda outpoint: -open_[outpoint].penalty.amount_sat)[:MAX_LOOKS]:
             waiting = None if outpoint in seen else await self._source.spending_tx_in_mempool(outpoint)
             if waiting is None:
@@ -78,8 +78,11 @@ class Publisher:
             seen.update(txin.outpoint for txin in waiting.inputs)
             ally = ally_of(breach, found, waiting)
             if ally is not None:
-                allies.append(ally)
-        left = left_to(allies, open_, height, rate)
+                allies.append((ally, waiting))
+        left = left_to([ally for ally, _ in allies], open_, height, rate)
+        for ally, tx in allies:
+            if left.issuperset(ally.outpoints):
+                await self._source.broadcast(tx)  # whoever made it may be away: the network must not forget it
         if left:
             _log.info("justice is left to the client's own", txid=breach.txid[::-1].hex(), outputs=len(left))
         return left
