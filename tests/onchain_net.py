@@ -196,8 +196,7 @@ class Net:
 
     async def __aenter__(self) -> Net:
         await self.server.start()
-        for _ in range(101):
-            await self.server.node.mine(STRANGER)
+        await self.server.node.mine(STRANGER)
         self.alice, self.bob = (TestNode(name, self.directory, self.server) for name in ("alice", "bob"))
         for node in self.nodes:
             await node.start()

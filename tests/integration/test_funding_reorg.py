@@ -46,7 +46,7 @@ async def test_a_double_spent_funding_ends_the_channel(net: Net) -> None:
     await net.restart(net.bob)
     assert net.bob.state.double_spent_by == rival.txid()
     assert isinstance(net.alice.state, Closing)
-    await net.mine(100)
+    await net.skip(100)
     for node in net.nodes:
         assert list(node.runtime.channels.all()) == []
         view = await node.node.get_channel(node.channel_id)

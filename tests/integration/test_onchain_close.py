@@ -148,7 +148,7 @@ async def test_restarts_and_blocks_missed(net: Net) -> None:
     assert net.alice.held.settled_ids == {ids["alice claimed"]: preimage(1)}
     assert set(net.bob.held.failed_ids) == {ids["bob timeout"]}
     before_the_end = [node.report().outputs for node in net.nodes]
-    await net.mine(100)
+    await net.skip(100)
     for node, outputs in zip(net.nodes, before_the_end, strict=True):
         assert node.report().over
         assert node.report().outputs == outputs
@@ -350,7 +350,7 @@ async def test_empty_wallet_is_told_and_htlcs_are_claimed_once_it_has_coins(net:
     assert net.alice.outputs("htlc_tx") == []
     script = await net.alice.runtime.wallet.new_script()
     await net.mine(1, script=script)
-    await net.mine(101)
+    await net.mine(25)
     assert net.bob.held.settled_ids == {ids["bob claimed"]: preimage(3)}
     assert "taken" in statuses(net.alice, "htlc")
 
@@ -394,7 +394,7 @@ async def test_mutual_close_is_explained(net: Net) -> None:
         assert len(await node.node.list_channels(include_closed=True)) == 1
         with pytest.raises(NodeError, match="over already"):
             await node.node.close_channel(node.channel_id, force=True)
-    await net.mine(94)
+    await net.skip(94)
     for node in net.nodes:
         assert list(node.runtime.channels.all()) == []
         assert (await node.node.closed_channel(node.channel_id)).over

@@ -188,7 +188,7 @@ async def test_a_new_tower_gets_the_whole_past_and_a_closed_channel_is_forgotten
         # Alice is there and takes it herself, or the tower does: nobody else.
         await mine(net, tower, 2)
         assert set(states(tower)) <= {"saved", "client"}
-        await net.mine(110)
+        await net.skip(110)
         await net.alice.until(lambda: not net.alice.runtime.channels.by_key(0))
         await net.alice.until(lambda: len(tower.sessions) == 0)
 
