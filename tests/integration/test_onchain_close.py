@@ -479,36 +479,22 @@ async def test_a_preimage_that_waits_in_the_mempool_settles_the_incoming_side(ne
     assert len(waits.outpoints) == 1  # the other HTLC has gone on alone
 
 
-async def timeout_in_mempool(net: Net) -> Tx:
-    """Alice's HTLC has expired, and her transaction that takes it back waits to be mined."""
+async def test_races_in_the_mempool_are_looked_at_between_blocks(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replacement cycling: an attacker replaces our transaction, and then makes his own invalid. Ours is offered again,
+    and if his shows the preimage for a moment, we have it."""
+    monkeypatch.setattr(monitor, "RACE_SECONDS", 0.05)
     expiry_blocks = 12
-    await net.add(net.alice, 50_000_000, 1, expiry_blocks)
+    id = await net.add(net.alice, 50_000_000, 1, expiry_blocks)
     await net.disconnect()
     await net.alice.command(ev.ForceClose("test"))
     await net.mine(expiry_blocks)
     (attempt,) = [attempt for attempt in net.alice.attempts() if attempt.group == "htlc"]
-    assert attempt.txid in net.server.node.mempool.pool.entries
-    return Tx.parse(attempt.raw)
-
-
-async def test_what_was_evicted_is_offered_again_before_the_next_block(
-    net: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Replacement cycling: an attacker replaces our transaction, and then makes his own invalid."""
-    monkeypatch.setattr(monitor, "RACE_SECONDS", 0.05)
-    ours = await timeout_in_mempool(net)
-    pool = net.server.node.mempool.pool
+    ours, pool = Tx.parse(attempt.raw), net.server.node.mempool.pool
+    assert attempt.txid in pool.entries
     for _ in range(3):
-        pool.remove([ours.txid()], "test")
-        await net.alice.until(lambda: ours.txid() in pool.entries)
+        pool.remove([attempt.txid], "test")
+        await net.alice.until(lambda: attempt.txid in pool.entries)
 
-
-async def test_a_preimage_that_is_in_the_mempool_between_blocks_is_learnt(
-    net: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The attacker's own transaction shows it, for a moment."""
-    monkeypatch.setattr(monitor, "RACE_SECONDS", 0.05)
-    ours = await timeout_in_mempool(net)
     stolen = ours.with_witness(0, (b"", b"\x30", b"\x30", preimage(1), ours.inputs[0].witness[-1]))
 
     async def spender(outpoint: OutPoint) -> Tx | None:
@@ -516,4 +502,4 @@ async def test_a_preimage_that_is_in_the_mempool_between_blocks_is_learnt(
 
     assert net.alice.held.settled_ids == {}
     monkeypatch.setattr(net.alice.source, "spending_tx_in_mempool", spender)
-    await net.alice.until(lambda: net.alice.held.settled_ids == {0: preimage(1)})
+    await net.alice.until(lambda: net.alice.held.settled_ids == {id: preimage(1)})

@@ -109,10 +109,9 @@ def penalties_in_mempool(net: Net, cheat: Tx) -> set[bytes]:
     return {tx.txid() for tx in txs for i in tx.inputs if i.outpoint.txid == txid and i.outpoint.vout in places - {own}}
 
 
-@pytest.mark.parametrize("mode", ["blind", "own"])
-async def test_alice_comes_back_and_leaves_it_to_her_tower(net: Net, mode: Mode) -> None:
+async def test_alice_comes_back_and_leaves_it_to_her_tower(net: Net) -> None:
     """She would only outbid her own money."""
-    async with guarded(net, mode) as tower:
+    async with guarded(net, "blind") as tower:
         cheat = await old_commitment(net)
         await net.alice.stop()
         await net.mine(1, txs=[cheat])
@@ -134,9 +133,8 @@ async def test_alice_comes_back_and_leaves_it_to_her_tower(net: Net, mode: Mode)
         assert sorted(states(tower)) == ["client", "saved", "saved", "saved"]
 
 
-@pytest.mark.parametrize("mode", ["blind", "own"])
-async def test_the_tower_leaves_it_to_alice(net: Net, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with guarded(net, mode) as tower:
+async def test_the_tower_leaves_it_to_alice(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with guarded(net, "own") as tower:
         cheat = await old_commitment(net)
         net.alice.set_feerate(1_000)
         with monkeypatch.context() as patch:
