@@ -1,6 +1,7 @@
-"""Seeded random cheats against one tower over regtestd: races, reorganisations, fee spikes, restarts, layer 1 away.
+"""Seeded random cheats against one tower of a client, or two, over regtestd: races, reorganisations, fee spikes,
+restarts, layer 1 away.
 
-Whatever happens, the cheater ends with nothing that the tower had the means to take, and what the victim gets is all
+Whatever happens, the cheater ends with nothing that the towers had the means to take, and what the victim gets is all
 that was at stake, less the fees of the transactions that are in the chain. TOWER_SIM_RUNS says how many runs.
 """
 
@@ -46,17 +47,32 @@ class Fight:
     def __init__(self, layer1: Layer1, path: Path, seed: int) -> None:
         self.layer1 = layer1
         self.dice = random.Random(seed)
-        self.mode: Mode = self.dice.choice(("blind", "own"))
-        self.config = tower_config(path / "tower")
-        self.stack = AsyncExitStack()
+        self.modes: list[Mode] = [self.dice.choice(("blind", "own")) for _ in range(self.dice.randint(1, 2))]
+        self.configs = [tower_config(path / f"tower{number}") for number in range(len(self.modes))]
+        self.stacks = [AsyncExitStack() for _ in self.modes]
         self.rate = 1_000
         self.is_away = False
-        self.tower: Tower
+        self.towers: dict[int, Tower] = {}
         self.cheat: Revoked
         self.stages: list[Tx] = []
 
-    async def start_tower(self) -> None:
-        self.tower = await self.stack.enter_async_context(running_tower(self.config, self._source()))
+    @property
+    def mode(self) -> Mode:
+        """What the client can count on."""
+        return "own" if "own" in self.modes else "blind"
+
+    @property
+    def best(self) -> Tower:
+        """One that can do most."""
+        return self.towers[self.modes.index(self.mode)]
+
+    async def start_tower(self, number: int) -> None:
+        tower = running_tower(self.configs[number], self._source())
+        self.towers[number] = await self.stacks[number].enter_async_context(tower)
+
+    async def stop(self) -> None:
+        for stack in self.stacks:
+            await stack.aclose()
 
     def _source(self) -> BitcoindChainSource:
         source = self.layer1.source()
@@ -75,13 +91,15 @@ class Fight:
         return source
 
     async def searched(self) -> None:
-        await until_searched(self.tower, await self.layer1.height())
+        for tower in self.towers.values():
+            await until_searched(tower, await self.layer1.height())
 
     async def restart(self, missed_blocks: int = 0) -> None:
-        await self.stack.aclose()
+        number = self.dice.randrange(len(self.modes))
+        await self.stacks[number].aclose()
         if missed_blocks:
             await self.layer1.mine_only()
-        await self.start_tower()
+        await self.start_tower(number)
         await self.searched()
 
     async def reorganise(self) -> None:
@@ -127,16 +145,23 @@ class Fight:
                 await self.layer1.mine_only(stage)
 
     async def run(self, path: Path) -> None:
-        await self.start_tower()
+        for number in range(len(self.modes)):
+            await self.start_tower(number)
         htlcs = tuple(self.dice.randint(20_000, 90_000) for _ in range(self.dice.randint(0, 3)))
         funding = await self.layer1.fund(1_000_000)
         self.cheat = revoked("a", funding, 1_000_000, htlcs_sat=htlcs)
-        await back_up(path / "client", self.tower, [self.cheat.kit], self.mode)
+        for number, mode in enumerate(self.modes):
+            await back_up(path / f"client{number}", self.towers[number], [self.cheat.kit], mode)
         await self.layer1.mine_only(self.cheat.tx)
         await self.searched()
         for _ in range(self.dice.randint(4, 9)):
             await self.turn()
         await self.end()
+
+    def fees(self) -> dict[bytes, int]:
+        """Of all transactions that the towers ever made."""
+        known = [breach for tower in self.towers.values() for breach in tower.watcher.breaches.values()]
+        return {attempt.txid: attempt.fee_sat for breach in known for attempt in breach.attempts}
 
     async def end(self) -> None:
         """The dust settles well before the cheater's delay ends."""
@@ -151,14 +176,14 @@ async def test_the_cheater_gets_nothing(layer1: Layer1, tmp_path: Path, seed: in
     fight = Fight(layer1, tmp_path, seed)
     try:
         await fight.run(tmp_path)
-        (known,) = fight.tower.watcher.breaches.values()
+        (known,) = fight.best.watcher.breaches.values()
         assert known.height is not None
-        found = states(fight.tower)
+        found = states(fight.best)
         assert set(found) <= {"saved", "second stage"}, (fight.mode, found)
         if fight.mode == "own":
             assert found.count("saved") == len(fight.cheat.kit.outputs)
         mined = {spend.txid for spend in known.spends}
-        fees = sum(attempt.fee_sat for attempt in known.attempts if attempt.txid in mined)
+        fees = sum(fee_sat for txid, fee_sat in fight.fees().items() if txid in mined)
         lost = sum(
             fight.cheat.penalty(place).amount_sat
             for place, state in enumerate(found[: len(fight.cheat.kit.outputs)])
@@ -170,4 +195,4 @@ async def test_the_cheater_gets_nothing(layer1: Layer1, tmp_path: Path, seed: in
         assert await layer1.received(fight.cheat.kit.sweep_script) == at_stake - lost - fees
         assert (await layer1.height()) < known.height + DELAY_BLOCKS + 30
     finally:
-        await fight.stack.aclose()
+        await fight.stop()
