@@ -237,7 +237,10 @@ class Payments:
     def _send(self, live: progress.Live, parts: Sequence[tuple[Driver, PartRecord, ev.AddHtlc]]) -> None:
         """More parts: all of them are in the record before the first one is offered."""
         first = len(live.record.parts)
-        live.record = replace(live.record, parts=(*live.record.parts, *(part for _, part, _ in parts)))
+        record = replace(live.record, parts=(*live.record.parts, *(part for _, part, _ in parts)))
+        if record.missing_msat < 0 or record.fee_msat > record.max_fee_msat:
+            raise AssertionError("all parts that are out would be more than the amount, or cost more than the limit")
+        live.record = record
         for _, part, _ in parts:
             self._router.began(part)
         for index, (driver, _, add) in enumerate(parts, first):
