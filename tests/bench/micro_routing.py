@@ -46,13 +46,19 @@ class Figures(NamedTuple):
 
 def cases() -> list[tuple[str, Callable[[], object]]]:
     """Names and operations; milliseconds each."""
-    from channeld.routing import Graph, RouteRequest, Scorer, explain, find_flow, find_route
+    from channeld.routing import Graph, LocalChannel, RouteRequest, Scorer, explain, find_flow, find_route
+    from tests import routing_support as small_world
     from tests.mainnet import mainnet, node_id
 
     graph, scorer = mainnet(), Scorer()
     stored = graph.to_bytes()
     small = RouteRequest(source=node_id(0), destination=node_id(1500), amount_msat=100_000_000)
     large = RouteRequest(source=node_id(0), destination=node_id(418), amount_msat=FLOW_SAT * 1000)
+    line = small_world.build(small_world.Link(0, 1), small_world.Link(1, 2))
+    ours = LocalChannel(small_world.scid(0), small_world.node(1), spendable_msat=10**9)
+    second = RouteRequest(
+        source=small_world.node(0), destination=small_world.node(2), amount_msat=10**6, local_channels=(ours,)
+    )
     spare = Graph.from_bytes(stored)
     scids = itertools.count(800_000 << 40)
 
@@ -63,6 +69,7 @@ def cases() -> list[tuple[str, Callable[[], object]]]:
     return [
         ("graph load, mainnet", lambda: Graph.from_bytes(stored).topology()),
         ("graph order after a new channel, mainnet", another_channel),
+        ("route, 1k sat, three nodes in a line", lambda: find_route(line, scorer, second, 0.0)),
         ("route, 100k sat, mainnet", lambda: find_route(graph, scorer, small, 0.0)),
         ("flow, 0.1 BTC, mainnet", lambda: find_flow(graph, scorer, large, 0.0)),
         ("explain, 100k sat, mainnet", lambda: explain(graph, scorer, small, 0.0)),
