@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from watchtower.rpc import ERROR_KIND_METADATA
@@ -67,6 +68,15 @@ def as_sentence(text: str) -> str:
     return capital if capital.endswith((".", "?", "!")) else f"{capital}."
 
 
+@cache
+def _command(app: typer.Typer) -> Any:
+    """What reads an app's command lines. typer would make it anew for each: with many commands, that takes longer than
+    most of them do."""
+    from typer.main import get_command
+
+    return get_command(app)
+
+
 def run_app(
     app: typer.Typer, program: str, arguments: Sequence[str] | None, usage_errors: tuple[type[Exception], ...] = ()
 ) -> int:
@@ -77,7 +87,7 @@ def run_app(
     click_exception: type[Any] = typer.BadParameter.__mro__[2]
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write to stderr beside our own sentences
     try:
-        status = app(args=arguments, prog_name=program, standalone_mode=False)
+        status = _command(app)(args=arguments, prog_name=program, standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else OK
     except CliError as error:
