@@ -49,8 +49,10 @@ class Member:
                     raise  # it lives, and yet cannot be reached
             except asyncio.CancelledError:  # its connection was closed under the call
                 task = asyncio.current_task()
-                if deaths == self.deaths or (task is not None and task.cancelling()):
+                if task is not None and task.cancelling():
                     raise
+                if deaths == self.deaths and self.up.is_set():
+                    raise  # it may have died again before this call woke up: then `deaths` counts that already
 
     async def die_and_return(self, away_seconds: float) -> None:
         """kill -9, and start again after so long."""
