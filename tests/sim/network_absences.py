@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from channeld.channel.commitments import HtlcFulfill
 from channeld.channel.state import Funded, Normal
+from tests.sim.network_checks import ChannelBook
 from tests.sim.network_node import SimNode
 from tests.sim.network_orders import hold
 from tests.sim.network_store import Database
@@ -54,7 +55,16 @@ def overdue(world: World, way: int, amount_msat: int, who: int, how: int) -> boo
     absent.stays_down = False
     world.start_again(absent)
     world.run(2)
+    for ended in world.books.values():
+        if absent.name in ended.names and _is_alive(world, ended):
+            ended.fate = ""
     return True
+
+
+def _is_alive(world: World, book: ChannelBook) -> bool:
+    """Whether a channel has come through: nothing that expired is in it."""
+    states = [world.nodes[name].durable().get(book.keys.get(name, -1)) for name in book.names]
+    return all(isinstance(state, Normal) and not state.commitments.has_htlcs for state in states)
 
 
 def _check_ended(world: World, absent: SimNode) -> None:
