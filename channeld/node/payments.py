@@ -337,6 +337,8 @@ class Payments:
     def _give_up(self, live: progress.Live, reason: str) -> None:
         """Nothing more is tried of a payment to ourselves: what has come is given back at once, not when the time for
         all parts to come is over."""
+        if not live.stored:
+            return  # none of its channels has taken a part yet: this is asked again when one has
         record = live.record = replace(live.record, given_up=reason)
 
         def withdraw() -> None:

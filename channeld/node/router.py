@@ -148,11 +148,9 @@ class Router:
     def ended(self, part: PartRecord) -> None:
         """It is not out any more."""
         for hop in part.route.hops if part.route is not None else ():
-            left_msat = self._in_flight[hop.key] - hop.amount_msat
-            if left_msat:
+            left_msat = self._in_flight.pop(hop.key, 0) - hop.amount_msat
+            if left_msat > 0:
                 self._in_flight[hop.key] = left_msat
-            else:
-                del self._in_flight[hop.key]
 
     def learn(self, part: PartRecord) -> None:
         """What the end of a part teaches; after `ended`."""

@@ -72,3 +72,33 @@ async def test_what_is_missing_goes_by_a_channel_that_comes_up_while_the_payee_h
     assert (await d.api.get_invoice(invoice.payment_hash)).received_msat == amount_msat
     assert all(update.payment.arriving_msat <= amount_msat for update in watch.seen)
     assert ended.payment.parts == 2
+
+
+async def test_the_payer_dies_while_a_lost_part_is_made_up_for(net: Net) -> None:
+    await net.make("ab", "ac", "bd", "cd")
+    await net.know(4)
+    a, d = net["a"], net["d"]
+    await drain(net, "bd", LEFT_MSAT)
+    amount_msat = CHANNEL_SAT * 600  # more than is likely to go one way
+    before = {name: await net.owns(name) for name in "abcd"}
+    invoice = await d.api.create_invoice(amount_msat, "in parts")
+    limits = PaymentLimits(timeout_seconds=50.0)
+    started = await a.api.start_payment(InvoiceOrder(invoice.bolt11, None, limits))
+    lost = await Watch(a, started.payment_hash).until_failed()
+    a.hook.arm(1, "after")
+    async with asyncio.timeout(STEP_SECONDS):
+        await a.runtime.stopped.wait()
+    await a.restart()
+    ended = await Watch(a, started.payment_hash).until_over()
+    assert ended.payment.state == "succeeded", ended.payment.failure
+    assert await net.restarted(a) is False
+    await net.active()
+    await net.quiet()
+    attempts = await a.api.list_attempts(started.payment_hash)
+    arrived = [attempt for attempt in attempts if attempt.state == "settled"]
+    assert lost.index not in {attempt.index for attempt in arrived}
+    assert sum(attempt.amount_msat for attempt in arrived) == amount_msat
+    fee_msat = sum(attempt.fee_msat for attempt in arrived)
+    gained = {name: await net.owns(name) - before[name] for name in "abcd"}
+    assert (gained["a"], gained["d"]) == (-amount_msat - fee_msat, amount_msat)
+    assert gained["b"] + gained["c"] == fee_msat == ended.payment.fee_msat
