@@ -20,6 +20,7 @@ from channeld.channel import events as ev
 from channeld.channel.commitments import AwaitingRevocation, HtlcFulfill
 from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import Closing, Funded, Normal
+from channeld.onchain.outcomes import REASONABLE_DEPTH_BLOCKS, outcomes, returns
 from channeld.onchain.outputs import Close, Output
 from channeld.onchain.plans import is_hopeless
 from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_of
@@ -193,9 +194,24 @@ class Run:
                 if in_time and not (self.cheats and peer is self.other.peer):
                     self._try_fulfil(peer, id)
             self.chain.slow = self.is_poor and turn < 130 and self.rng.random() < 0.5
+            if turn % 16 == 0:
+                self._check_returns()
             self.chain.mine()
             if self.honest.over and turn > 150:
                 return
+
+    def _check_returns(self) -> None:
+        """What is said to have come back already is never what the peer has the preimage of, and is told when it is
+        deep."""
+        close, height = self.honest.close(), self.chain.height
+        if close is None or self.honest.seen_height != height:
+            return
+        known = self.honest.known()
+        depths = returns(known, close, height)
+        told = {outcome.id: outcome.payment_preimage for outcome in outcomes(known, close, height)}
+        for id, depth in depths.items():
+            assert told.get(id) is None
+            assert (id in told) == (depth >= REASONABLE_DEPTH_BLOCKS)
 
     def _disturb(self) -> None:
         if self.rng.random() < 0.04 and self.chain.height > HEIGHT + 6:
