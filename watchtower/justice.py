@@ -23,6 +23,11 @@ VERSION = 1
 SIGNATURE_BYTES = 72
 """Of a DER signature with low S and its sighash byte, at most."""
 MAX_REWARD_PERMILLE = 500
+ELSEWHERE_PERMILLE = 100
+"""Client and towers leave each other's transactions alone, if at most this share of what is taken goes to other scripts
+than the client's: a tower's reward. More looks like a thief with a copy of the key."""
+NEAR_BLOCKS = 6
+"""They do not rely on each other so few blocks before the cheater may take an output for good."""
 
 OutputKind = Literal["to_local", "to_remote", "htlc", "htlc_tx"]
 

@@ -17,11 +17,7 @@ from channeld.onchain.plans import Group, deadline_of, is_penalty, wanted_feerat
 from channeld.onchain.rates import Rates, least_bump
 from channeld.onchain.resolve import resolve
 from wallet.bitcoin import OutPoint, Tx
-
-ELSEWHERE_PERMILLE = 100
-"""At most this share of what it takes may go to other scripts: a tower's reward. More looks like a thief with a key."""
-NEAR_BLOCKS = 6
-"""So many blocks before an output may be lost for good nobody else is relied upon."""
+from watchtower.justice import ELSEWHERE_PERMILLE, NEAR_BLOCKS
 
 
 class Ally(Struct, frozen=True):

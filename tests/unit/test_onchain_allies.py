@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from channeld.onchain import build
-from channeld.onchain.allies import ELSEWHERE_PERMILLE, NEAR_BLOCKS, ally_of, left_to
+from channeld.onchain.allies import ally_of, left_to
 from channeld.onchain.facts import Fact
 from channeld.onchain.outputs import Close
 from channeld.onchain.plans import Attempt, Plan, is_penalty
@@ -18,6 +18,7 @@ from tests.machine.harness import Peer
 from tests.unit.onchain_support import DELAY, HOME, known
 from tests.unit.test_onchain_plans import RATES, H, revoked_close
 from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
+from watchtower.justice import ELSEWHERE_PERMILLE, NEAR_BLOCKS
 
 STRANGER = b"\x00\x14" + bytes(20)
 ESTIMATE = RATES.within(2)

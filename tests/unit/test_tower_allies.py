@@ -9,9 +9,9 @@ from tests.tower_support import DELAY_BLOCKS, Revoked, key, revoked
 from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.script import p2wpkh
 from watchtower.appointment import Mode, Terms, make_justice
-from watchtower.justice import own_tx
+from watchtower.justice import ELSEWHERE_PERMILLE, NEAR_BLOCKS, own_tx
 from watchtower.tower import breach as breaches
-from watchtower.tower.allies import ELSEWHERE_PERMILLE, NEAR_BLOCKS, ally_of, left_to
+from watchtower.tower.allies import ally_of, left_to
 from watchtower.tower.breach import Attempt, Breach
 
 HEIGHT = 1_000

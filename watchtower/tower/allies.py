@@ -13,13 +13,8 @@ from msgspec import Struct
 
 from wallet.bitcoin.tx import OutPoint, Tx, TxIn
 from watchtower.appointment import MAX_FEE_PERMILLE
+from watchtower.justice import ELSEWHERE_PERMILLE, NEAR_BLOCKS
 from watchtower.tower.breach import PERMILLE, Breach, Target, wanted_feerate
-
-ELSEWHERE_PERMILLE = 100
-"""At most this share of what it takes may go to other scripts: the reward of another tower. More looks like a thief
-with a copy of the key."""
-NEAR_BLOCKS = 6
-"""So many blocks before the cheater may take an output for good nobody is relied upon."""
 
 
 class Ally(Struct, frozen=True):
