@@ -32,6 +32,8 @@ FIRST = int(os.environ.get("ONCHAIN_FIRST_SEED", "1"))
 DELAY = 40
 SMALL_SAT = 2_000
 """What holds less may not be worth its fee."""
+PATIENCE_BLOCKS = 24
+"""An HTLC-timeout transaction is mined so soon, in spite of absence, reorganisations and slow miners."""
 RELAY_PER_KW = 250
 """1 sat/vB: what a transaction has to pay at least to be mined when blocks are not full."""
 POLICY = ChannelPolicy(to_self_delay_blocks=DELAY, max_dust_exposure_msat=500_000_000)
@@ -250,6 +252,7 @@ class Run:
         if output.owner != "local" or output.kind in ("trimmed_htlc", "anchor"):
             return
         if output.taker == "local":
+            self._check_wait(close, output)
             return
         if output.taker == "remote" and self.busy > 1 and output.amount_sat < SMALL_SAT:
             return  # it was not worth its fee in time
@@ -262,6 +265,15 @@ class Run:
                 assert output.htlc.payment_hash in close.preimages
             return
         assert is_hopeless(output), output
+
+    def _check_wait(self, close: Close, output: Output) -> None:
+        """What is worth something does not wait for coins that what is worth less has."""
+        timeout = output.kind == "htlc" and output.htlc is not None and output.htlc.offered
+        if timeout and self.is_poor and output.amount_sat >= SMALL_SAT and close.kind == "local":
+            assert output.spent is not None
+            assert output.mature_height is not None
+            waited = output.spent.height - max(output.mature_height, close.height + 1)
+            assert waited <= PATIENCE_BLOCKS, output
 
     def _check_outcomes(self, close: Close) -> None:
         """Every HTLC that we offered has exactly one outcome, the right one."""
@@ -326,14 +338,24 @@ class Run:
         return owned
 
 
+def play(seed: int) -> Run:
+    run = Run(seed)
+    try:
+        run.live()
+        run.end()
+        run.check()
+    except BaseException:
+        print(f"seed {seed}")
+        raise
+    return run
+
+
 @pytest.mark.parametrize("chunk", range(4))
 def test_an_honest_side_never_loses(chunk: int) -> None:
     for seed in range(FIRST + chunk, FIRST + RUNS, 4):
-        run = Run(seed)
-        try:
-            run.live()
-            run.end()
-            run.check()
-        except BaseException:
-            print(f"seed {seed}")
-            raise
+        play(seed)
+
+
+def test_a_small_htlc_does_not_keep_the_only_coin() -> None:
+    """It could pay no more, and a large one with another locktime waited for 39 blocks."""
+    assert play(5324).is_poor
