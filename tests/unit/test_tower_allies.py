@@ -8,11 +8,15 @@ from msgspec import structs
 from tests.tower_support import DELAY_BLOCKS, Revoked, key, revoked
 from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.script import p2wpkh
+from wallet.chain import BroadcastOutcome, BroadcastResult
+from wallet.rpc import RpcError
 from watchtower.appointment import Mode, Terms, make_justice
 from watchtower.justice import ELSEWHERE_PERMILLE, NEAR_BLOCKS, own_tx
 from watchtower.tower import breach as breaches
+from watchtower.tower.alerts import Alert, Alerts
 from watchtower.tower.allies import ally_of, left_to
 from watchtower.tower.breach import Attempt, Breach
+from watchtower.tower.publisher import Publisher
 
 HEIGHT = 1_000
 RATE = 2_000
@@ -113,3 +117,33 @@ def test_the_clients_sweep_of_its_balance_is_left_alone_in_own_mode(cheat: Revok
     sweep = Tx(2, (others, TxIn(cheat.outpoint(1), b"", 1)), (TxOut(99_000, p2wpkh(key("wallet"))),), 0)
     assert left(breach_of(cheat, "own"), sweep) == 1
     assert left(breach_of(cheat, "blind"), sweep) == 0
+
+
+class FakeSource:
+    """Layer 1 that takes everything, and does not know who spends what."""
+
+    def __init__(self) -> None:
+        self.sent: list[Tx] = []
+
+    async def fee_rate_sat_per_kw(self, target_blocks: int) -> int:
+        return RATE
+
+    async def spending_tx_in_mempool(self, outpoint: OutPoint) -> Tx | None:
+        raise RpcError(-32601, "Method not found", "gettxspendingprevout")
+
+    async def broadcast(self, tx: Tx) -> BroadcastResult:
+        self.sent.append(tx)
+        return BroadcastResult(BroadcastOutcome.ACCEPTED)
+
+
+async def test_where_the_mempool_cannot_be_looked_into_the_tower_relies_on_nobody(cheat: Revoked) -> None:
+    source, kept = FakeSource(), []
+
+    async def save(breach: Breach, alerts: list[Alert]) -> None:
+        kept.append(breach)
+
+    publisher = Publisher(None, source, Alerts([]), save, lambda: 0.0)  # type: ignore[arg-type]
+    await publisher.act(breach_of(cheat), HEIGHT)
+    taken = {txin.outpoint for tx in source.sent for txin in tx.inputs}
+    assert taken == {cheat.outpoint(place) for place in range(len(cheat.kit.outputs))}
+    assert kept

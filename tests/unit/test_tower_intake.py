@@ -79,6 +79,9 @@ class FakeSource:
     async def broadcast(self, tx: Tx) -> BroadcastResult:
         return BroadcastResult(BroadcastOutcome.ACCEPTED)
 
+    async def spending_tx_in_mempool(self, outpoint: OutPoint) -> Tx | None:
+        return None
+
     async def fee_rate_sat_per_kw(self, target_blocks: int) -> int:
         return 1_000
 

@@ -16,7 +16,7 @@ from wallet.chain import BroadcastResult, ChainError, ChainSource
 from wallet.db import Store
 from wallet.rpc import RpcError
 from watchtower.tower.alerts import Alert, Alerts
-from watchtower.tower.allies import Ally, ally_of, left_to
+from watchtower.tower.allies import ally_of, left_to
 from watchtower.tower.breach import Attempt, Breach, Planned, live_attempts, plan, targets
 
 RACE_TARGET_BLOCKS = 2
@@ -64,28 +64,36 @@ class Publisher:
             _log.warning("justice waits for layer 1", reason=str(error), txid=breach.txid[::-1].hex())
 
     async def _left_to_allies(self, breach: Breach, height: int, rate: int) -> frozenset[OutPoint]:
-        """What the client, or another tower of its, is about to take: not to be bid for."""
+        """What the client, or another tower of its, is about to take: not to be bid for. If layer 1 cannot tell, the
+        tower relies on nobody."""
         if breach.height is None:
             return frozenset()
         found = targets(breach)
         open_ = {target.outpoint: target for target in found if target.state == "open"}
-        seen: set[OutPoint] = set()
-        allies: list[tuple[Ally, Tx]] = []
-        for outpoint in sorted(open_, key=lambda outpoint: -open_[outpoint].penalty.amount_sat)[:MAX_LOOKS]:
-            waiting = None if outpoint in seen else await self._source.spending_tx_in_mempool(outpoint)
-            if waiting is None:
-                continue
-            seen.update(txin.outpoint for txin in waiting.inputs)
-            ally = ally_of(breach, found, waiting)
-            if ally is not None:
-                allies.append((ally, waiting))
-        left = left_to([ally for ally, _ in allies], open_, height, rate)
-        for ally, tx in allies:
-            if left.issuperset(ally.outpoints):
-                await self._source.broadcast(tx)  # whoever made it may be away: the network must not forget it
+        try:
+            waiting = await self._unconfirmed(sorted(open_, key=lambda place: -open_[place].penalty.amount_sat))
+            allies = [(ally, tx) for tx in waiting if (ally := ally_of(breach, found, tx)) is not None]
+            left = left_to([ally for ally, _ in allies], open_, height, rate)
+            for ally, tx in allies:
+                if left.issuperset(ally.outpoints):
+                    await self._source.broadcast(tx)  # whoever made it may be away: the network must not forget it
+        except RpcError as error:
+            _log.warning("the mempool could not be looked into", reason=str(error))
+            return frozenset()
         if left:
             _log.info("justice is left to the client's own", txid=breach.txid[::-1].hex(), outputs=len(left))
         return left
+
+    async def _unconfirmed(self, outpoints: Sequence[OutPoint]) -> list[Tx]:
+        """What spends these outputs in layer 1's mempool, each once."""
+        seen: set[OutPoint] = set()
+        txs = []
+        for outpoint in outpoints[:MAX_LOOKS]:
+            tx = None if outpoint in seen else await self._source.spending_tx_in_mempool(outpoint)
+            if tx is not None:
+                seen.update(txin.outpoint for txin in tx.inputs)
+                txs.append(tx)
+        return txs
 
     async def _resend(self, breach: Breach, left: frozenset[OutPoint]) -> Breach:
         """Live attempts once more: a mempool may have dropped them. A refusal is noted, so that there is another."""
