@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
@@ -110,11 +111,26 @@ class WarmStarts:
         self._control = ours
         return ours
 
+    def running(self) -> list[int]:
+        """The processes that were forked from it and have not ended."""
+        if self._process is None:
+            return []
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if not _is_over(pid)]
+
     def close(self) -> None:
         """Ends it, and with it all that was forked from it."""
         if self._control is not None and self._process is not None:
             self._control.close()
             self._process.wait(START_SECONDS)
+
+
+def _is_over(pid: str) -> bool:
+    """It has ended, whether that was noted yet or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 async def _reader(descriptor: int) -> asyncio.StreamReader:
@@ -125,13 +141,13 @@ async def _reader(descriptor: int) -> asyncio.StreamReader:
 
 
 @contextmanager
-def warm_starts() -> Iterator[None]:
+def warm_starts() -> Iterator[WarmStarts]:
     """All that labs start until the end of the block."""
     warm = WarmStarts()
     before = ManagedProcess.spawn
     ManagedProcess.spawn = staticmethod(warm.spawn)
     try:
-        yield
+        yield warm
     finally:
         ManagedProcess.spawn = before
         warm.close()

@@ -70,6 +70,7 @@ async def test_what_is_warm_ends_with_what_it_was_forked_from(tmp_path: Path) ->
         child = await warm.spawn(command, log, {**os.environ, "WORD": "a word"})
     assert child.stdout is not None
     await child.stdout.readline()
+    assert warm.running() == [child.pid]
     warm.close()
     async with asyncio.timeout(60):
         assert await child.wait() == -9
