@@ -44,9 +44,7 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
     from watchtower.rpc.lock import LockError, locked
     from watchtower.rpc.settings import ConfigError
 
-    gc.enable()
-    gc.freeze()
-    gc.set_threshold(5_000, 10, 10)  # hardly anything here is garbage in circles: looking for it often only costs time
+    collect_garbage_rarely()
     keep_private()
     try:
         with locked(config.paths.lock, "channeld"):
@@ -69,6 +67,13 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def collect_garbage_rarely() -> None:
+    """Hardly anything here is garbage in circles: looking for it often only costs time."""
+    gc.enable()
+    gc.freeze()
+    gc.set_threshold(5_000, 10, 10)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
