@@ -372,12 +372,20 @@ class World:
         book = self.books.get(state.params.channel_id)
         return book is not None and bool(book.cheater) and state.params.funding_outpoint not in self.chain.spent
 
+    def _goes_on(self, state: Funded) -> bool:
+        """Whether neither side has seen a channel closed."""
+        book = self.books[state.params.channel_id]
+        return all(isinstance(self.nodes[name].durable().get(key), Normal) for name, key in book.keys.items())
+
     def _unrest_of(self, node: SimNode, driver: Any) -> tuple[str | None, bool]:
         state = driver.state
-        if isinstance(state, Funded) and self._is_undone(state):
+        is_undone = isinstance(state, Funded) and self._is_undone(state)
+        if is_undone and not self._goes_on(state):
             return None, False
         if isinstance(state, Normal):
             why = _unrest_of(state)
+            if why and is_undone:
+                return f"{node}: channel {driver.channel_key}: {why}", False
             if why and self.books[state.params.channel_id].fate in ("force", "cheat", "beside", "lost"):
                 return None, True  # who was only told of it waits until it is on chain
             return (f"{node}: channel {driver.channel_key}: {why}" if why else None), False

@@ -24,6 +24,9 @@ ONCE_BROKEN = (
     # The onion of an HTLC that came after our `shutdown` was remembered in memory only.
     '{"seed": 40051, "kind": 1, "actions": [["pay", 428146049, [20874, 54551, 13350, 40012], 1], '
     '["close", 1841207800, [61430, 63463, 7703, 21592], 7]]}',
+    # A tower's disk kept one block more than its memory.
+    '{"seed": 5004, "kind": 2, "actions": [["tower", 1134328332, [26831, 22333, 16029, 56999], 1], '
+    '["overdue", 1391063018, [45947, 50344, 748, 900], 0], ["close", 2036251339, [63510, 49211, 62949, 63861], 5]]}',
 )
 
 

@@ -223,8 +223,8 @@ class Watcher:
             for txid, tx in zip(txids, block.txs, strict=True):
                 self._spends(txid, tx, event.height, changed, news)
         writes: list[Write] = [tables.SAVE_BLOCK(event.height, event.hash, prefixes.tobytes())]
-        if event.height > KEPT_BLOCKS:
-            writes.append(tables.DELETE_BLOCKS_BELOW(event.height - KEPT_BLOCKS))
+        if event.height >= KEPT_BLOCKS:
+            writes.append(tables.DELETE_BLOCKS_BELOW(event.height - KEPT_BLOCKS + 1))
         for breach in self.open_breaches:
             current = changed.get(breach.breach_id, breach)
             if breaches.is_resolved(current, event.height):
