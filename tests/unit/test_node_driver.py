@@ -244,8 +244,9 @@ OFFER = ev.AddHtlc(1000, bytes(32), 500, b"", b"")
 
 @pytest.fixture
 def waiting_driver(driver: ChannelDriver[State], link: FakeLink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver while the peer's revocation is awaited."""
+    """The driver while the peer's revocation is awaited. A slow machine is not what ends the gathering."""
     monkeypatch.setattr(ToyMachine, "is_waiting", True)
+    monkeypatch.setattr("channeld.node.driver.GATHER_SECONDS", 60.0)
 
 
 @pytest.mark.usefixtures("waiting_driver")
