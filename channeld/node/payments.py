@@ -318,7 +318,7 @@ class Payments:
             live.retry = asyncio.get_running_loop().create_task(self._retry(live))
 
     async def _retry(self, live: progress.Live) -> None:
-        reason = ""
+        reason, this = "", asyncio.current_task()
         try:
             while not reason and live.record.state == "in_flight" and live.record.missing_msat > 0:
                 reason = self._why_stop(live.record) or await self._attempt(live)
@@ -326,7 +326,7 @@ class Payments:
             log.critical("looking for a way stumbled over a bug", exc_info=True)
             reason = "an internal error stopped the search for ways"
         finally:
-            if live.retry is asyncio.current_task():
+            if live.retry is this:
                 live.retry = None
         if live.record.state == "in_flight" and live.record.is_over:
             live.record = self._failed(live.record, reason)
