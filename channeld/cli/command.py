@@ -31,6 +31,7 @@ def parser(function: Callable[[str], T]) -> Callable[[str | T], T]:
         except FormatError as error:
             raise typer.BadParameter(str(error)) from None
 
+    parse.__name__ = "str"  # what help texts call the type of an argument
     return parse
 
 
