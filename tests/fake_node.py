@@ -27,6 +27,7 @@ from channeld.node.interface import (
     PaymentView,
     PeerView,
     PolicyView,
+    RescanView,
     TransactionView,
 )
 from channeld.node.payment_views import PaymentOrder
@@ -263,6 +264,13 @@ class FakeNode(FakePayments):
             return self._spend(spent_sat, fee_sat, f"sent to {address}")
 
         return await self._once(idempotency_key, ("send", address, amount_sat, feerate_per_kw), send)
+
+    async def rescan(self, from_height: int) -> AsyncIterator[RescanView]:
+        self._called("rescan")
+        if from_height > self.height:
+            raise NodeError("invalid_argument", f"there is no block {from_height} yet: the last is {self.height}")
+        for height in (from_height, self.height):
+            yield RescanView(height, self.height, 1, 40_000)
 
     async def bump(self, txid: bytes, feerate_per_kw: int) -> TransactionView:
         self._called("bump")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -198,12 +198,12 @@ class Wallet:
             writes.append(rows.delete_blocks_below(self._blocks[0].height))
         return writes
 
-    async def rescan(self, source: ChainSource, from_height: int) -> int:
-        """Look through processed blocks again, for a seed that is older than it was thought. Returns blocks read.
+    async def rescan(self, source: ChainSource, from_height: int) -> AsyncIterator[int]:
+        """Look through processed blocks again, for a seed that is older than it was thought, or a higher gap limit.
+        Gives the height of the last block that was looked at, now and then and at the end; what was in it is kept.
 
         Raises ChainError. Interrupted, it has changed nothing but what was found so far.
         """
-        read = 0
         height = from_height
         while height <= self.height:
             block_hash = await source.get_block_hash(height)
@@ -214,11 +214,12 @@ class Wallet:
                 break  # a reorganisation is under way: these blocks come by themselves
             if height <= self.height:
                 self._ledger.connect(height, block_hash, block)
-            read, height = read + 1, height + 1
-            if read % _RESCAN_BATCH_BLOCKS == 0:
+            height += 1
+            if (height - from_height) % _RESCAN_BATCH_BLOCKS == 0:
                 await self._store.commit(self._changes.collect())
+                yield height - 1
         await self._store.commit(self._changes.collect())
-        return read
+        yield height - 1
 
     # Addresses, and what is owned
 

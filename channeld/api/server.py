@@ -157,7 +157,7 @@ class ApiServer:
         node, background = self._node, self._background
         node_pb2_grpc.add_NodeServicer_to_server(NodeServicer(node), server)
         peers_pb2_grpc.add_PeersServicer_to_server(PeersServicer(node), server)
-        wallet_pb2_grpc.add_WalletServicer_to_server(WalletServicer(node, background), server)
+        wallet_pb2_grpc.add_WalletServicer_to_server(WalletServicer(node, background, self._stopping), server)
         channels_pb2_grpc.add_ChannelsServicer_to_server(ChannelsServicer(node, background), server)
         invoices_pb2_grpc.add_InvoicesServicer_to_server(InvoicesServicer(node, background), server)
         payments_pb2_grpc.add_PaymentsServicer_to_server(PaymentsServicer(node, background, self._stopping), server)

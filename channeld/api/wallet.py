@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 from channeld.api import convert
 from channeld.api.background import Background
+from channeld.api.streams import until_set
 from channeld.node.interface import NodeError, NodeService
 from channeld.v1 import wallet_pb2, wallet_pb2_grpc
 
 
 class WalletServicer(wallet_pb2_grpc.WalletServicer):
-    """See proto/channeld/v1/wallet.proto."""
+    """See proto/channeld/v1/wallet.proto. `stopping` is set when the streams are to end."""
 
-    def __init__(self, node: NodeService, background: Background) -> None:
+    def __init__(self, node: NodeService, background: Background, stopping: asyncio.Event) -> None:
         self._node = node
         self._background = background
+        self._stopping = stopping
 
     async def NewAddress(self, request: wallet_pb2.NewAddressRequest, context: Any) -> wallet_pb2.NewAddressResponse:
         address = await self._node.new_address(convert.address_kind(request.kind))
@@ -51,3 +55,12 @@ class WalletServicer(wallet_pb2_grpc.WalletServicer):
         feerate_per_kw = convert.feerate_per_kw(request.feerate_per_kw)
         view = await self._background.run(self._node.bump(txid, feerate_per_kw))
         return wallet_pb2.BumpResponse(transaction=convert.transaction(view))
+
+    async def Rescan(self, request: wallet_pb2.RescanRequest, context: Any) -> AsyncIterator[wallet_pb2.RescanResponse]:
+        async for view in until_set(self._node.rescan(request.from_height), self._stopping):
+            yield wallet_pb2.RescanResponse(
+                height=view.height,
+                tip_height=view.tip_height,
+                found_coins=view.found_coins,
+                found_sat=view.found_sat,
+            )

@@ -19,13 +19,13 @@ from channeld.cli.command import (
     parser,
     warn_if_behind,
 )
-from channeld.cli.failures import NOT_FOUND, CliError
+from channeld.cli.failures import INTERRUPTED, NOT_FOUND, CliError
 from channeld.cli.ids import HASH_HEX, parse_hash_prefix, pick, txid_hex
 from channeld.cli.output import Column, Id
 from channeld.cli.session import SLOW_TIMEOUT_SECONDS, Session
 
 if TYPE_CHECKING:
-    from channeld.v1.wallet_pb2 import GetBalanceResponse, Transaction
+    from channeld.v1.wallet_pb2 import GetBalanceResponse, RescanResponse, Transaction
 
 EVERYTHING = "all"
 
@@ -213,6 +213,47 @@ def bump(
     session.out.show(answer, lambda: _show_transaction(session, "Replaced by", answer.transaction))
 
 
+def rescan(
+    session: Session,
+    from_height: Annotated[
+        int,
+        typer.Argument(
+            min=0,
+            metavar="FROM_HEIGHT",
+            help="The first block to look at, from before this seed was used; 0 for all.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Looks for money of this seed in old blocks again, as after --gap-limit was raised."""
+    from channeld.v1 import wallet_pb2
+
+    answer = wallet_pb2.RescanResponse()
+    try:
+        with session.out.status("Looking through old blocks") as update:
+            for answer in session.stream(session.wallet.Rescan, wallet_pb2.RescanRequest(from_height=from_height)):
+                update(f"Block {answer.height:,} of {answer.tip_height:,}: {_found(answer)}")
+    except KeyboardInterrupt:
+        raise CliError(
+            f"You stopped it at block {answer.height:,}; what was found until then is kept: {_found(answer)}.",
+            f"`channelctl wallet rescan {max(from_height, answer.height + 1)}` goes on.",
+            INTERRUPTED,
+        ) from None
+    if answer.height < answer.tip_height:
+        raise CliError(
+            f"The blocks after {answer.height:,} changed meanwhile; what was found before them is kept.",
+            f"`channelctl wallet rescan {max(from_height, answer.height + 1)}` goes on.",
+        )
+    blocks = amounts.count(answer.height - from_height + 1, "block")
+    session.out.show(answer, lambda: session.out.line(f"Looked through {blocks}: {_found(answer)}."))
+
+
+def _found(answer: RescanResponse) -> str:
+    if not answer.found_coins:
+        return "nothing new was found"
+    return f"{amounts.count(answer.found_coins, 'new coin')} of {amounts.sat(answer.found_sat)} in all"
+
+
 def _show_transaction(session: Session, verb: str, transaction: Transaction) -> None:
     fee = f" (fee {amounts.sat(transaction.fee_sat)})" if transaction.HasField("fee_sat") else ""
     session.out.line(f"{verb}: {amounts.sat(-transaction.amount_sat)} left the wallet{fee}.")
@@ -228,4 +269,5 @@ def register(app: typer.Typer) -> None:
     command(wallet, "transactions")(transactions)
     command(wallet, "send")(send)
     command(wallet, "bump")(bump)
+    command(wallet, "rescan")(rescan)
     app.add_typer(wallet, name="wallet")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from typing import Any, Literal
 
 import structlog
@@ -14,13 +14,13 @@ from channeld.node.bus import EventBus
 from channeld.node.channels import Driver
 from channeld.node.feerates import FeeRates
 from channeld.node.idempotency import Idempotency, Mark
-from channeld.node.interface import CoinView, ErrorKind, NodeError, TransactionView
+from channeld.node.interface import CoinView, ErrorKind, NodeError, RescanView, TransactionView
 from channeld.node.wallet_store import to_rows
 from channeld.storage import Store, StoreFailed, Write
 from wallet import errors as we
 from wallet.bitcoin import Tx, TxOut
 from wallet.bitcoin.address import AddressError, script_of
-from wallet.chain import BroadcastResult, ChainSource, ChainUnavailable
+from wallet.chain import BroadcastResult, ChainError, ChainSource, ChainUnavailable
 from wallet.funding import Request
 from wallet.keys import AddressKind
 from wallet.spending import FundedTx
@@ -59,6 +59,7 @@ class Coins:
         self._feerates = feerates
         self._bus = bus
         self._planned: dict[bytes, FundedTx] = {}
+        self._rescanning = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def release_leftovers(self, keep: Collection[int] = ()) -> None:
@@ -235,6 +236,29 @@ class Coins:
             return _transaction_view(self._wallet.transaction(sent.txid))
         except WALLET_ERRORS as error:
             raise node_error(error) from error
+
+    async def rescan(self, from_height: int) -> AsyncIterator[RescanView]:
+        """Look through old blocks again. What channels are about, the monitor watches: this is for the wallet alone."""
+        wallet = self._wallet
+        if from_height > wallet.height:
+            raise NodeError("invalid_argument", f"there is no block {from_height} yet: the last is {wallet.height}")
+        if self._rescanning:
+            raise NodeError("failed_precondition", "a rescan is under way already")
+        known = {coin.outpoint for coin in wallet.coins()}
+        self._rescanning = True
+        try:
+            async for height in wallet.rescan(self._source, from_height):
+                found = [coin.value_sat for coin in wallet.coins() if coin.outpoint not in known]
+                yield RescanView(height, wallet.height, len(found), sum(found))
+        except ChainUnavailable as error:
+            raise NodeError("unavailable", f"layer 1 is away ({error}): begin again when it is back") from error
+        except ChainError as error:
+            raise NodeError(
+                "not_found",
+                f"layer 1 does not have the blocks ({error}): one that does not prune is needed, or a later start",
+            ) from error
+        finally:
+            self._rescanning = False
 
 
 def _transaction_view(info: TxInfo) -> TransactionView:

@@ -250,6 +250,15 @@ class TransactionView(Struct, frozen=True):
     created_seconds: int
 
 
+class RescanView(Struct, frozen=True):
+    """How far a rescan is; `found` are unspent outputs that were not known before."""
+
+    height: int
+    tip_height: int
+    found_coins: int
+    found_sat: int
+
+
 class NodeEvent(Struct, frozen=True):
     """One thing that happened. `kind` is dotted ("peer.connected", "channel.opened", "invoice.settled",
     "payment.succeeded", "chain.block", "chain.lost" ...); `data` holds JSON-able values (ids as hex; amounts with
@@ -293,6 +302,10 @@ class NodeService(Protocol):
 
     async def bump(self, txid: bytes, feerate_per_kw: int) -> TransactionView:
         """The feerate is a target, so asking twice costs no more than asking once, without a key."""
+        ...
+
+    def rescan(self, from_height: int) -> AsyncIterator[RescanView]:
+        """Looks for the wallet's money in blocks that were looked at before; gives how far it is."""
         ...
 
     async def open_channel(

@@ -27,6 +27,7 @@ from channeld.node.interface import (
     PaymentView,
     PeerView,
     PolicyView,
+    RescanView,
     TransactionView,
 )
 from channeld.node.invoices import InvoiceRequest
@@ -146,6 +147,10 @@ class Node:
     async def bump(self, txid: bytes, feerate_per_kw: int) -> TransactionView:
         """Raise a transaction's fee rate."""
         return await self.runtime.coins.bump(txid, feerate_per_kw)
+
+    def rescan(self, from_height: int) -> AsyncIterator[RescanView]:
+        """Look for the wallet's money in old blocks."""
+        return self.runtime.coins.rescan(from_height)
 
     # --- channels
 

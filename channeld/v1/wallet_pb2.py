@@ -24,43 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63hanneld/v1/wallet.proto\x12\x0b\x63hanneld.v1\";\n\x11NewAddressRequest\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.channeld.v1.AddressKind\"%\n\x12NewAddressResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x13\n\x11GetBalanceRequest\"\xdc\x01\n\x12GetBalanceResponse\x12\x15\n\rconfirmed_sat\x18\x01 \x01(\x04\x12\x17\n\x0funconfirmed_sat\x18\x02 \x01(\x04\x12\x14\n\x0cimmature_sat\x18\x03 \x01(\x04\x12\x14\n\x0creserved_sat\x18\x04 \x01(\x04\x12\x1b\n\x13\x63hannels_local_msat\x18\x05 \x01(\x04\x12\x1c\n\x14\x63hannels_remote_msat\x18\x06 \x01(\x04\x12\x1a\n\x12pending_htlcs_msat\x18\x07 \x01(\x04\x12\x13\n\x0b\x63losing_sat\x18\x08 \x01(\x04\"p\n\x04\x43oin\x12\x0c\n\x04txid\x18\x01 \x01(\x0c\x12\x0c\n\x04vout\x18\x02 \x01(\r\x12\x12\n\namount_sat\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x15\n\rconfirmations\x18\x05 \x01(\r\x12\x10\n\x08reserved\x18\x06 \x01(\x08\"\x12\n\x10ListCoinsRequest\"5\n\x11ListCoinsResponse\x12 \n\x05\x63oins\x18\x01 \x03(\x0b\x32\x11.channeld.v1.Coin\"\x90\x01\n\x0bTransaction\x12\x0c\n\x04txid\x18\x01 \x01(\x0c\x12\x12\n\namount_sat\x18\x02 \x01(\x12\x12\x14\n\x07\x66\x65\x65_sat\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rconfirmations\x18\x04 \x01(\r\x12\r\n\x05label\x18\x05 \x01(\t\x12\x17\n\x0f\x63reated_seconds\x18\x06 \x01(\x04\x42\n\n\x08_fee_sat\"\x19\n\x17ListTransactionsRequest\"J\n\x18ListTransactionsResponse\x12.\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x18.channeld.v1.Transaction\"\x8f\x01\n\x0bSendRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x17\n\namount_sat\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0e\x66\x65\x65rate_per_kw\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\tB\r\n\x0b_amount_satB\x11\n\x0f_feerate_per_kw\"=\n\x0cSendResponse\x12-\n\x0btransaction\x18\x01 \x01(\x0b\x32\x18.channeld.v1.Transaction\"3\n\x0b\x42umpRequest\x12\x0c\n\x04txid\x18\x01 \x01(\x0c\x12\x16\n\x0e\x66\x65\x65rate_per_kw\x18\x02 \x01(\r\"=\n\x0c\x42umpResponse\x12-\n\x0btransaction\x18\x01 \x01(\x0b\x32\x18.channeld.v1.Transaction*[\n\x0b\x41\x64\x64ressKind\x12\x1c\n\x18\x41\x44\x44RESS_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x44RESS_KIND_P2TR\x10\x01\x12\x17\n\x13\x41\x44\x44RESS_KIND_P2WPKH\x10\x02\x32\xcd\x03\n\x06Wallet\x12M\n\nNewAddress\x12\x1e.channeld.v1.NewAddressRequest\x1a\x1f.channeld.v1.NewAddressResponse\x12M\n\nGetBalance\x12\x1e.channeld.v1.GetBalanceRequest\x1a\x1f.channeld.v1.GetBalanceResponse\x12J\n\tListCoins\x12\x1d.channeld.v1.ListCoinsRequest\x1a\x1e.channeld.v1.ListCoinsResponse\x12_\n\x10ListTransactions\x12$.channeld.v1.ListTransactionsRequest\x1a%.channeld.v1.ListTransactionsResponse\x12;\n\x04Send\x12\x18.channeld.v1.SendRequest\x1a\x19.channeld.v1.SendResponse\x12;\n\x04\x42ump\x12\x18.channeld.v1.BumpRequest\x1a\x19.channeld.v1.BumpResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63hanneld/v1/wallet.proto\x12\x0b\x63hanneld.v1\"$\n\rRescanRequest\x12\x13\n\x0b\x66rom_height\x18\x01 \x01(\r\"\\\n\x0eRescanResponse\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\x12\n\ntip_height\x18\x02 \x01(\r\x12\x13\n\x0b\x66ound_coins\x18\x03 \x01(\r\x12\x11\n\tfound_sat\x18\x04 \x01(\x04\";\n\x11NewAddressRequest\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.channeld.v1.AddressKind\"%\n\x12NewAddressResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x13\n\x11GetBalanceRequest\"\xdc\x01\n\x12GetBalanceResponse\x12\x15\n\rconfirmed_sat\x18\x01 \x01(\x04\x12\x17\n\x0funconfirmed_sat\x18\x02 \x01(\x04\x12\x14\n\x0cimmature_sat\x18\x03 \x01(\x04\x12\x14\n\x0creserved_sat\x18\x04 \x01(\x04\x12\x1b\n\x13\x63hannels_local_msat\x18\x05 \x01(\x04\x12\x1c\n\x14\x63hannels_remote_msat\x18\x06 \x01(\x04\x12\x1a\n\x12pending_htlcs_msat\x18\x07 \x01(\x04\x12\x13\n\x0b\x63losing_sat\x18\x08 \x01(\x04\"p\n\x04\x43oin\x12\x0c\n\x04txid\x18\x01 \x01(\x0c\x12\x0c\n\x04vout\x18\x02 \x01(\r\x12\x12\n\namount_sat\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x15\n\rconfirmations\x18\x05 \x01(\r\x12\x10\n\x08reserved\x18\x06 \x01(\x08\"\x12\n\x10ListCoinsRequest\"5\n\x11ListCoinsResponse\x12 \n\x05\x63oins\x18\x01 \x03(\x0b\x32\x11.channeld.v1.Coin\"\x90\x01\n\x0bTransaction\x12\x0c\n\x04txid\x18\x01 \x01(\x0c\x12\x12\n\namount_sat\x18\x02 \x01(\x12\x12\x14\n\x07\x66\x65\x65_sat\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rconfirmations\x18\x04 \x01(\r\x12\r\n\x05label\x18\x05 \x01(\t\x12\x17\n\x0f\x63reated_seconds\x18\x06 \x01(\x04\x42\n\n\x08_fee_sat\"\x19\n\x17ListTransactionsRequest\"J\n\x18ListTransactionsResponse\x12.\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x18.channeld.v1.Transaction\"\x8f\x01\n\x0bSendRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x17\n\namount_sat\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0e\x66\x65\x65rate_per_kw\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\tB\r\n\x0b_amount_satB\x11\n\x0f_feerate_per_kw\"=\n\x0cSendResponse\x12-\n\x0btransaction\x18\x01 \x01(\x0b\x32\x18.channeld.v1.Transaction\"3\n\x0b\x42umpRequest\x12\x0c\n\x04txid\x18\x01 \x01(\x0c\x12\x16\n\x0e\x66\x65\x65rate_per_kw\x18\x02 \x01(\r\"=\n\x0c\x42umpResponse\x12-\n\x0btransaction\x18\x01 \x01(\x0b\x32\x18.channeld.v1.Transaction*[\n\x0b\x41\x64\x64ressKind\x12\x1c\n\x18\x41\x44\x44RESS_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x44RESS_KIND_P2TR\x10\x01\x12\x17\n\x13\x41\x44\x44RESS_KIND_P2WPKH\x10\x02\x32\x92\x04\n\x06Wallet\x12M\n\nNewAddress\x12\x1e.channeld.v1.NewAddressRequest\x1a\x1f.channeld.v1.NewAddressResponse\x12M\n\nGetBalance\x12\x1e.channeld.v1.GetBalanceRequest\x1a\x1f.channeld.v1.GetBalanceResponse\x12J\n\tListCoins\x12\x1d.channeld.v1.ListCoinsRequest\x1a\x1e.channeld.v1.ListCoinsResponse\x12_\n\x10ListTransactions\x12$.channeld.v1.ListTransactionsRequest\x1a%.channeld.v1.ListTransactionsResponse\x12;\n\x04Send\x12\x18.channeld.v1.SendRequest\x1a\x19.channeld.v1.SendResponse\x12;\n\x04\x42ump\x12\x18.channeld.v1.BumpRequest\x1a\x19.channeld.v1.BumpResponse\x12\x43\n\x06Rescan\x12\x1a.channeld.v1.RescanRequest\x1a\x1b.channeld.v1.RescanResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'channeld.v1.wallet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADDRESSKIND']._serialized_start=1149
-  _globals['_ADDRESSKIND']._serialized_end=1240
-  _globals['_NEWADDRESSREQUEST']._serialized_start=41
-  _globals['_NEWADDRESSREQUEST']._serialized_end=100
-  _globals['_NEWADDRESSRESPONSE']._serialized_start=102
-  _globals['_NEWADDRESSRESPONSE']._serialized_end=139
-  _globals['_GETBALANCEREQUEST']._serialized_start=141
-  _globals['_GETBALANCEREQUEST']._serialized_end=160
-  _globals['_GETBALANCERESPONSE']._serialized_start=163
-  _globals['_GETBALANCERESPONSE']._serialized_end=383
-  _globals['_COIN']._serialized_start=385
-  _globals['_COIN']._serialized_end=497
-  _globals['_LISTCOINSREQUEST']._serialized_start=499
-  _globals['_LISTCOINSREQUEST']._serialized_end=517
-  _globals['_LISTCOINSRESPONSE']._serialized_start=519
-  _globals['_LISTCOINSRESPONSE']._serialized_end=572
-  _globals['_TRANSACTION']._serialized_start=575
-  _globals['_TRANSACTION']._serialized_end=719
-  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=721
-  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=746
-  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=748
-  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=822
-  _globals['_SENDREQUEST']._serialized_start=825
-  _globals['_SENDREQUEST']._serialized_end=968
-  _globals['_SENDRESPONSE']._serialized_start=970
-  _globals['_SENDRESPONSE']._serialized_end=1031
-  _globals['_BUMPREQUEST']._serialized_start=1033
-  _globals['_BUMPREQUEST']._serialized_end=1084
-  _globals['_BUMPRESPONSE']._serialized_start=1086
-  _globals['_BUMPRESPONSE']._serialized_end=1147
-  _globals['_WALLET']._serialized_start=1243
-  _globals['_WALLET']._serialized_end=1704
+  _globals['_ADDRESSKIND']._serialized_start=1281
+  _globals['_ADDRESSKIND']._serialized_end=1372
+  _globals['_RESCANREQUEST']._serialized_start=41
+  _globals['_RESCANREQUEST']._serialized_end=77
+  _globals['_RESCANRESPONSE']._serialized_start=79
+  _globals['_RESCANRESPONSE']._serialized_end=171
+  _globals['_NEWADDRESSREQUEST']._serialized_start=173
+  _globals['_NEWADDRESSREQUEST']._serialized_end=232
+  _globals['_NEWADDRESSRESPONSE']._serialized_start=234
+  _globals['_NEWADDRESSRESPONSE']._serialized_end=271
+  _globals['_GETBALANCEREQUEST']._serialized_start=273
+  _globals['_GETBALANCEREQUEST']._serialized_end=292
+  _globals['_GETBALANCERESPONSE']._serialized_start=295
+  _globals['_GETBALANCERESPONSE']._serialized_end=515
+  _globals['_COIN']._serialized_start=517
+  _globals['_COIN']._serialized_end=629
+  _globals['_LISTCOINSREQUEST']._serialized_start=631
+  _globals['_LISTCOINSREQUEST']._serialized_end=649
+  _globals['_LISTCOINSRESPONSE']._serialized_start=651
+  _globals['_LISTCOINSRESPONSE']._serialized_end=704
+  _globals['_TRANSACTION']._serialized_start=707
+  _globals['_TRANSACTION']._serialized_end=851
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=853
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=878
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=880
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=954
+  _globals['_SENDREQUEST']._serialized_start=957
+  _globals['_SENDREQUEST']._serialized_end=1100
+  _globals['_SENDRESPONSE']._serialized_start=1102
+  _globals['_SENDRESPONSE']._serialized_end=1163
+  _globals['_BUMPREQUEST']._serialized_start=1165
+  _globals['_BUMPREQUEST']._serialized_end=1216
+  _globals['_BUMPRESPONSE']._serialized_start=1218
+  _globals['_BUMPRESPONSE']._serialized_end=1279
+  _globals['_WALLET']._serialized_start=1375
+  _globals['_WALLET']._serialized_end=1905
 # @@protoc_insertion_point(module_scope)

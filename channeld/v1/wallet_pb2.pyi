@@ -44,6 +44,60 @@ ADDRESS_KIND_P2WPKH: AddressKind.ValueType  # 2
 Global___AddressKind: _TypeAlias = AddressKind  # noqa: Y015
 
 @_typing.final
+class RescanRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_HEIGHT_FIELD_NUMBER: _builtins.int
+    from_height: _builtins.int
+    """The first block to look at."""
+    def __init__(
+        self,
+        *,
+        from_height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RescanRequest: _TypeAlias = RescanRequest  # noqa: Y015
+
+@_typing.final
+class RescanResponse(_message.Message):
+    """The last one says that the tip was reached."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    TIP_HEIGHT_FIELD_NUMBER: _builtins.int
+    FOUND_COINS_FIELD_NUMBER: _builtins.int
+    FOUND_SAT_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    """All blocks up to this one were looked at."""
+    tip_height: _builtins.int
+    """The last one there is."""
+    found_coins: _builtins.int
+    """Unspent outputs of the wallet that were not known before."""
+    found_sat: _builtins.int
+    """What they are worth together."""
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+        tip_height: _builtins.int = ...,
+        found_coins: _builtins.int = ...,
+        found_sat: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found_coins", b"found_coins", "found_sat", b"found_sat", "height", b"height", "tip_height", b"tip_height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RescanResponse: _TypeAlias = RescanResponse  # noqa: Y015
+
+@_typing.final
 class NewAddressRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

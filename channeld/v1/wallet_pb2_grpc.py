@@ -65,6 +65,11 @@ class WalletStub:
                 request_serializer=channeld_dot_v1_dot_wallet__pb2.BumpRequest.SerializeToString,
                 response_deserializer=channeld_dot_v1_dot_wallet__pb2.BumpResponse.FromString,
                 _registered_method=True)
+        self.Rescan = channel.unary_stream(
+                '/channeld.v1.Wallet/Rescan',
+                request_serializer=channeld_dot_v1_dot_wallet__pb2.RescanRequest.SerializeToString,
+                response_deserializer=channeld_dot_v1_dot_wallet__pb2.RescanResponse.FromString,
+                _registered_method=True)
 
 
 class WalletServicer:
@@ -114,6 +119,15 @@ class WalletServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rescan(self, request, context):
+        """Looks through blocks again for money of the wallet's: for a seed that is older than it was thought, or after the gap
+        limit was raised. Streams how far it is; cancelled, it keeps what it found. NOT_FOUND if layer 1 does not have the
+        blocks any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WalletServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +160,11 @@ def add_WalletServicer_to_server(servicer, server):
                     servicer.Bump,
                     request_deserializer=channeld_dot_v1_dot_wallet__pb2.BumpRequest.FromString,
                     response_serializer=channeld_dot_v1_dot_wallet__pb2.BumpResponse.SerializeToString,
+            ),
+            'Rescan': grpc.unary_stream_rpc_method_handler(
+                    servicer.Rescan,
+                    request_deserializer=channeld_dot_v1_dot_wallet__pb2.RescanRequest.FromString,
+                    response_serializer=channeld_dot_v1_dot_wallet__pb2.RescanResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +330,33 @@ class Wallet:
             '/channeld.v1.Wallet/Bump',
             channeld_dot_v1_dot_wallet__pb2.BumpRequest.SerializeToString,
             channeld_dot_v1_dot_wallet__pb2.BumpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rescan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/channeld.v1.Wallet/Rescan',
+            channeld_dot_v1_dot_wallet__pb2.RescanRequest.SerializeToString,
+            channeld_dot_v1_dot_wallet__pb2.RescanResponse.FromString,
             options,
             channel_credentials,
             insecure,

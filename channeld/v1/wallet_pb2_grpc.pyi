@@ -47,6 +47,11 @@ class WalletStub:
     """Replaces an unconfirmed transaction of the wallet by one that pays the given feerate (BIP 125).
     The feerate is a target and no increment, so asking twice costs no more than asking once.
     """
+    Rescan: _grpc.UnaryStreamMultiCallable[_wallet_pb2.RescanRequest, _wallet_pb2.RescanResponse]
+    """Looks through blocks again for money of the wallet's: for a seed that is older than it was thought, or after the gap
+    limit was raised. Streams how far it is; cancelled, it keeps what it found. NOT_FOUND if layer 1 does not have the
+    blocks any more.
+    """
 
 @_typing.type_check_only
 class WalletAsyncStub(WalletStub):
@@ -66,6 +71,11 @@ class WalletAsyncStub(WalletStub):
     Bump: _aio.UnaryUnaryMultiCallable[_wallet_pb2.BumpRequest, _wallet_pb2.BumpResponse]  # type: ignore[assignment]
     """Replaces an unconfirmed transaction of the wallet by one that pays the given feerate (BIP 125).
     The feerate is a target and no increment, so asking twice costs no more than asking once.
+    """
+    Rescan: _aio.UnaryStreamMultiCallable[_wallet_pb2.RescanRequest, _wallet_pb2.RescanResponse]  # type: ignore[assignment]
+    """Looks through blocks again for money of the wallet's: for a seed that is older than it was thought, or after the gap
+    limit was raised. Streams how far it is; cancelled, it keeps what it found. NOT_FOUND if layer 1 does not have the
+    blocks any more.
     """
 
 class WalletServicer(metaclass=_abc_1.ABCMeta):
@@ -119,6 +129,17 @@ class WalletServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_wallet_pb2.BumpResponse, _abc.Awaitable[_wallet_pb2.BumpResponse]]:
         """Replaces an unconfirmed transaction of the wallet by one that pays the given feerate (BIP 125).
         The feerate is a target and no increment, so asking twice costs no more than asking once.
+        """
+
+    @_abc_1.abstractmethod
+    def Rescan(
+        self,
+        request: _wallet_pb2.RescanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_wallet_pb2.RescanResponse], _abc.AsyncIterator[_wallet_pb2.RescanResponse]]:
+        """Looks through blocks again for money of the wallet's: for a seed that is older than it was thought, or after the gap
+        limit was raised. Streams how far it is; cancelled, it keeps what it found. NOT_FOUND if layer 1 does not have the
+        blocks any more.
         """
 
 def add_WalletServicer_to_server(servicer: WalletServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ from channeld.bolt.messages import (
     encode,
 )
 from channeld.node import transport
-from channeld.node.interface import NodeError
+from channeld.node.interface import NodeError, RescanView
 from channeld.node.peer import PeerLink
 from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
 from wallet.bitcoin.address import REGTEST
@@ -400,3 +400,21 @@ async def test_terms_told_at_once_over_a_new_channel_are_not_lost(
     assert (update.fee_base_msat, update.fee_proportional_millionths) == (1000, 1)
     (hint,) = bob.runtime._route_hints()
     assert hint[0].cltv_expiry_delta == update.cltv_expiry_delta
+
+
+async def test_a_rescan_says_how_far_it_is(world: World) -> None:
+    alice = await world.node("alice")
+    await world.fund(alice, 1_000_000)
+    await world.mine(3)
+    height = alice.runtime.wallet.height
+    assert [view async for view in alice.api.rescan(height - 2)] == [RescanView(height, height, 0, 0)]
+    first = alice.api.rescan(0)
+    assert (await anext(first)).height == 99
+    with pytest.raises(NodeError, match="under way"):
+        await anext(alice.api.rescan(0))
+    await first.aclose()  # type: ignore[attr-defined]
+    last = [view async for view in alice.api.rescan(0)][-1]
+    assert (last.height, last.found_coins) == (height, 0)
+    with pytest.raises(NodeError, match=f"the last is {height}"):
+        await anext(alice.api.rescan(height + 1))
+    assert (await alice.api.balance()).confirmed_sat == 1_000_000

@@ -81,6 +81,17 @@ def test_send_and_bump(channelctl: Channelctl, daemon: Daemon) -> None:
     assert channelctl("wallet", "send", "bcrt1qsomebody", "1").status == 4
 
 
+def test_rescan(channelctl: Channelctl, daemon: Daemon) -> None:
+    height = daemon.node.height
+    shown = channelctl("wallet", "rescan", str(height - 9))
+    assert (shown.status, shown.out) == (0, "Looked through 10 blocks: 1 new coin of 40,000 sat in all.\n")
+    answer = channelctl.json("wallet", "rescan", "0")
+    assert (answer["height"], answer["tip_height"], answer["found_sat"]) == (height, height, 40_000)
+    refused = channelctl("wallet", "rescan", str(height + 1))
+    assert (refused.status, f"the last is {height}" in refused.err) == (2, True)
+    assert channelctl("wallet", "rescan").status == 2
+
+
 def test_peers(channelctl: Channelctl) -> None:
     assert "There are no peers" in channelctl("peer", "list").out
     assert channelctl("peer", "connect", f"{PEER}@127.0.0.1:9736").out == f"Connected to {PEER} at 127.0.0.1:9736.\n"

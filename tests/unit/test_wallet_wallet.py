@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import cast
 
 import pytest
 
@@ -10,7 +11,15 @@ from tests.wallet_fakes import script_ok
 from tests.wallet_world import STRANGER, STRANGER_ADDRESS, World
 from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.address import REGTEST, AddressError, address_of, script_of
-from wallet.chain import BlockConnected, BlockDisconnected, BlockRef, BroadcastOutcome, BroadcastResult, Synced
+from wallet.chain import (
+    BlockConnected,
+    BlockDisconnected,
+    BlockRef,
+    BroadcastOutcome,
+    BroadcastResult,
+    ChainSource,
+    Synced,
+)
 from wallet.errors import (
     BroadcastRejected,
     CannotBump,
@@ -425,6 +434,19 @@ async def test_another_seed_is_noticed(world: World) -> None:
         await world.start()
 
 
+class OldBlocks:
+    """What a rescan asks layer 1 for."""
+
+    def __init__(self, world: World) -> None:
+        self._chain = world.chain
+
+    async def get_block_hash(self, height: int) -> bytes | None:
+        return self._chain.active[height] if height <= self._chain.height else None
+
+    async def get_block(self, block_hash: bytes) -> object:
+        return self._chain.known[block_hash][1]
+
+
 async def test_rescan_finds_what_an_older_seed_owned() -> None:
     world = World()
     old = world.payment((40_000, world.keys.script(KeyPath(AddressKind.P2WPKH, EXTERNAL, 3))))
@@ -434,16 +456,24 @@ async def test_rescan_finds_what_an_older_seed_owned() -> None:
     world.store.commit_now(wallet.process(Synced(5, world.chain.active[5])))
     assert wallet.balance().total_sat == 0
 
-    class Source:
-        async def get_block_hash(self, height: int) -> bytes | None:
-            return world.chain.active[height] if height <= world.chain.height else None
-
-        async def get_block(self, block_hash: bytes) -> object:
-            return world.chain.known[block_hash][1]
-
-    assert await wallet.rescan(Source(), 1) == 5  # type: ignore[arg-type]
+    assert [height async for height in wallet.rescan(cast(ChainSource, OldBlocks(world)), 1)] == [5]
     assert wallet.balance() == Balance(40_000, 0, 0, 0)
     assert (await world.restart()).coins()[0].confirmations == 5
+
+
+async def test_a_rescan_with_a_higher_gap_limit_finds_what_lay_beyond() -> None:
+    world = World()
+    far = world.payment((40_000, world.keys.script(KeyPath(AddressKind.P2TR, EXTERNAL, 45))))
+    await world.start()
+    await world.mine(1, far)
+    await world.mine(150)
+    assert world.wallet.balance().total_sat == 0
+    world.options["gap_limit"] = 50
+    assert (await world.restart()).balance().total_sat == 0
+    chain = cast(ChainSource, OldBlocks(world))
+    assert [height async for height in world.wallet.rescan(chain, 0)] == [99, 151]
+    assert world.wallet.balance().confirmed_sat == 40_000
+    assert (await world.restart()).balance().confirmed_sat == 40_000
 
 
 async def test_signatures_of_every_kind(world: World) -> None:
