@@ -56,7 +56,7 @@ def _memory(runtime: Runtime) -> dict[str, Any]:
     wallet = runtime.wallet
     return {
         "channels": {key: machine.encode_state(_offline(driver.state)) for key, driver in drivers.items()},
-        "HTLCs to send again": {key: driver.adds for key, driver in drivers.items()},
+        "HTLCs to send again": {key: dict(driver.adds) for key, driver in drivers.items()},
         "circuits": (runtime.forwarder._live, runtime.forwarder._settled),
         "payments": {key: live.record for key, live in runtime.payments._live.items()},
         "invoices": {key: record for key, record in runtime.invoices._live.items() if record.state == "open"},
