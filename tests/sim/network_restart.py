@@ -51,19 +51,19 @@ def check_restart(world: World, turn: int) -> None:
 
 
 def _memory(runtime: Runtime) -> dict[str, Any]:
-    """What a node knows, as values."""
+    """What a node knows, as values that stay as they are while it goes on."""
     drivers = {driver.channel_key: driver for driver in runtime.channels.all()}
     wallet = runtime.wallet
     return {
         "channels": {key: machine.encode_state(_offline(driver.state)) for key, driver in drivers.items()},
         "HTLCs to send again": {key: dict(driver.adds) for key, driver in drivers.items()},
-        "circuits": (runtime.forwarder._live, runtime.forwarder._settled),
+        "circuits": (set(runtime.forwarder._live), dict(runtime.forwarder._settled)),
         "payments": {key: live.record for key, live in runtime.payments._live.items()},
         "invoices": {key: record for key, record in runtime.invoices._live.items() if record.state == "open"},
-        "onions": runtime._switch._onions,
+        "onions": dict(runtime._switch._onions),
         "broadcasts": sorted(runtime._broadcasts._entries),
         "watches": {key: _watch(watch) for key, watch in runtime._watches._by_key.items()},
-        "closes": runtime.monitor._stored,
+        "closes": dict(runtime.monitor._stored),
         "coins": sorted((coin.outpoint, coin.value_sat, coin.reserved) for coin in wallet.coins()),
         "tip": wallet.tip,
         "peers": sorted(node_id for node_id, peer in runtime.peers._peers.items() if peer.address is not None),
