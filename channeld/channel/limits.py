@@ -31,7 +31,7 @@ def check_offer(c: Commitments, params: ChannelParams, htlc: Htlc, policy: Chann
     # `htlc_minimum_msat`"
     if htlc.amount_msat <= 0 or htlc.amount_msat < remote.htlc_minimum_msat:
         least_msat = max(1, remote.htlc_minimum_msat)
-        raise CommandRejected("amount_below_minimum", f"the peer takes no HTLC below {least_msat} msat")
+        raise CommandRejected("amount_below_minimum", f"the peer takes no HTLC below {least_msat:,} msat")
     after = cm.apply(params.commitment, "remote", cm.next_remote(c), (HtlcAdd(htlc),), True)
     _check_affordable(params, cm.next_remote(c), after)
     # BOLT 2, "if result would be offering more than the remote's `max_accepted_htlcs` HTLCs"
@@ -40,7 +40,7 @@ def check_offer(c: Commitments, params: ChannelParams, htlc: Htlc, policy: Chann
     # BOLT 2, "if the total value of offered HTLCs would exceed the remote's `max_htlc_value_in_flight_msat`"
     if after.offered_msat > remote.max_htlc_value_in_flight_msat:
         limit_msat = remote.max_htlc_value_in_flight_msat
-        raise CommandRejected("in_flight_limit", f"the peer accepts {limit_msat} msat of HTLCs at a time")
+        raise CommandRejected("in_flight_limit", f"the peer accepts {limit_msat:,} msat of HTLCs at a time")
     _check_own_dust(c, htlc, after, policy)
     return after
 
@@ -50,13 +50,15 @@ def _check_own_dust(c: Commitments, htlc: Htlc, after: Preview, policy: ChannelP
     # greater than `max_dust_htlc_exposure_msat`: SHOULD NOT send this HTLC", and the same for the local transaction
     limit_msat = policy.max_dust_exposure_msat
     if htlc.amount_msat < after.offered_limit_msat and after.dust_msat > limit_msat:
-        raise CommandRejected("dust_exposure", f"more than {limit_msat} msat would be in HTLCs too small to claim")
+        raise CommandRejected("dust_exposure", f"more than {limit_msat:,} msat would be in HTLCs too small to claim")
     local = cm.next_local(c)
     if htlc.amount_msat < local.offered_limit_msat:
         unacked = (update.htlc for update in (*c.ours.proposed, *c.ours.signed) if isinstance(update, HtlcAdd))
         dust_msat = sum(h.amount_msat for h in unacked if h.amount_msat < local.offered_limit_msat)
         if local.dust_msat + dust_msat + htlc.amount_msat > limit_msat:
-            raise CommandRejected("dust_exposure", f"more than {limit_msat} msat would be in HTLCs too small to claim")
+            raise CommandRejected(
+                "dust_exposure", f"more than {limit_msat:,} msat would be in HTLCs too small to claim"
+            )
 
 
 def _check_affordable(params: ChannelParams, before: Preview, after: Preview) -> None:
@@ -67,7 +69,7 @@ def _check_affordable(params: ChannelParams, before: Preview, after: Preview) ->
         # BOLT 2, "MUST NOT offer `amount_msat` if, after adding that HTLC to its commitment transaction, it cannot pay
         # the fee ... while maintaining its channel reserve"
         raise CommandRejected(
-            "insufficient_balance", f"{-left_msat} msat are missing, with the channel's reserve and fee set aside"
+            "insufficient_balance", f"{-left_msat:,} msat are missing, with the channel's reserve and fee set aside"
         )
     if not params.is_opener and after.untrimmed > before.untrimmed:
         # BOLT 2, "SHOULD NOT offer `amount_msat` if, once the remote node adds that HTLC to its commitment
@@ -139,7 +141,7 @@ def check_received_add(params: ChannelParams, htlc: Htlc, after: Preview) -> Non
     local = params.local
     # BOLT 2, "receiving an `amount_msat` equal to 0, OR less than its own `htlc_minimum_msat`"
     if htlc.amount_msat == 0 or htlc.amount_msat < local.htlc_minimum_msat:
-        raise ProtocolViolation(f"update_add_htlc: {htlc.amount_msat} msat is below htlc_minimum_msat")
+        raise ProtocolViolation(f"update_add_htlc: {htlc.amount_msat:,} msat is below htlc_minimum_msat")
     # BOLT 2, "if sending node sets `cltv_expiry` to greater or equal to 500000000"
     if htlc.cltv_expiry >= MAX_CLTV_EXPIRY:
         raise ProtocolViolation(f"update_add_htlc: cltv_expiry {htlc.cltv_expiry} is no block height")
@@ -155,7 +157,9 @@ def check_received_add(params: ChannelParams, htlc: Htlc, after: Preview) -> Non
     if not params.is_opener:
         left_msat -= after.cost_msat(params.anchors)
     if left_msat < 0:
-        raise ProtocolViolation(f"update_add_htlc: the sender lacks {-left_msat} msat for it, its reserve and the fee")
+        raise ProtocolViolation(
+            f"update_add_htlc: the sender lacks {-left_msat:,} msat for it, its reserve and the fee"
+        )
 
 
 def check_own_fee(c: Commitments, params: ChannelParams, feerate_per_kw: int, env: Env) -> None:
@@ -167,7 +171,7 @@ def check_own_fee(c: Commitments, params: ChannelParams, feerate_per_kw: int, en
     after = cm.apply(params.commitment, "remote", cm.next_remote(c), (update,), True)
     left_msat = after.spec.to_local_msat - params.remote.channel_reserve_sat * 1000 - after.cost_msat(params.anchors)
     if left_msat < 0:
-        raise CommandRejected("insufficient_balance", f"{-left_msat} msat are missing to pay {feerate_per_kw} sat/kw")
+        raise CommandRejected("insufficient_balance", f"{-left_msat:,} msat are missing to pay {feerate_per_kw} sat/kw")
     if not params.anchors and feerate_per_kw > cm.next_remote(c).spec.feerate_per_kw:
         # BOLT 2, "if the dust balance of the remote transaction at the updated `feerate_per_kw` is greater than
         # `max_dust_htlc_exposure_msat`: MAY NOT send `update_fee`"

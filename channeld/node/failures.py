@@ -35,9 +35,9 @@ def explain(failure: f.Failure) -> str:
         case f.FinalIncorrectCltvExpiry():
             text = f"the recipient got another expiry ({failure.cltv_expiry}) than was sent"
         case f.FinalIncorrectHtlcAmount():
-            text = f"the recipient got another amount ({failure.incoming_htlc_amt} msat) than was sent"
+            text = f"the recipient got another amount ({failure.incoming_htlc_amt:,} msat) than was sent"
         case f.AmountBelowMinimum() | f.FeeInsufficient():
-            text = f"a node on the way wants more than it got ({failure.htlc_msat} msat)"
+            text = f"a node on the way wants more than it got ({failure.htlc_msat:,} msat)"
         case f.IncorrectCltvExpiry():
             text = f"a node on the way wants a longer expiry than it got ({failure.cltv_expiry})"
         case _:

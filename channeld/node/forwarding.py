@@ -273,8 +273,8 @@ class Forwarder:
         if circuit.key not in self._earned:
             self._bus.publish(
                 "forward.lost",
-                f"{effect.amount_msat} msat were paid on after the incoming HTLC had been failed: it was too small to "
-                "close a channel for",
+                f"{effect.amount_msat:,} msat were paid on after the incoming HTLC had been failed: it was too small "
+                "to close a channel for",
                 payment_hash=effect.payment_hash.hex(),
                 amount_msat=effect.amount_msat,
             )
@@ -283,7 +283,7 @@ class Forwarder:
         earned_msat = circuit.incoming_msat - effect.amount_msat
         self._bus.publish(
             "forward.settled",
-            f"forwarded {effect.amount_msat} msat, {earned_msat} msat earned",
+            f"forwarded {effect.amount_msat:,} msat, {earned_msat:,} msat earned",
             payment_hash=effect.payment_hash.hex(),
             amount_msat=effect.amount_msat,
             fee_msat=earned_msat,

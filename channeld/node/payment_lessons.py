@@ -310,9 +310,9 @@ def _learnt_from_word(part: PartRecord) -> str:
     if code & f.NODE:
         return f"{node} is left alone"
     if code == f.TemporaryChannelFailure.CODE:
-        return f"{node} cannot send {part.route.hops[part.failing_hop + 1].amount_msat} msat over {name} now"
+        return f"{node} cannot send {part.route.hops[part.failing_hop + 1].amount_msat:,} msat over {name} now"
     if part.policy is not None:
-        fee = f"{part.policy.fee_base_msat} msat + {part.policy.fee_proportional_millionths} ppm"
+        fee = f"{part.policy.fee_base_msat:,} msat + {part.policy.fee_proportional_millionths} ppm"
         return f"{name} asks for {fee} and {part.policy.cltv_expiry_delta} blocks"
     return f"{name} is left alone"
 

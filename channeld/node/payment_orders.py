@@ -157,8 +157,8 @@ class Orders:
             what = "channel" if len(incoming) == 1 else "channels"
             raise NodeError(
                 "resource_exhausted",
-                f"the {what} that it should come back over can receive {receivable_msat} msat now, "
-                f"{order.amount_msat} msat are wanted",
+                f"the {what} that it should come back over can receive {receivable_msat:,} msat now, "
+                f"{order.amount_msat:,} msat are wanted",
             )
         name = f"rebalance {_names(outgoing)} to {_names(incoming)}"
         expiry_seconds = int(order.limits.timeout_seconds) + INVOICE_SECONDS
@@ -283,7 +283,7 @@ def _check_amount(amount_msat: int) -> None:
     if amount_msat <= 0:
         raise NodeError("invalid_argument", "the amount must be more than zero")
     if amount_msat > MAX_AMOUNT_MSAT:
-        raise NodeError("invalid_argument", f"at most {MAX_AMOUNT_MSAT} msat can be paid at once")
+        raise NodeError("invalid_argument", f"at most {MAX_AMOUNT_MSAT:,} msat can be paid at once")
 
 
 def _check_records(records: tuple[tuple[int, bytes], ...]) -> None:
@@ -309,6 +309,7 @@ def _amount(invoice: Invoice, amount_msat: int | None) -> int:
         return amount_msat
     if amount_msat is not None and amount_msat != invoice.amount_msat:
         raise NodeError(
-            "invalid_argument", f"the invoice is for {invoice.amount_msat} msat: leave the amount out, or give that one"
+            "invalid_argument",
+            f"the invoice is for {invoice.amount_msat:,} msat: leave the amount out, or give that one",
         )
     return invoice.amount_msat

@@ -156,8 +156,8 @@ class Planner:
         if total_msat < amount_msat or not splits or len(parts) > self.room(record):
             raise NodeError(
                 "resource_exhausted",
-                f"not enough money on our side of the channels with the payee: {room[-1][1]} msat can be sent over "
-                f"one channel ({total_msat} msat over all), {amount_msat} msat are wanted",
+                f"not enough money on our side of the channels with the payee: {room[-1][1]:,} msat can be sent over "
+                f"one channel ({total_msat:,} msat over all), {amount_msat:,} msat are wanted",
             )
         return parts
 

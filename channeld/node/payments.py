@@ -511,7 +511,7 @@ class Payments:
             self._leave(live)
 
     def _announce(self, record: PaymentRecord) -> None:
-        what = f"{record.amount_msat} msat to {record.destination.hex()}"
+        what = f"{record.amount_msat:,} msat to {record.destination.hex()}"
         data = {"payment_hash": record.payment_hash.hex(), "amount_msat": record.amount_msat, "sort": record.kind}
         if record.state == "succeeded":
             self._bus.publish("payment.succeeded", f"paid {what}", **data)

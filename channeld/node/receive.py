@@ -377,9 +377,9 @@ class Receiver:
         record = self._book.lookup(payment_hash)
         if record is None or record.state not in ("accepted", "settled"):
             return
-        what = f"{record.received_msat} msat for {record.description or 'an invoice'!r}"
+        what = f"{record.received_msat:,} msat for {record.description or 'an invoice'!r}"
         if record.kind == "keysend":
-            what = f"{record.received_msat} msat that nobody asked for (keysend)"
+            what = f"{record.received_msat:,} msat that nobody asked for (keysend)"
         self._bus.publish(
             f"invoice.{record.state}",
             f"received {what}" if record.state == "settled" else f"accepted {what}: settle or cancel it",

@@ -198,7 +198,7 @@ class Problem:
 def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: float) -> Problem:
     """The problem of a request. Raises ValueError for amounts and limits that make no sense."""
     if not 0 < request.amount_msat <= MAX_AMOUNT_MSAT:
-        raise ValueError(f"an amount must be between 1 and {MAX_AMOUNT_MSAT} msat")
+        raise ValueError(f"an amount must be between 1 and {MAX_AMOUNT_MSAT:,} msat")
     topology = graph.topology()
     root = topology.nodes
     known = scorer.liquidity(graph, topology, now_seconds)

@@ -70,17 +70,17 @@ class Obstacle(Struct, frozen=True):
                     "here"
                 )
             case Rule.HTLC_MINIMUM:
-                return f"{where} takes at least {self.limit} msat, not {self.wanted} msat"
+                return f"{where} takes at least {self.limit:,} msat, not {self.wanted:,} msat"
             case Rule.HTLC_MAXIMUM:
-                return f"{where} takes at most {self.limit} msat, not {self.wanted} msat"
+                return f"{where} takes at most {self.limit:,} msat, not {self.wanted:,} msat"
             case Rule.BALANCE:
-                return f"{where} can send at most {self.limit} msat as far as we know, not {self.wanted} msat"
+                return f"{where} can send at most {self.limit:,} msat as far as we know, not {self.wanted:,} msat"
             case Rule.FEE:
-                return f"{where} costs {self.wanted} msat in fees, the limit is {self.limit} msat"
+                return f"{where} costs {self.wanted:,} msat in fees, the limit is {self.limit:,} msat"
             case Rule.LOCK_TIME:
                 return f"{where} locks funds for {self.wanted} blocks, the limit is {self.limit}"
             case Rule.COST:
-                return f"{where} costs {self.wanted} msat in all, the route taken {self.limit} msat"
+                return f"{where} costs {self.wanted:,} msat in all, the route taken {self.limit:,} msat"
 
 
 class Candidate(Struct, frozen=True):
@@ -110,8 +110,8 @@ class Candidate(Struct, frozen=True):
             "lock time": self.more_lock_cost_msat,
             "improbability": self.more_improbability_cost_msat,
         }
-        saved = [f"{-gain:.0f} msat of {name}" for name, gain in gains.items() if gain <= -0.5]
-        lost = [f"{gain:.0f} msat of {name}" for name, gain in gains.items() if gain >= 0.5]
+        saved = [f"{-gain:,.0f} msat of {name}" for name, gain in gains.items() if gain <= -0.5]
+        lost = [f"{gain:,.0f} msat of {name}" for name, gain in gains.items() if gain >= 0.5]
         parts = [f"{verb} {' and '.join(what)}" for verb, what in (("saves", saved), ("adds", lost)) if what]
         return " but ".join(parts) or "costs the same"
 

@@ -111,7 +111,7 @@ def _split(problem: Problem, max_parts: int) -> tuple[Route, ...] | NoRoute:
                 answer = parts
                 break  # whether it flows at all does not depend on what fees weigh
             if len(parts) > max_parts:
-                answer = NoRoute(f"{request.amount_msat} msat would need {len(parts)} parts, {max_parts} are allowed")
+                answer = NoRoute(f"{request.amount_msat:,} msat would need {len(parts)} parts, {max_parts} are allowed")
                 break
             answer = _settle(problem, parts, max_parts)
             if not isinstance(answer, NoRoute):
@@ -129,13 +129,13 @@ def _flow(problem: Problem, model: CostModel, units: int) -> list[_Part] | NoRou
     detour = problem.distances(cost)[source] + cost + problem.distances(cost, backward=True)[target]
     useful = np.nonzero(np.isfinite(detour) & (source >= 0))[0]  # a removed channel leaves a gap: from -1 to -1
     if not len(useful):
-        return NoRoute(f"no way for parts of {unit} msat connects the source with the destination")
+        return NoRoute(f"no way for parts of {unit:,} msat connects the source with the destination")
     kept = useful if len(useful) <= _CORRIDOR else useful[np.argpartition(detour[useful], _CORRIDOR)[:_CORRIDOR]]
     flow = _min_cost(problem, model, kept, source[kept], target[kept], unit, units)
     if flow is None:
         most, needed = _any_flow(problem, useful, source[useful], target[useful], unit, units)
         if most < units:
-            return NoRoute(f"all ways together can carry about {most * unit} msat of {amount} msat")
+            return NoRoute(f"all ways together can carry about {most * unit:,} msat of {amount:,} msat")
         kept = np.union1d(kept, needed)
         flow = _min_cost(problem, model, kept, source[kept], target[kept], unit, units)
     if flow is None:
@@ -279,10 +279,10 @@ def _settle(problem: Problem, parts: list[_Part], max_parts: int) -> tuple[Route
         else:
             return found
         if len(routes) + len(homeless) > max_parts:
-            return NoRoute(f"no way to send {request.amount_msat} msat in {max_parts} parts was found")
+            return NoRoute(f"no way to send {request.amount_msat:,} msat in {max_parts} parts was found")
     fee = sum(route.total_fee_msat for route in routes)
     if fee > request.fee_limit_msat:
-        return NoRoute(f"the way in parts costs {fee} msat in fees, the limit is {request.fee_limit_msat} msat")
+        return NoRoute(f"the way in parts costs {fee:,} msat in fees, the limit is {request.fee_limit_msat:,} msat")
     return tuple(routes)
 
 

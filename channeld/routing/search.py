@@ -200,11 +200,11 @@ def _with_care(problem: Problem, model: CostModel) -> Route | NoRoute:
     if missing.fee_msat[target] > request.fee_limit_msat:
         if math.isinf(missing.fee_msat[target]):
             return NoRoute(
-                f"the channels on every way are too small for {request.amount_msat} msat and the fees on top"
+                f"the channels on every way are too small for {request.amount_msat:,} msat and the fees on top"
             )
         least = math.ceil(missing.fee_msat[target])
         return NoRoute(
-            f"the cheapest way costs at least {least} msat in fees, the limit is {request.fee_limit_msat} msat"
+            f"the cheapest way costs at least {least:,} msat in fees, the limit is {request.fee_limit_msat:,} msat"
         )
     blocks = int(missing.blocks[target]) + request.final_cltv_expiry_delta
     if blocks > request.max_cltv_blocks:
@@ -331,7 +331,7 @@ def _unreachable(problem: Problem) -> str:
         if not starts.any():
             return "the source has no usable channel"
         most = problem.extra.upper[starts & problem.extra.allowed].max(initial=0)
-        return f"no channel of the source can send {amount} msat at once; the most is {int(most)} msat"
+        return f"no channel of the source can send {amount:,} msat at once; the most is {int(most):,} msat"
     most = 0.0
     usable = False
     for table in (problem.base, problem.extra):
@@ -340,7 +340,7 @@ def _unreachable(problem: Problem) -> str:
         able = np.minimum(table.upper, table.edges.htlc_maximum_msat)
         most = max(most, float(able[entering].max(initial=0)))
     if not usable and most:
-        return f"no channel into the destination can carry {amount} msat at once; the most is {int(most)} msat"
+        return f"no channel into the destination can carry {amount:,} msat at once; the most is {int(most):,} msat"
     if not usable:
         return "the destination has no usable channel"
-    return f"no way for {amount} msat connects the source with the destination"
+    return f"no way for {amount:,} msat connects the source with the destination"

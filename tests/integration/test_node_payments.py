@@ -113,7 +113,7 @@ async def test_what_cannot_be_paid_is_refused_with_a_sentence(pair: Pair, monkey
         (await pair.refused(both), "failed_precondition", "open one first"),
         (await pair.refused(anything), "invalid_argument", "say how much"),
         (await pair.refused(anything, 0), "invalid_argument", "more than zero"),
-        (await pair.refused(fixed, 2_000), "invalid_argument", "is for 1000 msat"),
+        (await pair.refused(fixed, 2_000), "invalid_argument", "is for 1,000 msat"),
         (await pair.refused(dear), "resource_exhausted", "are missing"),
         (await pair.refused(own), "invalid_argument", "this very node"),
         (await pair.refused(foreign_invoice(b"\7" * 32)), "failed_precondition", "open one first"),

@@ -110,7 +110,7 @@ def test_no_way_is_told_with_what_stands_against_it(channelctl: Channelctl) -> N
     ran = channelctl("route", "find", ERIN_HEX, "100000", "--max-fee", "1sat")
     assert ran.status == 3
     assert "There is no way: the cheapest way costs at least" in ran.err
-    assert "the limit is 1000 msat" in ran.out
+    assert "the limit is 1,000 msat" in ran.out
     for wrong in (
         ("route", "find"),
         ("route", "find", ERIN_HEX),

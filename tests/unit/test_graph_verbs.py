@@ -146,7 +146,7 @@ async def test_limits_are_kept_and_named(verbs: FakeGraph) -> None:
     assert none.routes == ()
     assert "fees" in none.reason
     assert none.probability == 0
-    assert any("the limit is 10000 msat" in way.reason for way in none.cheaper)
+    assert any("the limit is 10,000 msat" in way.reason for way in none.cheaper)
     last = await verbs.find_routes(replace(query, last_hop_nodes=frozenset({node_id_of(BOB)})))
     assert last.routes == ()
 
@@ -155,7 +155,7 @@ async def test_more_than_one_channel_can_send_goes_in_parts(verbs: FakeGraph) ->
     query = RouteQuery(destination=node_id_of(ERIN), amount_msat=500_000_000)
     alone = await verbs.find_routes(query)
     assert alone.routes == ()
-    assert "the most is 400000000 msat" in alone.reason
+    assert "the most is 400,000,000 msat" in alone.reason
     found = await verbs.find_routes(replace(query, max_parts=4))
     assert {view.route.hops[0].short_channel_id for view in found.routes} == {OWN_BOB, PRIVATE}
     assert sum(view.route.amount_msat for view in found.routes) == 500_000_000

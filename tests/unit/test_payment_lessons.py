@@ -106,7 +106,7 @@ def test_a_channel_without_money_is_left_alone_after_some_attempts() -> None:
     assert part.hold_times == (4, 3)
     assert NODES[1].hex() in part.failure
     assert part.failing_key == EdgeKey(scid(2), 0)
-    assert "cannot send 1000000 msat over" in learnt_from(part)
+    assert "cannot send 1,000,000 msat over" in learnt_from(part)
     key = EdgeKey(scid(2), 0)
     assert lessons_of(record(part)) == lessons_of(record())._replace(stuck={key: [Stuck(AMOUNT_MSAT, NOW + 1)]})
     assert not lessons_of(record(*[part] * MOST_STUCK)).ignored_channels  # out together, they knew no better
@@ -156,7 +156,7 @@ def test_terms_in_a_failure_count_for_this_payment_alone() -> None:
         part = ended(said(f.FeeInsufficient(1, update), 0))
         assert part.policy == wanted
         assert lessons_of(record(part)).policies == {EdgeKey(scid(1), 0): wanted}
-        assert "asks for 5000 msat + 9 ppm and 77 blocks" in learnt_from(part)
+        assert "asks for 5,000 msat + 9 ppm and 77 blocks" in learnt_from(part)
     often = lessons_of(record(*[part] * (MOST_POLICIES + 1)))
     assert often.ignored_channels == {EdgeKey(scid(1), 0)}
     closed = ended(said(f.ChannelDisabled(0, update_of(1, KEYS[0], channel_flags=2)), 0))

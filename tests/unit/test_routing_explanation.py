@@ -35,11 +35,11 @@ def lost(graph: Graph, request: RouteRequest = REQUEST, scorer: Scorer | None = 
     ("cheap", "rule", "words"),
     [
         (Link(2, 9, policy(10, enabled=False)), Rule.DISABLED, "800000x3x0 is disabled in this direction"),
-        (Link(2, 9, policy(10, least=AMOUNT_MSAT + 1)), Rule.HTLC_MINIMUM, "at least 100000001 msat"),
-        (Link(2, 9, policy(10, most=AMOUNT_MSAT - 1)), Rule.HTLC_MAXIMUM, "at most 99999999 msat"),
+        (Link(2, 9, policy(10, least=AMOUNT_MSAT + 1)), Rule.HTLC_MINIMUM, "at least 100,000,001 msat"),
+        (Link(2, 9, policy(10, most=AMOUNT_MSAT - 1)), Rule.HTLC_MAXIMUM, "at most 99,999,999 msat"),
         (Link(2, 9, policy(10, delta=3000)), Rule.LOCK_TIME, "locks funds for 3018 blocks, the limit is 2016"),
         (Link(2, 9, policy(10), capacity_sat=110_000), Rule.COST, "improbability"),
-        (Link(2, 9, policy(3000, delta=1990)), Rule.COST, "saves 2000 msat of fees but adds 2925 msat of lock"),
+        (Link(2, 9, policy(3000, delta=1990)), Rule.COST, "saves 2,000 msat of fees but adds 2,925 msat of lock"),
     ],
 )
 def test_why_the_cheaper_way_lost(cheap: Link, rule: Rule, words: str) -> None:
@@ -59,7 +59,7 @@ def test_channels_that_were_excluded_failed_or_are_empty() -> None:
     scorer.stuck(graph, EdgeKey(scid(3), 0), 50_000_000, NOW)
     told, rules = lost(graph, REQUEST, scorer)
     assert rules == {Rule.BALANCE}
-    assert "can send at most 49999999 msat as far as we know" in told.cheaper[0].reason
+    assert "can send at most 49,999,999 msat as far as we know" in told.cheaper[0].reason
     graph.set_node_features(node(1), 1 << 38)
     assert lost(graph, replace(REQUEST, required_features=1 << 38))[1] == {Rule.FEATURES}
 
@@ -75,7 +75,7 @@ def test_why_there_is_no_route() -> None:
     told = explain(graph, Scorer(), replace(REQUEST, max_fee_msat=4000), NOW)
     assert isinstance(told.route, NoRoute)
     assert [str(obstacle) for obstacle in told.cheaper[0].obstacles] == [
-        "the way costs 5000 msat in fees, the limit is 4000 msat"
+        "the way costs 5,000 msat in fees, the limit is 4,000 msat"
     ]
     mine = (LocalChannel(scid(0), node(1), AMOUNT_MSAT - 1),)
     told = explain(graph, Scorer(), replace(REQUEST, local_channels=mine), NOW)
@@ -90,7 +90,7 @@ def test_a_better_route_is_the_runner_up_of_none() -> None:
     assert told.route.total_fee_msat == 10
     assert rules == set()
     assert [way.fee_msat for way in told.runners_up] == [5000]
-    assert "adds 4990 msat of fees" in told.runners_up[0].reason
+    assert "adds 4,990 msat of fees" in told.runners_up[0].reason
 
 
 def test_mainnet_costs_add_up_and_the_answer_is_that_of_find_route() -> None:

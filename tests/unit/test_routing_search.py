@@ -200,7 +200,7 @@ def test_balances_of_our_own_channels_decide_the_first_hop() -> None:
     assert [hop.short_channel_id for hop in small.hops] == [scid(1), scid(3)]
     assert (
         refusal(graph, replace(request, amount_msat=2_000_001))
-        == "no channel of the source can send 2000001 msat at once; the most is 2000000 msat"
+        == "no channel of the source can send 2,000,001 msat at once; the most is 2,000,000 msat"
     )
     assert refusal(graph, replace(request, local_channels=())) == "the source has no usable channel"
 
@@ -335,12 +335,12 @@ def test_reasons() -> None:
     assert refusal(graph, pay(9)) == "the destination is not in the graph, and no hint leads to it"
     assert refusal(graph, pay(77)) == "the destination has no usable channel"
     assert refusal(graph, pay(2, 1_600_000)) == (
-        "no channel into the destination can carry 1600000 msat at once; the most is 1500000 msat"
+        "no channel into the destination can carry 1,600,000 msat at once; the most is 1,500,000 msat"
     )
-    assert refusal(graph, pay(4)) == "no way for 1000000 msat connects the source with the destination"
+    assert refusal(graph, pay(4)) == "no way for 1,000,000 msat connects the source with the destination"
     assert refusal(graph, pay(5)) == "the destination has no usable channel"
     assert refusal(graph, replace(pay(), max_fee_msat=4999)) == (
-        "the cheapest way costs at least 5000 msat in fees, the limit is 4999 msat"
+        "the cheapest way costs at least 5,000 msat in fees, the limit is 4,999 msat"
     )
     assert refusal(graph, replace(pay(), max_cltv_blocks=517)) == (
         "every way locks funds for at least 518 blocks, the limit is 517"
