@@ -170,6 +170,8 @@ class Peers:
             except TimeoutError as error:
                 raise NodeError("unavailable", f"{host}:{port} did not answer in {timeout_seconds:g} s") from error
             except (transport.TransportError, OSError) as error:
+                if peer.link is not None:
+                    return self._view(peer)  # it called us at the same time, and that connection is the one that stays
                 self._forget_if_useless(peer)
                 raise NodeError("unavailable", str(error)) from error
             except ValueError as error:

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -418,3 +419,16 @@ async def test_a_rescan_says_how_far_it_is(world: World) -> None:
     with pytest.raises(NodeError, match=f"the last is {height}"):
         await anext(alice.api.rescan(height + 1))
     assert (await alice.api.balance()).confirmed_sat == 1_000_000
+
+
+async def test_who_calls_us_while_we_call_is_connected(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two connections one stays; that ours was not the one is no failure."""
+    alice, bob = await world.node("alice"), await world.node("bob")
+
+    async def lose(*_: Any) -> None:
+        await bob.connect(alice)
+        await alice.until(alice.api.list_peers)
+        raise transport.TransportError("the connection ended before init: closed by the peer")
+
+    monkeypatch.setattr(alice.runtime.peers, "_call", lose)
+    assert (await alice.api.connect_peer(bob.node_id, "127.0.0.1", bob.port)).connected

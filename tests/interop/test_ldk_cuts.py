@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 import pytest_asyncio
 
@@ -53,8 +54,15 @@ class Cuts(Knife):
     ldk: LdkPeer
 
     async def mend(self) -> None:
-        """Connects again."""
-        await connect(self.daemon, self.ldk)
+        """Connects again. LDK may not be done with the last connection yet, and end the new one with it."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                try:
+                    return await connect(self.daemon, self.ldk)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def fell(self) -> None:
         """Until the cut was made; connects again."""
