@@ -155,7 +155,8 @@ class Broadcasts:
         while True:
             waiting = RETRY_SECONDS[min(failures, len(RETRY_SECONDS)) - 1] if failures and self._due else None
             try:
-                await asyncio.wait_for(self._wake.wait(), waiting)
+                async with asyncio.timeout(waiting):
+                    await self._wake.wait()
             except TimeoutError:
                 pass  # the next try
             self._wake.clear()

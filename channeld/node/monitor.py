@@ -249,7 +249,8 @@ class Monitor:
         in the mempool, and then replaced that by something else, has to do it again and again."""
         is_racing = any(case.raced for case in self._cases.values())
         try:
-            await asyncio.wait_for(self._wake.wait(), RACE_SECONDS if is_racing else None)
+            async with asyncio.timeout(RACE_SECONDS if is_racing else None):
+                await self._wake.wait()
         except TimeoutError:
             for channel_key, case in self._cases.items():
                 if case.raced:

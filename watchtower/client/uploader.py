@@ -141,7 +141,8 @@ class Uploader:
                 if not self._wake.is_set():
                     self._idle.set()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(0.0, self._until_look()))
+                    async with asyncio.timeout(max(0.0, self._until_look())):
+                        await self._wake.wait()
 
     def _until_look(self) -> float:
         """More than `look_seconds` if the clock was set back."""
