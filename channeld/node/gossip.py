@@ -380,7 +380,7 @@ class NodeGossip:
 
     def _as_own(self, driver: Driver) -> OwnChannel | None:
         state = driver.settled  # BOLT 7: what is said here comes after `channel_ready`, which may wait for a commit
-        if not isinstance(state, Funded):
+        if not isinstance(state, Funded) or not isinstance(driver.state, Funded):
             return None
         params, keys = state.params, state.params.commitment
         return OwnChannel(
