@@ -236,16 +236,20 @@ def rescan(
     except KeyboardInterrupt:
         raise CliError(
             f"You stopped it at block {answer.height:,}; what was found until then is kept: {_found(answer)}.",
-            f"`channelctl wallet rescan {max(from_height, answer.height + 1)}` goes on.",
+            _rest_of(answer, from_height),
             INTERRUPTED,
         ) from None
     if answer.height < answer.tip_height:
         raise CliError(
             f"The blocks after {answer.height:,} changed meanwhile; what was found before them is kept.",
-            f"`channelctl wallet rescan {max(from_height, answer.height + 1)}` goes on.",
+            _rest_of(answer, from_height),
         )
     blocks = amounts.count(answer.height - from_height + 1, "block")
     session.out.show(answer, lambda: session.out.line(f"Looked through {blocks}: {_found(answer)}."))
+
+
+def _rest_of(answer: RescanResponse, from_height: int) -> str:
+    return f"`channelctl wallet rescan {max(from_height, answer.height + 1)}` goes on."
 
 
 def _found(answer: RescanResponse) -> str:

@@ -11,11 +11,9 @@ import msgspec
 from msgspec import Struct
 from sqlalchemy import Connection, select
 
+from channeld.node.circuits import HtlcKey
 from channeld.node.interface import InvoiceView
 from channeld.storage import Write, rows, tables
-
-HtlcKey = tuple[int, int]
-"""(channel_key, htlc id) of an incoming HTLC."""
 
 InvoiceKind = Literal["bolt11", "keysend", "blinded"]
 """How it is asked for: by an invoice with a `payment_secret`, not at all, or over blinded paths whose `path_id` is that

@@ -19,9 +19,10 @@ from channeld.bolt.features import Feature, optional, required
 from channeld.bolt.invoice import Invoice, InvoiceError, RoutingHop, encode_invoice
 from channeld.channel.env import ChannelPolicy
 from channeld.node.bus import EventBus
+from channeld.node.circuits import HtlcKey
 from channeld.node.identity import Identity
 from channeld.node.interface import InvoiceView, NodeError
-from channeld.node.invoice_record import HtlcKey, InvoiceRecord, decode, find, save
+from channeld.node.invoice_record import InvoiceRecord, decode, find, save
 from channeld.storage import Store, Write, rows, tables
 from wallet.bitcoin.address import Network
 

@@ -23,9 +23,10 @@ from channeld.channel import events as ev
 from channeld.channel.normal import is_unfunded
 from channeld.channel.state import Normal, ShuttingDown
 from channeld.node.bus import EventBus
+from channeld.node.circuits import HtlcKey
 from channeld.node.driver import Reaction
 from channeld.node.interface import InvoiceView, NodeError
-from channeld.node.invoice_record import HtlcKey, InvoiceRecord
+from channeld.node.invoice_record import InvoiceRecord
 from channeld.node.invoices import BLOCKS_UNDER_WAY, LATEST_BLOCKS, InvoiceBook
 from channeld.node.refusals import fulfill_event, hold_time, refusal_event, refuse
 from channeld.storage import Store, StoreFailed, Write

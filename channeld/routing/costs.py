@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from channeld.routing.graph import EdgeTable, Flags, Floats, Graph, Indices, Ints, Topology
 from channeld.routing.prices import Pricing, Table
-from channeld.routing.scoring import Distribution, Scorer
+from channeld.routing.scoring import Distribution, Liquidity, Scorer
 from channeld.routing.values import (
     MAX_AMOUNT_MSAT,
     CostModel,
@@ -228,9 +228,7 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
     if known.extra_nats is not None:
         fixed += known.extra_nats
     used = _used(graph, request, len(allowed))
-    for key, bounds in request.liquidity.items():
-        if (place := graph.edge(key)) is not None:
-            known.lower[place], known.upper[place] = _narrowed((known.lower[place], known.upper[place]), bounds)
+    _narrow(known, graph, request)
     base = Table(edges, known.lower, known.upper, known.capacity, used, fixed, allowed)
     extra, keys = _extra_table(rows, request), [row.key for row in rows]
     if source is not None:
@@ -256,6 +254,13 @@ def lay_out(graph: Graph, scorer: Scorer, request: RouteRequest, now_seconds: fl
     for index, end in enumerate(extra.edges.target.tolist()):
         problem.extra_in.setdefault(end, []).append(index)
     return problem
+
+
+def _narrow(known: Liquidity, graph: Graph, request: RouteRequest) -> None:
+    """Applies the bounds that hold for certain to what scoring knows of public channels."""
+    for key, bounds in request.liquidity.items():
+        if (place := graph.edge(key)) is not None:
+            known.lower[place], known.upper[place] = _narrowed((known.lower[place], known.upper[place]), bounds)
 
 
 def _narrowed(known: tuple[float, float], bounds: tuple[int, int] | None) -> tuple[float, float]:
