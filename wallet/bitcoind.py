@@ -73,6 +73,7 @@ _UNDERPAID = (
     "replacement-failed",
 )
 """Rejections that a higher fee lifts: the last is of packages, and of clusters that would become worse."""
+_ORPHANED = ("bad-txns-inputs-missingorspent", "missing-inputs", "missing inputs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,8 +406,10 @@ def _judge(message: str) -> BroadcastResult:
         return BroadcastResult(BroadcastOutcome.ALREADY_KNOWN, message)
     if any(word in lower for word in _ALREADY_MINED):
         return BroadcastResult(BroadcastOutcome.ALREADY_MINED, message)
-    retriable, underpaid = (any(word in lower for word in words) for words in (_RETRIABLE, _UNDERPAID))
-    return BroadcastResult(BroadcastOutcome.REJECTED, message, retriable, underpaid)
+    retriable, underpaid, orphaned = (
+        any(word in lower for word in words) for words in (_RETRIABLE, _UNDERPAID, _ORPHANED)
+    )
+    return BroadcastResult(BroadcastOutcome.REJECTED, message, retriable, underpaid, orphaned)
 
 
 def _hash(text: str) -> bytes:

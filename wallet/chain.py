@@ -96,12 +96,14 @@ class BroadcastOutcome(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class BroadcastResult:
     """`reason` is Bitcoin Core's word for a rejection; `retriable`: the same transaction may be accepted later;
-    `underpaid`: one that pays more would be, for what the mempool asks at least, or for what it has instead."""
+    `underpaid`: one that pays more would be, for what the mempool asks at least, or for what it has instead;
+    `orphaned`: what it spends is neither in the chain nor in the mempool, or is spent in the chain."""
 
     outcome: BroadcastOutcome
     reason: str = ""
     retriable: bool = False
     underpaid: bool = False
+    orphaned: bool = False
 
     @property
     def ok(self) -> bool:

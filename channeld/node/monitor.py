@@ -56,7 +56,7 @@ ABSENCE_BLOCKS = 18
 class _Case:
     """A channel that ends: its driver, and its state when it was last seen to have one."""
 
-    __slots__ = ("driver", "grumbled", "left", "raced", "rival", "state", "stored")
+    __slots__ = ("driver", "grumbled", "left", "orphaned", "raced", "rival", "state", "stored")
 
     def __init__(self, driver: Driver, state: AnyFunded, stored: StoredClose) -> None:
         self.driver = driver
@@ -64,6 +64,8 @@ class _Case:
         self.stored = stored
         self.rival = b""
         """The peer's commitment, which layer 1 has in place of ours, in wire form."""
+        self.orphaned = False
+        """Layer 1 does not know the funding output: our commitment cannot be mined, whatever its child pays."""
         self.left: frozenset[OutPoint] = frozenset()
         """What towers take for us, at the last look."""
         self.raced = False
@@ -139,7 +141,9 @@ class Monitor:
     def load(self, connection: Connection) -> None:
         """As it was when the node stopped; the channels are loaded."""
         self._facts.load(connection)
-        self._stored = rows.load_closes(connection)
+        closes = rows.load_closes(connection)
+        # Of a channel that came to nothing right before that, nothing is kept.
+        self._stored = {key: stored for key, stored in closes.items() if self._channels.by_key(key) is not None}
         if self._wallet.tip is not None:
             self._height = self._wallet.tip.height
 
@@ -313,6 +317,9 @@ class Monitor:
             await self._forget(driver.channel_key)
             return
         facts = self._facts.of(driver.channel_key)
+        if ended and not facts:
+            await self._came_to_nothing(case)
+            return
         known = replace(await self._know(driver, state, facts), rival_tx=case.rival)
         left = await self._left_to_towers(case, known, facts)
         env = on.Env(known, facts, self._height, self._rates, self._away, left)
@@ -331,6 +338,13 @@ class Monitor:
         elif over:
             # If we crash before the channel has heard of it, this comes again.
             driver.post(ev.OutputsResolved())
+
+    async def _came_to_nothing(self, case: _Case) -> None:
+        """The funding output will never exist: what was to lift our commitment is not needed."""
+        reservations = {attempt.reservation for attempt in case.stored.resolution.attempts}
+        writes = [row for number in sorted(reservations) for row in self._maker.release(number)]
+        await self._keep(case, StoredClose(on.Resolution(), None, True), *writes)
+        await self._forget(case.driver.channel_key)
 
     async def _left_to_towers(self, case: _Case, known: Known, facts: tuple[Fact, ...]) -> frozenset[OutPoint]:
         """Of a cheater's outputs, those that a tower of ours is about to take, and should."""
@@ -437,15 +451,13 @@ class Monitor:
                 case on.Publish(attempt=attempt):
                     await self._answered(case, attempt, await self._publisher.publish(attempt), env)
                 case on.PublishCommitment(child=child):
-                    rival = await self._publisher.publish_commitment(env.known, child)
-                    if rival != case.rival:
-                        case.rival = rival
-                        self._now_due(driver.channel_key)
+                    await self._publish_commitment(case, child, env)
                 case on.AskAbout(attempt=attempt):
-                    if not await self._publisher.has(attempt):
-                        await self._fold(case, on.Gone(attempt.txid), env)
+                    await self._ask_about(case, attempt, env)
                 case on.PublishSeen(raw=raw):
                     await self._source.broadcast(Tx.parse(raw))
+                case on.Make(plan=plan) if case.orphaned and plan.group == "anchor":
+                    pass  # it would keep a coin of the wallet's for nothing, as long as the peer likes
                 case on.Make(plan=plan):
                     sweep = _Sweep(case, plan, step.close, env)
                     if is_joinable(plan):
@@ -456,6 +468,19 @@ class Monitor:
                     pass  # the report goes first
                 case _:
                     assert_never(action)
+
+    async def _publish_commitment(self, case: _Case, child: Attempt | None, env: on.Env) -> None:
+        offered = await self._publisher.publish_commitment(env.known, child)
+        case.orphaned = offered.orphaned
+        if offered.rival != case.rival:
+            case.rival = offered.rival
+            self._now_due(case.driver.channel_key)
+        if child is not None and offered.useless_child:
+            await self._ask_about(case, child, env)
+
+    async def _ask_about(self, case: _Case, attempt: Attempt, env: on.Env) -> None:
+        if not await self._publisher.has(attempt):
+            await self._fold(case, on.Gone(attempt.txid), env)
 
     async def _fold(self, case: _Case, event: on.Event, env: on.Env) -> None:
         """Store what an event leads to, then do it."""
@@ -530,7 +555,7 @@ class Monitor:
         step = on.advance(resolution, on.Made(plan, made.attempt), env)
         await self._keep(case, case.stored._replace(resolution=step.state), *made.writes)
         if plan.group == "anchor" and not env.known.rival_tx:
-            await self._publisher.publish_commitment(env.known, made.attempt)
+            await self._publish_commitment(case, made.attempt, env)
         else:
             await self._answered(case, made.attempt, await self._publisher.publish(made.attempt), env)
         return True

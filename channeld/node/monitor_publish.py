@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import structlog
 
@@ -16,6 +17,15 @@ from wallet.bitcoin import OutPoint, Tx, sha256
 from wallet.chain import BroadcastResult, ChainError, ChainSource
 
 log = structlog.get_logger(__name__)
+
+
+class Offered(NamedTuple):
+    """What became of our commitment. `rival`: the peer's, if layer 1 has that in place of it, in wire form. `orphaned`:
+    layer 1 does not know what it spends. `useless_child`: the child was refused, and not for what it pays."""
+
+    rival: bytes = b""
+    orphaned: bool = False
+    useless_child: bool = False
 
 
 class Publisher:
@@ -32,18 +42,23 @@ class Publisher:
         self._report(attempt.txid, attempt.group, result, attempt.feerate_per_kw)
         return Answered(attempt.txid, "" if result.ok else result.reason or "refused", result.underpaid)
 
-    async def publish_commitment(self, known: Known, child: Attempt | None) -> bytes:
-        """Our commitment, with its child if it has one. If it is refused because layer 1 has the peer's instead, that
-        one in wire form, else nothing."""
+    async def publish_commitment(self, known: Known, child: Attempt | None) -> Offered:
+        """Our commitment, with its child if it has one."""
         commitment = Tx.parse(known.local_tx)
+        useless = False
         if child is None:
             result = await self._source.broadcast(commitment)
         else:
-            results = await self._source.broadcast_package([commitment, Tx.parse(child.raw)])
-            result = results[0]
-            self._report(child.txid, "anchor", results[-1], child.feerate_per_kw)
+            result, *_, last = await self._source.broadcast_package([commitment, Tx.parse(child.raw)])
+            self._report(child.txid, "anchor", last, child.feerate_per_kw)
+            useless = not last.ok and not last.underpaid
+            if not result.ok:
+                # A package can be refused as a whole, for a coin of the child's that a reorganisation took, say.
+                result = await self._source.broadcast(commitment)
         self._report(commitment.txid(), "commitment", result, None)
-        return b"" if result.ok else await self._rival(known)
+        if result.ok:
+            return Offered(useless_child=useless)
+        return Offered(await self._rival(known), result.orphaned, useless)
 
     async def has(self, attempt: Attempt) -> bool:
         """Whether layer 1 keeps an attempt in its mempool, or cannot tell."""

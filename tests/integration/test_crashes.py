@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import pytest
 
-from channeld.node.interface import BalanceView, NodeError, PaymentView
+from channeld.node.interface import NodeError, PaymentView
 from channeld.storage import StoreFailed
 from tests.integration.world import TestNode, World, world_in
 
@@ -199,13 +199,9 @@ async def _check_books(world: World, alice: TestNode, bob: TestNode) -> None:
     """What both own on chain and every fee that was paid add up to what there was."""
     owned_sat = fees_sat = 0
     for node in (alice, bob):
-
-        async def at_rest(node: TestNode = node) -> BalanceView | None:
-            balance = await node.api.balance()
-            return balance if balance.reserved_sat == balance.unconfirmed_sat == 0 else None
-
+        balance = await node.api.balance()
         # Bob may remember a channel whose funding Alice forgot before she broadcast it: nothing is in that.
-        balance: BalanceView = await node.until(at_rest)
+        assert balance.reserved_sat == balance.unconfirmed_sat == 0
         owned_sat += balance.confirmed_sat
     txs = [tx for node in (alice, bob) for tx in await node.api.transactions()]
     own = {tx.txid for tx in txs}

@@ -62,3 +62,55 @@ async def test_a_funding_that_comes_back_is_used_again(net: Net) -> None:
     await net.reorganise(depth)
     assert net.bob.state.is_deep
     assert (await net.bob.node.get_channel(net.bob.channel_id)).active
+
+
+async def closed_over_a_lost_funding(net: Net) -> tuple[Tx, int]:
+    """The child of Alice's commitment keeps a coin of her wallet's. Returns what spends the funding's coins once the
+    blocks since then are replaced, and how many these are."""
+    await net.open_channel()
+    scid = net.alice.state.scid
+    assert scid is not None
+    rival = double_spend(net, net.alice, Tx.parse(net.alice.state.funding_tx))
+    net.alice.set_feerate(3_000)
+    await net.mine(1)
+    await net.disconnect()
+    await net.alice.command(ev.ForceClose("test"))
+    await net.settle()
+    assert [attempt.group for attempt in net.alice.attempts()] == ["anchor"]
+    assert net.alice.runtime.wallet.reservations()
+    return rival, net.height - (scid >> 40) + 1
+
+
+async def test_no_coin_is_kept_for_a_commitment_that_cannot_be_mined(net: Net) -> None:
+    """A funding that leaves the chain, or that a peer never broadcast, must not cost us the use of our coins."""
+    rival, depth = await closed_over_a_lost_funding(net)
+    await net.reorganise(depth, first=[rival], forget=True)
+    assert isinstance(net.alice.state, Closing)
+    for _ in range(2):
+        assert net.alice.attempts() == ()
+        assert net.alice.runtime.wallet.reservations() == {}
+        await net.mine(1)
+
+
+async def test_a_child_is_made_once_the_funding_is_back(net: Net) -> None:
+    _, depth = await closed_over_a_lost_funding(net)
+    funding = Tx.parse(net.alice.state.funding_tx)
+    await net.reorganise(depth, forget=True)
+    await net.mine(1, txs=[funding])
+    await net.mine(1, txs=[])
+    (child,) = net.alice.attempts()
+    assert child.txid in net.server.node.mempool.pool.entries
+
+
+async def test_a_channel_that_came_to_nothing_while_we_were_off_frees_its_coins(net: Net) -> None:
+    rival, depth = await closed_over_a_lost_funding(net)
+    await net.alice.stop()
+    await net.reorganise(depth, first=[rival], forget=True)
+    await net.skip(100)
+    await net.alice.start()
+    await net.settle()
+    for _ in range(2):
+        assert (await net.alice.node.get_channel(net.alice.channel_id)).phase == "closed"
+        assert net.alice.runtime.monitor.reservations() == set()
+        assert net.alice.runtime.wallet.reservations() == {}
+        await net.restart(net.alice)

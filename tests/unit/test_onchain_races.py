@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
+import pytest
 from msgspec.structs import replace
 
 from channeld.channel import events as ev
@@ -163,8 +165,37 @@ async def test_a_revoked_commitment_that_keeps_ours_out_is_lifted() -> None:
     pair.disconnect()
     pair.alice.step(ev.ForceClose("test"))
     publisher = Publisher(cast(Any, FullMempool(old)), EventBus())
-    rival = await publisher.publish_commitment(known(pair.alice), None)
+    rival = (await publisher.publish_commitment(known(pair.alice), None)).rival
     assert rival == old.serialize()
     plan = anchor_plan(replace(known(pair.alice), rival_tx=rival), (), Rates(((1, 8000),)), H)
     assert plan is not None
     assert plan.outpoints[0].txid == old.txid()
+
+
+class NoPackages:
+    """Layer 1 that refuses packages as a whole, with these words, and takes what is good alone."""
+
+    def __init__(self, refusal: BroadcastResult) -> None:
+        self.refusal = refusal
+        self.taken: list[Tx] = []
+
+    async def broadcast(self, tx: Tx) -> BroadcastResult:
+        self.taken.append(tx)
+        return BroadcastResult(BroadcastOutcome.ACCEPTED)
+
+    async def broadcast_package(self, txs: Sequence[Tx]) -> list[BroadcastResult]:
+        return [self.refusal] * len(txs)
+
+
+@pytest.mark.parametrize("underpaid", [False, True])
+async def test_a_child_that_spoils_the_package_does_not_keep_our_commitment_back(underpaid: bool) -> None:
+    """Its coin may be gone: another one is made then, unless it only pays too little."""
+    pair = channel()
+    pair.disconnect()
+    pair.alice.step(ev.ForceClose("test"))
+    knowing = known(pair.alice)
+    child = Attempt(b"c" * 32, knowing.local_tx, "anchor", (OutPoint(b"d" * 32, 0),), 500, 800, H)
+    layer1 = NoPackages(BroadcastResult(BroadcastOutcome.REJECTED, "package-not-validated", True, underpaid))
+    offered = await Publisher(cast(Any, layer1), EventBus()).publish_commitment(knowing, child)
+    assert [tx.serialize() for tx in layer1.taken] == [knowing.local_tx]
+    assert (offered.rival, offered.orphaned, offered.useless_child) == (b"", False, not underpaid)

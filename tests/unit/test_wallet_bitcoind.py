@@ -79,6 +79,7 @@ async def test_broadcast_refused(
     fake.methods["sendrawtransaction"] = failing(code, message)
     result = await source.broadcast(PARENT)
     assert (result.outcome, result.retriable, result.reason) == (outcome, retriable, message)
+    assert result.orphaned is ("missingorspent" in message)
 
 
 async def test_missing_inputs_of_a_mined_transaction(fake: FakeBitcoind, source: BitcoindChainSource) -> None:
