@@ -6,6 +6,7 @@ Source: BOLT 1.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from channeld.bolt.features import (
     encode_features,
 )
 from channeld.bolt.messages import (
+    Address,
+    AddressType,
     DecodeError,
     ErrorMessage,
     Init,
@@ -82,7 +85,8 @@ class PeerLink:
         connection.set_receiver(self._receive)
         self._keep_alive.expect(INIT_TIMEOUT_SECONDS, "no init came")
         features = encode_features(self._local_features)
-        self.send(encode(Init(b"", features, networks=(self._chain_hash,))))
+        seen_at = public_address(self.address) if self.inbound else None
+        self.send(encode(Init(b"", features, networks=(self._chain_hash,), remote_addr=seen_at)))
 
     # --- for the drivers
 
@@ -150,19 +154,22 @@ class PeerLink:
 
     def _receive(self, data: bytes) -> None:
         self._keep_alive.heard()
+        if not self.is_ready and data[:2] != Init.TYPE.to_bytes(2, "big"):
+            # BOLT 1, "MUST wait to receive `init` before sending any other messages": a warning, too.
+            self._end("init must be the first message (BOLT 1)")
+            return
         try:
             message = decode(data)
         except UnknownMessage as unknown:
             if not unknown.may_be_ignored:
                 self._complain(f"message type {unknown.type} is even and unknown here (BOLT 1)")
-            elif not self.is_ready:
-                self._complain("init must be the first message (BOLT 1)")
             return
         except DecodeError as error:
             self._complain(f"a message that cannot be read: {error}")
             return
         if not self.is_ready:
-            self._expect_init(message)
+            assert isinstance(message, Init)
+            self._on_first_init(message)
             return
         handle = _CONTROL.get(type(message))
         if handle is not None:
@@ -172,15 +179,15 @@ class PeerLink:
 
     def _complain(self, reason: str, channel_id: bytes = ALL_CHANNELS) -> None:
         """A warning, then the end of the connection."""
+        self.send_message(WarningMessage(channel_id, reason.encode()[:400]))
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
         tell = log.warning if self.is_preferred else log.debug  # strangers could fill the log
         tell("peer broke a rule", peer=self.node_id.hex(), reason=reason)
-        self.send_message(WarningMessage(channel_id, reason.encode()[:400]))
         self.close(reason)
 
-    def _expect_init(self, message: Message) -> None:
-        if not isinstance(message, Init):
-            self._complain(f"{message.NAME} before init (BOLT 1)")
-            return
+    def _on_first_init(self, message: Init) -> None:
         features = decode_features(message.globalfeatures) | decode_features(message.features)
         if message.networks is not None and self._chain_hash not in message.networks:
             self._complain("we have no blockchain in common (BOLT 1, networks)")
@@ -220,6 +227,23 @@ class PeerLink:
 
     def _ignore(self, message: Message) -> None:
         """Peer storage, which this node does not offer: read, and let go."""
+
+
+def public_address(address: tuple[str, int]) -> bytes | None:
+    """Where we see a peer that called us, as an address descriptor; None if that says nothing to others.
+
+    BOLT 1, "SHOULD set `remote_addr` to reflect the remote IP address (and port) of an incoming connection", and
+    "SHOULD NOT set private addresses".
+    """
+    host, port = address
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    ip = ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip
+    if not ip.is_global or ip.is_multicast or not port:
+        return None
+    return Address(AddressType.IPV4 if ip.version == 4 else AddressType.IPV6, str(ip), port).to_bytes()
 
 
 class _KeepAlive:

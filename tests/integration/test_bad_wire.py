@@ -136,6 +136,12 @@ class Stranger:
         assert words in warning.data.decode()
         await asyncio.wait_for(self._closed.wait(), SECONDS)
 
+    async def is_dropped_without_a_word(self) -> None:
+        """BOLT 1, "MUST wait to receive `init` before sending any other messages." """
+        await asyncio.wait_for(self._closed.wait(), SECONDS)
+        heard = [self._heard.get_nowait() for _ in range(self._heard.qsize())]
+        assert [type(message) for message in heard] == [Init]
+
     def close(self) -> None:
         self._connection.close()
 
@@ -333,12 +339,18 @@ async def test_messages_for_channels_that_are_not_this_peers(net: Net, whose: st
         (Init(b"", REQUIRED_UNKNOWN, networks=(REGTEST.chain_hash,)), "requires"),
         (Init(REQUIRED_UNKNOWN, b"", networks=(REGTEST.chain_hash,)), "requires"),
         (Init(b"", FEATURES, networks=(MAINNET.chain_hash,)), "no blockchain in common"),
-        (Ping(1, b""), "before init"),
-        (UpdateFee(bytes(32), 253), "before init"),
     ],
 )
-async def test_a_wrong_first_message(net: Net, first: Message, words: str) -> None:
+async def test_a_wrong_init(net: Net, first: Message, words: str) -> None:
     async with net.nothing_lost():
         stranger = await Stranger.meet(net.bob, first)
         await stranger.is_warned_and_dropped(words)
+        assert (await net.bob.info()).num_peers == 1
+
+
+@pytest.mark.parametrize("first", [Ping(1, b""), UpdateFee(bytes(32), 253)])
+async def test_another_first_message_than_init(net: Net, first: Message) -> None:
+    async with net.nothing_lost():
+        stranger = await Stranger.meet(net.bob, first)
+        await stranger.is_dropped_without_a_word()
         assert (await net.bob.info()).num_peers == 1
