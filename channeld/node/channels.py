@@ -13,7 +13,15 @@ from typing import Any, Protocol, assert_never
 import structlog
 from sqlalchemy import Connection, select
 
-from channeld.bolt.messages import ChannelUpdate, ErrorMessage, FundingCreated, Message, OpenChannel, encode
+from channeld.bolt.messages import (
+    ChannelUpdate,
+    ErrorMessage,
+    FundingCreated,
+    Message,
+    OpenChannel,
+    WarningMessage,
+    encode,
+)
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
@@ -333,7 +341,9 @@ class Channels:
 
     def _on_open_channel(self, link: PeerLink, message: OpenChannel) -> None:
         temporary_id = message.temporary_channel_id
-        if temporary_id in self._taken_ids or (link.node_id, temporary_id) in self._by_id or not any(temporary_id):
+        # BOLT 1: an `error` with such an id would fail another channel with this peer, or, with zeros, all of them.
+        is_anothers = not any(temporary_id) or (link.node_id, temporary_id) in self._by_id
+        if is_anothers or temporary_id in self._taken_ids:
             refusal = "this temporary_channel_id is in use"
         elif not self.knows_height():  # else its 2,016 blocks could be over at once
             refusal = "this node is catching up with layer 1; try again later"
@@ -344,7 +354,7 @@ class Channels:
         channel_key = self.take_key()
         try:
             if refusal:
-                raise ev.ProtocolViolation(refusal)
+                raise ev.ProtocolViolation(refusal, "warning" if is_anothers else "error")
             accepted = machine.accept(
                 message,
                 link.node_id,
@@ -361,7 +371,12 @@ class Channels:
                     f"refused a channel of {link.node_id.hex()}: {violation.reason}",
                     node_id=link.node_id.hex(),
                 )
-            link.send_message(ErrorMessage(temporary_id, violation.reason.encode()[:400]))
+            words = violation.reason.encode()[:400]
+            if violation.action == "error":
+                link.send_message(ErrorMessage(temporary_id, words))
+            else:
+                link.send_message(WarningMessage(temporary_id, words))
+                link.close(violation.reason)
             return
         self.add(accepted, channel_key, temporary_id, link).is_proposal = True
 

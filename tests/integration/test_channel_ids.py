@@ -16,6 +16,7 @@ from channeld.bolt.messages import (
     FundingSigned,
     Message,
     OpenChannel,
+    WarningMessage,
     decode,
 )
 from channeld.channel import machine, normal
@@ -110,6 +111,26 @@ async def test_ids_that_are_taken(world: World) -> None:
         assert b"in use" in answer.data
     assert bob.runtime.channels.by_id(channel_id) is driver
     assert (await bob.wait_active(channel_id)).peer_id == alice.node_id
+
+
+async def test_an_error_never_names_another_channel_than_the_one_that_is_refused(world: World) -> None:
+    # BOLT 1, "when sending `error`: MUST fail the channel(s) referred to by the error message": all zeros are all
+    # channels with the peer.
+    bob = await world.node("bob")
+    for is_zero in (True, False):
+        stranger = Stranger(bob)
+        begun = stranger.proposal(b"\x07" * 32)
+        assert isinstance(await stranger.says(begun), AcceptChannel)
+        proposal = stranger.proposal(bytes(32) if is_zero else begun.temporary_channel_id)
+        answer = await stranger.says(proposal)
+        assert isinstance(answer, WarningMessage)
+        assert answer.channel_id == proposal.temporary_channel_id
+        assert b"in use" in answer.data
+        assert "in use" in stranger.closed
+        assert bob.runtime.channels.by_id(begun.temporary_channel_id) is not None, "the first proposal stands"
+        bob.runtime.channels.peer_error(cast(PeerLink, stranger), ErrorMessage(b"\x07" * 32, b"changed my mind"))
+        await bob.flush()
+        await bob.flush()
 
 
 async def test_an_opening_may_be_begun_again(world: World) -> None:
