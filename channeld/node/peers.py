@@ -346,7 +346,9 @@ class Peers:
     def _note(self, link: PeerLink, kind: str, channel_id: bytes, data: bytes) -> None:
         if not self._notes.may_tell_complaint(link.node_id):
             return
-        text = "".join(c for c in data.decode("utf-8", "replace") if c.isprintable())[:500]
+        # BOLT 1, "if `data` is not composed solely of printable ASCII characters [...]: SHOULD NOT print out `data`
+        # verbatim."
+        text = "".join(chr(byte) for byte in data[:500] if 32 <= byte <= 126)
         peer = self._peers.get(link.node_id)
         if peer is not None:
             peer.last_error = f"{kind}: {text}"

@@ -120,6 +120,13 @@ def test_what_is_told_has_no_control_characters_and_is_short(world: World) -> No
     assert len(event.sentence) < 1_000
 
 
+def test_what_is_told_is_ascii(world: World) -> None:
+    # BOLT 1, "printable ASCII": no letters that look like others, and none that turn the direction of what follows.
+    world.error(STRANGER, "p\u0430id \u202eti \u4e2d fully".encode())
+    (event,) = world.bus._kept
+    assert event.sentence.endswith("sent an error: pid ti  fully")
+
+
 def test_buckets_of_peers_that_are_gone_take_no_memory(world: World) -> None:
     for number in range(5 * MAX_PEERS):
         world.error(b"\x03" + number.to_bytes(32, "big"))
