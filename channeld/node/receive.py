@@ -122,7 +122,7 @@ class Receiver:
         if waiting is not None and any(p.key == part.key for p in waiting.parts):
             return Reaction()
         if waiting is not None and waiting.total_msat != onion.total_msat:
-            self._fail_set(htlc.payment_hash, self._details(htlc.amount_msat))
+            self._fail_set(htlc.payment_hash, None)
             return self._unknown(part)
         if waiting is None and onion.amt_to_forward >= onion.total_msat:
             return self._complete(record, [part])
@@ -360,13 +360,14 @@ class Receiver:
         held = hold_time(self._now() - part.received)
         part.driver.post(refusal_event(part.htlc.id, part.context.refusal(failure), held))
 
-    def _fail_set(self, payment_hash: bytes, failure: Failure) -> None:
+    def _fail_set(self, payment_hash: bytes, failure: Failure | None) -> None:
+        """None: the details are wrong, which each part hears with its own amount."""
         waiting = self._sets.pop(payment_hash, None)
         if waiting is None:
             return
         waiting.timer.cancel()
         for part in waiting.parts:
-            self._fail(part, failure)
+            self._fail(part, failure or self._details(part.htlc.amount_msat))
 
     # --- afterwards
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from channeld.bolt.messages import UpdateAddHtlc, decode
-from channeld.bolt.onion.failures import ExpiryTooFar, TemporaryNodeFailure
+from channeld.bolt.onion.failures import ExpiryTooFar, IncorrectOrUnknownPaymentDetails, TemporaryNodeFailure
 from channeld.bolt.onion.payment import Forward, Receive, read_payment_onion
 from channeld.bolt.onion.sphinx import OnionError
 from channeld.bolt.transactions import Htlc
@@ -109,7 +109,10 @@ class Switch:
         bound = self._forwarder.is_bound(key) or self._receiver.is_bound(htlc.payment_hash, key)
         if htlc.cltv_expiry > self._height() + MAX_CLTV_BLOCKS and not again and not bound:
             # Refused whenever it comes, so it need not be remembered, which might be for ever.
-            return refuse(driver, htlc.id, onion.context.refusal(ExpiryTooFar()))
+            # BOLT 4, "A _forwarding node_ MAY, but a _final node_ MUST NOT: [...] return an `expiry_too_far` error."
+            details = IncorrectOrUnknownPaymentDetails(htlc.amount_msat, self._height())
+            failure = ExpiryTooFar() if isinstance(onion, Forward) else details
+            return refuse(driver, htlc.id, onion.context.refusal(failure))
         if must_fail and not bound:
             refusal = onion.context.refusal(TemporaryNodeFailure(), "nothing may come in over this channel now")
             return refuse(driver, htlc.id, refusal)

@@ -468,7 +468,8 @@ async def test_expiries_that_are_too_near_or_too_far(line: Line) -> None:
     assert len(line.net["b"].runtime.channels.switch._onions) == before, "what is refused for ever is remembered"
     last_far = [(line.id("b"), final_payload(AMOUNT_MSAT, line.height + 400_000, bytes(32), AMOUNT_MSAT))]
     far = await line.pay(last_far, payment_hash, expiry=line.height + 400_000)
-    assert far.failure == f.ExpiryTooFar()
+    # BOLT 4, "A _forwarding node_ MAY, but a _final node_ MUST NOT: [...] return an `expiry_too_far` error."
+    assert isinstance(far.failure, f.IncorrectOrUnknownPaymentDetails)
     soon = _changed(hops, 0, outgoing_cltv_value=line.height + 3)
     near = await line.pay(soon, payment_hash, expiry=line.height + 3 + DELTA)
     assert isinstance(near.failure, f.ExpiryTooSoon)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from channeld.bolt.onion.failures import Failure, IncorrectOrUnknownPaymentDetails, decode_failure
 from channeld.bolt.onion.payment import BlindedRole, OnionContext, Receive
+from channeld.bolt.onion.returns import ReturnPacket, read_failure
 from channeld.bolt.transactions import Htlc
 from channeld.channel import events as ev
 from channeld.node.bus import EventBus
@@ -74,10 +76,10 @@ class Recipient:
             stale_seconds=lambda: self.stale_seconds,
         )
 
-    def part(self, channel: int, cltv_expiry: int) -> Reaction:
-        htlc = Htlc(7, 500, HASH, cltv_expiry, False)
+    def part(self, channel: int, cltv_expiry: int, amount_msat: int = 500, total_msat: int = 1000) -> Reaction:
+        htlc = Htlc(7, amount_msat, HASH, cltv_expiry, False)
         context = OnionContext(bytes(32), bytes(32), BlindedRole.NONE)
-        onion = Receive(500, cltv_expiry, 1000, SECRET, None, None, None, (), context)
+        onion = Receive(amount_msat, cltv_expiry, total_msat, SECRET, None, None, None, (), context)
         return self.receiver.receive(cast(Any, self.drivers[channel]), htlc, onion)
 
 
@@ -99,6 +101,24 @@ async def test_no_preimage_for_a_part_that_is_about_to_expire() -> None:
     assert not recipient.book.settled
     for driver in recipient.drivers:
         assert [type(event) for event in driver.posted] == [ev.FailHtlc]
+
+
+def told(event: object) -> Failure:
+    """What the payer reads."""
+    assert isinstance(event, ev.FailHtlc)
+    return decode_failure(read_failure([bytes(32)], ReturnPacket(event.reason)).failure_message)
+
+
+async def test_parts_that_disagree_about_the_total_each_hear_their_own_amount() -> None:
+    # BOLT 4, "SHOULD fail the entire HTLC set if `total_msat` is not the same for all HTLCs in the set"; the failure
+    # tells "the amount of the final HTLC"
+    recipient = Recipient()
+    assert recipient.part(0, 145, amount_msat=300) == Reaction()
+    (refusal,) = recipient.part(1, 145, amount_msat=700, total_msat=1001).events
+    assert told(refusal) == IncorrectOrUnknownPaymentDetails(700, recipient.height)
+    (posted,) = recipient.drivers[0].posted
+    assert told(posted) == IncorrectOrUnknownPaymentDetails(300, recipient.height)
+    assert not recipient.book.settled
 
 
 async def test_nothing_is_decided_before_the_height_is_known() -> None:
