@@ -456,7 +456,12 @@ class Wallet:
 
     def note(self, tx: Tx, *, fee_sat: int | None = None, own: bool = False, label: str = "") -> list[Write]:
         """An unconfirmed transaction that others made, or that the node made without the wallet's coins, and that pays
-        the wallet (a closing transaction, a sweep). `own`: rebroadcast it until it is mined."""
+        the wallet (a closing transaction, a sweep). `own`: rebroadcast it until it is mined.
+
+        One that spends a coin of the wallet's is neither, and is not taken in: others may say that they spend any coin.
+        """
+        if any(self._ledger.owner(outpoint) is not None for outpoint in tx.spends()):
+            return []
         now = int(self._clock())
         wallet_tx = WalletTx(tx.txid(), tx, None, None, now, fee_sat, own=own, fixed=True, label=label)
         self._ledger.add_unconfirmed(wallet_tx)

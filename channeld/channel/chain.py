@@ -337,6 +337,8 @@ def _closed_together_anyway(state: Open, env: Env) -> Transition | None:
 
 def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transition:
     """Somebody closed the channel on chain."""
+    if _is_no_funding(state, event.tx):
+        return _came_to_nothing(state, "what the peer named as the funding output is none", None)
     kind, number = classify(state, event.tx)
     negotiating = isinstance(state, NegotiatingLegacy | NegotiatingSimple)
     if kind == "mutual" and negotiating and event.block_height is None:
@@ -378,6 +380,15 @@ def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transit
     buried = event.block_height is not None and event.depth >= env.policy.burial_depth_blocks
     following = replace(following, buried=kind == "mutual" and buried)
     return Transition(following, tuple(effects), tuple(writes), following.reason)
+
+
+def _is_no_funding(state: AnyFunded, spending: Tx) -> bool:
+    """Whether the spend of an output that the peer named, and that was never seen in the chain, proves that it is not
+    the funding output: that of a P2WSH output shows its script. An outpoint commits to what it is, in any chain."""
+    if state.params.is_opener or state.scid is not None or state.funding_depth:
+        return False
+    script, outpoint = state.params.commitment.funding_script(), state.params.funding_outpoint
+    return any(txin.outpoint == outpoint and txin.witness[-1:] != (script,) for txin in spending.inputs)
 
 
 def _standing(state: AnyFunded, kind: CloseKind, number: int | None) -> Standing:

@@ -67,7 +67,7 @@ class Funder(Protocol):
         """Post CloseChannel with a script of the wallet; P2WPKH unless `any_segwit`."""
         ...
 
-    def broadcasting(self, tx: Tx, label: str) -> list[Write]:
+    def broadcasting(self, tx: Tx, label: str, is_unproven: bool) -> list[Write]:
         """A channel's transaction is about to be published: the wallet's rows about it."""
         ...
 
@@ -415,7 +415,10 @@ class Channels:
         blob = machine.encode_state(state)
         stored_as, driver.stored_as = driver.stored_as, (driver.channel_id, phase)
         key = driver.channel_key
-        if phase == "forgotten" and (stored_as is None or stored_as[1] in ("opening", "awaiting_funding")):
+        was_unproven = before is not None and openings.is_unproven(before)
+        if phase == "forgotten" and (
+            stored_as is None or was_unproven or stored_as[1] in ("opening", "awaiting_funding")
+        ):
             # Strangers can have as many as they like: nothing stays of what never held money.
             driver.stored_as = None
             if stored_as is None:
@@ -453,7 +456,8 @@ class Channels:
                 return self.switch.failed(driver, effect)
             case fx.Broadcast():
                 writes = self._broadcasts.add(effect.tx, effect.label, driver.channel_key)
-                return Reaction([*writes, *self.funder.broadcasting(effect.tx, effect.label)])
+                is_unproven = openings.is_unproven(driver.state)
+                return Reaction([*writes, *self.funder.broadcasting(effect.tx, effect.label, is_unproven)])
             case fx.WatchFunding():
                 return Reaction(self._watch(driver, effect))
             case fx.ChannelIdChanged():

@@ -113,12 +113,13 @@ class Coins:
         """A fresh output script; P2WPKH unless the peer allows any segwit version."""
         return await self._wallet.new_script(AddressKind.P2TR if any_segwit else AddressKind.P2WPKH)
 
-    def broadcasting(self, tx: Tx, label: str) -> list[Write]:
-        """A channel's transaction is about to be published: the wallet's rows about it."""
+    def broadcasting(self, tx: Tx, label: str, is_unproven: bool) -> list[Write]:
+        """A channel's transaction is about to be published: the wallet's rows about it. Of a channel that is unproven
+        (`openings.is_unproven`) nothing counts before it is in a block."""
         funded = self._planned.pop(tx.txid(), None)
         if funded is not None:
             return to_rows(self._wallet.record(funded, label=label, fixed=True))
-        if any(self._wallet.is_ours(txout.script_pubkey) for txout in tx.outputs):
+        if not is_unproven and any(self._wallet.is_ours(txout.script_pubkey) for txout in tx.outputs):
             return to_rows(self._wallet.note(tx, label=label))
         return []
 
