@@ -38,11 +38,13 @@ _EMBIT_ERRORS: Final = (
 """What embit raises (or asserts) over garbage, and SerializationError, which is a ValueError."""
 
 
-_VERSION_2: Final = "this is a PSBT of version 2; version 0 (BIP 174) is understood"
+_VERSION_2: Final = "this PSBT has fields of version 2; version 0 (BIP 174) is understood"
 _IN_TAP_BIP32_DERIVATION: Final = 0x16
 _OUT_TAP_BIP32_DERIVATION: Final = 0x07
-_COUNTS_OF_VERSION_2: Final = frozenset((b"\x04", b"\x05"))
-"""Global fields of BIP 370: how many inputs and outputs there are."""
+_GLOBALS_OF_VERSION_2: Final = frozenset((b"\x02", b"\x03", b"\x04", b"\x05", b"\x06"))
+_INPUTS_OF_VERSION_2: Final = frozenset((b"\x0e", b"\x0f", b"\x10", b"\x11", b"\x12"))
+_OUTPUTS_OF_VERSION_2: Final = frozenset((b"\x03", b"\x04"))
+"""Fields of BIP 370, which "must be excluded" in version 0. embit would believe them rather than the transaction."""
 
 
 def _with_real_leaf_hashes(stream: Any) -> Any:
@@ -59,6 +61,8 @@ def _with_real_leaf_hashes(stream: Any) -> Any:
 class _Input(InputScope):  # type: ignore[misc]
     def read_value(self, stream: Any, k: bytes) -> None:
         """One field."""
+        if k in _INPUTS_OF_VERSION_2:
+            raise PsbtError(_VERSION_2)
         super().read_value(_with_real_leaf_hashes(stream) if k[0] == _IN_TAP_BIP32_DERIVATION else stream, k)
 
     @property
@@ -71,6 +75,8 @@ class _Input(InputScope):  # type: ignore[misc]
 class _Output(OutputScope):  # type: ignore[misc]
     def read_value(self, stream: Any, k: bytes) -> None:
         """One field."""
+        if k in _OUTPUTS_OF_VERSION_2:
+            raise PsbtError(_VERSION_2)
         super().read_value(_with_real_leaf_hashes(stream) if k[0] == _OUT_TAP_BIP32_DERIVATION else stream, k)
 
 
@@ -80,7 +86,7 @@ class _Psbt(PSBT):  # type: ignore[misc]
 
     def parse_unknowns(self) -> None:
         """Global fields. embit makes as many inputs and outputs as version 2 says that there are."""
-        if _COUNTS_OF_VERSION_2 & self.unknown.keys():
+        if _GLOBALS_OF_VERSION_2 & self.unknown.keys():
             raise PsbtError(_VERSION_2)
         super().parse_unknowns()
 

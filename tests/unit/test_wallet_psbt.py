@@ -168,6 +168,21 @@ def test_numbers_that_cannot_be(text: str, sentence: str) -> None:
         psbt.decode(text)
 
 
+@pytest.mark.parametrize("key", ["0e", "0f", "10", "11", "12"])
+def test_an_input_of_version_0_says_only_in_the_transaction_what_it_spends(key: str) -> None:
+    """BIP 370: such a field "must be excluded" in version 0; the library below takes it for the input's."""
+    text = UNSIGNED + "00000000" + "00" + "01" + key + "04" + "01000000" + "0000"
+    with pytest.raises(PsbtError, match="version 2"):
+        psbt.decode(text)
+
+
+@pytest.mark.parametrize("key", ["03", "04"])
+def test_an_output_of_version_0_is_as_the_transaction_has_it(key: str) -> None:
+    text = UNSIGNED + "00000000" + "00" + "00" + "01" + key + "08" + "0100000000000000" + "00"
+    with pytest.raises(PsbtError, match="version 2"):
+        psbt.decode(text)
+
+
 @given(st.binary(max_size=200), st.integers(0, 400))
 @settings(max_examples=200, deadline=None)
 def test_no_bytes_escape_as_another_error(noise: bytes, cut: int) -> None:
