@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channeld.bolt.codec import join_tlv_stream
 from channeld.bolt.onion import failures
 from channeld.bolt.onion.blinding import (
     BlindedPath,
@@ -354,6 +355,30 @@ def test_the_introduction_node_hides_what_is_wrong(
     with pytest.raises(RefusedOnion) as caught:
         read_payment_onion(packet, PAYMENT_HASH, amount_msat, cltv_expiry, SECRETS[0])
     assert caught.value.failure == failures.InvalidOnionBlinding(sha256(packet).digest())
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [(10, b"data"), (12, NODE_IDS[3]), (20, b"")],
+        [(10, b"data"), (12, b"\x05" + NODE_IDS[3][1:])],
+        [(4, b"\x00\x05"), (10, b"data"), (12, NODE_IDS[3])],
+    ],
+    ids=["unknown even record", "no point", "padded number"],
+)
+def test_an_introduction_node_hides_that_it_cannot_read_its_payload(records: list[tuple[int, bytes]]) -> None:
+    # BOLT 4, "if `current_path_key` is set in the onion payload and it is not the final node: MUST return an
+    # `invalid_onion_blinding` error."
+    payload = join_tlv_stream(records)
+    last = (NODE_IDS[1], final_payload(1, 1, bytes(32), 1).to_bytes())
+    packet = build_onion([(NODE_IDS[0], payload), last], SESSION_KEY, PAYMENT_HASH).packet
+    with pytest.raises(RefusedOnion) as caught:
+        read_payment_onion(packet, PAYMENT_HASH, 1000, 500, SECRETS[0])
+    assert caught.value.failure == failures.InvalidOnionBlinding(sha256(packet).digest())
+    alone = build_onion([(NODE_IDS[0], payload)], SESSION_KEY, PAYMENT_HASH).packet
+    with pytest.raises(RefusedOnion) as caught:
+        read_payment_onion(alone, PAYMENT_HASH, 1000, 500, SECRETS[0])
+    assert isinstance(caught.value.failure, failures.InvalidOnionPayload), "the final node has nothing to hide"
 
 
 def test_nodes_inside_answer_malformed_whatever_is_wrong() -> None:

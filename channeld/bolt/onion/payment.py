@@ -9,12 +9,12 @@ Amounts in msat, expiries in block heights. Source: BOLT 4, "`payload` format", 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from typing import Annotated
 
-from channeld.bolt.codec import Structure, Tlv, TlvRecord, TlvStream, structure, tlv_stream
+from channeld.bolt.codec import Structure, Tlv, TlvRecord, TlvStream, split_tlv_stream, structure, tlv_stream
 from channeld.bolt.onion.blinding import BlindedPath, BlindingError, EncryptedData, decrypt_data, next_path_key
 from channeld.bolt.onion.failures import (
     Failure,
@@ -212,13 +212,17 @@ def read_payment_onion(
     onion_hash = sha256(packet).digest()
     role = BlindedRole.NONE if path_key is None else BlindedRole.INSIDE
     context = OnionContext(peeled.shared_secret, onion_hash, role)
+    may_introduce = path_key is None and peeled.next_packet is not None
     try:
         payload = PaymentPayload.from_bytes(peeled.payload)
     except DecodeError as error:
-        failure = InvalidOnionPayload(error.tlv_type or 0, error.offset or 0)
-        raise context.refusal(failure, str(error)) from None
-    if role is BlindedRole.NONE and payload.current_path_key is not None and peeled.next_packet is not None:
-        context = OnionContext(peeled.shared_secret, onion_hash, BlindedRole.INTRODUCTION)
+        # BOLT 4, "if `current_path_key` is set in the onion payload and it is not the final node: MUST return an
+        # `invalid_onion_blinding` error."
+        if may_introduce and _has_path_key(peeled.payload):
+            context = replace(context, role=BlindedRole.INTRODUCTION)
+        raise context.refusal(InvalidOnionPayload(error.tlv_type or 0, error.offset or 0), str(error)) from None
+    if may_introduce and payload.current_path_key is not None:
+        context = replace(context, role=BlindedRole.INTRODUCTION)
     reading = _Reading(amount_msat, cltv_expiry, path_key, peeled, payload, context)
     if payload.encrypted_recipient_data is not None:
         return _read_blinded(reading, payload.encrypted_recipient_data, node_secret)
@@ -241,6 +245,14 @@ def read_payment_onion(
         None,
         context,
     )
+
+
+def _has_path_key(payload: bytes) -> bool:
+    """Whether there is a record `current_path_key`, of any content; a stream that is none has no records."""
+    try:
+        return any(tlv_type == _CURRENT_PATH_KEY for tlv_type, _ in split_tlv_stream(payload))
+    except DecodeError:
+        return False
 
 
 def _receive(reading: _Reading, amt_to_forward: int, outgoing_cltv_value: int, path_id: bytes | None) -> Receive:
@@ -269,6 +281,7 @@ def _receive(reading: _Reading, amt_to_forward: int, outgoing_cltv_value: int, p
 _BLINDED_FORWARD_FIELDS = {"encrypted_recipient_data", "current_path_key"}
 _BLINDED_FINAL_FIELDS = _BLINDED_FORWARD_FIELDS | {"amt_to_forward", "outgoing_cltv_value", "total_amount_msat"}
 _ALL_FIELDS = {spec.name: spec.tlv.type for spec in PaymentPayload.__layout__.records if spec.tlv}
+_CURRENT_PATH_KEY = _ALL_FIELDS["current_path_key"]
 
 
 def _read_blinded(reading: _Reading, encrypted: bytes, node_secret: bytes) -> Forward | Receive:
