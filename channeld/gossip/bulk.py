@@ -51,8 +51,7 @@ def columns(view: NetworkView) -> NetworkColumns:
     ends = np.stack([_column(column, np.uint32)[rows] for column in topology.nodes], axis=1).astype(np.int64)
     used, renumbered = np.unique(ends, return_inverse=True)
     ids = b"".join([topology.node_ids[index] for index in used.tolist()])
-    view.store.flush()
-    data = np.fromfile(view.store.path, dtype=np.uint8)
+    data = np.frombuffer(view.store.content(), dtype=np.uint8)
     sides = [_policies(data, _column(column, np.uint64)[rows]) for column in topology.update]
     known = np.stack([_column(column, np.uint64)[rows] != 0 for column in topology.update], axis=1)
     fields = {

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,14 +69,17 @@ class Record(NamedTuple):
 class GossipStore:
     """The file. `read` and `append` do not block for longer than the page cache does."""
 
-    def __init__(self, path: Path, chain_hash: bytes) -> None:
-        """Raises OSError if the file cannot be created."""
+    def __init__(self, path: Path | None, chain_hash: bytes, content: bytes = b"") -> None:
+        """Without a path the file has no name, begins with `content`, is never compacted, and is gone with the process,
+        however that ends. Raises OSError if the file cannot be created."""
         self.path = path
         self.dead_bytes = 0
         self._header = MAGIC + chain_hash
         self._tail = bytearray()
         self._failing = False
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = (
+            _open_nameless(content) if path is None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        )
         if os.pread(self._fd, FIRST_RECORD, 0) != self._header:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, self._header, 0)
@@ -140,6 +144,15 @@ class GossipStore:
             return bytes(self._tail[start : start + length])
         return os.pread(self._fd, length, offset)
 
+    def content(self) -> bytearray:
+        """The whole file, with what was appended."""
+        self.flush()
+        data = bytearray(self._written)
+        done = 0
+        while done < len(data) and (count := os.preadv(self._fd, [memoryview(data)[done:]], done)):
+            done += count
+        return data
+
     def flush(self) -> None:
         """Write what was appended. A disk that refuses is tried again with the next flush."""
         if not self._tail:
@@ -159,12 +172,13 @@ class GossipStore:
 
     def wants_compaction(self) -> bool:
         """Whether more than half of the file is about things that are gone or were replaced."""
-        return self.dead_bytes > max(MIN_DEAD_BYTES, self.size - self.dead_bytes)
+        return self.path is not None and self.dead_bytes > max(MIN_DEAD_BYTES, self.size - self.dead_bytes)
 
     def plan_compaction(self, topology: Topology) -> Compaction:
         """What to copy. `Compaction.copy` may then run in a thread while the store goes on being used."""
         from channeld.gossip.compaction import Compaction  # numpy, which a small network never needs
 
+        assert self.path is not None, "it wants no compaction"
         self.flush()
         groups = (
             ([topology.announcement], _CHANNEL_BYTES),
@@ -180,6 +194,7 @@ class GossipStore:
 
     def finish_compaction(self, done: Compaction, topology: Topology) -> None:
         """Append what came since the plan, put the new file in the old one's place, and move all locations."""
+        assert self.path is not None, "nothing was planned"
         self.flush()
         if self._tail:
             done.discard()
@@ -196,6 +211,13 @@ class GossipStore:
         self.dead_bytes = 0
         for column in topology.locations():
             done.move(column, shift)
+
+
+def _open_nameless(content: bytes) -> int:
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        return os.dup(file.fileno())
 
 
 def _record(kind: int, payload: bytes) -> bytes:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 from channeld.gossip.store import GossipStore
@@ -24,13 +21,11 @@ def known_network(paths: DataPaths) -> KnownNetwork:
     """Nothing before the daemon has written its file."""
     if not paths.gossip.exists():
         return KnownNetwork({}, frozenset())
-    with tempfile.TemporaryDirectory(prefix="channeld-gossip-") as folder:
-        copy = Path(folder, "gossip")
-        shutil.copy(paths.gossip, copy)
-        view = NetworkView(GossipStore(copy, BY_NAME[paths.network].chain_hash))
-        try:
-            view.load()
-            channels = {channel.scid: channel for channel in view.channels()}
-            return KnownNetwork(channels, frozenset(announcement.node_id for announcement in view.nodes()))
-        finally:
-            view.store.close()
+    store = GossipStore(None, BY_NAME[paths.network].chain_hash, paths.gossip.read_bytes())
+    view = NetworkView(store)
+    try:
+        view.load()
+        channels = {channel.scid: channel for channel in view.channels()}
+        return KnownNetwork(channels, frozenset(announcement.node_id for announcement in view.nodes()))
+    finally:
+        store.close()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
@@ -56,7 +55,7 @@ _OF_CHANNELS = (AnnouncementSignatures, ChannelUpdate)
 
 
 class GossipSettings(NamedTuple):
-    """`file` is where gossip is kept, a temporary file if None; `addresses` are announced."""
+    """`file` is where gossip is kept, nowhere beyond the process if None; `addresses` are announced."""
 
     file: Path | None = None
     addresses: tuple[Address, ...] = ()
@@ -203,13 +202,11 @@ class NodeGossip:
         self._identity = identity
         self._channels = channels
         self._bus = bus
-        self._temporary = tempfile.TemporaryDirectory(prefix="channeld-gossip-") if settings.file is None else None
-        path = settings.file or Path(self._temporary.name, "gossip")  # type: ignore[union-attr]
         self._config = settings.config or (REGTEST if is_regtest else GossipConfig())
         self._funding = ChainFunding(source)
         self._feed = GraphFeed()
         self.core = Gossip(
-            NetworkView(GossipStore(path, chain_hash), [self._feed]),
+            NetworkView(GossipStore(settings.file, chain_hash), [self._feed]),
             self._funding,
             self,
             identity.node_id,
@@ -331,8 +328,6 @@ class NodeGossip:
         """After the tasks ended."""
         self._closed = True
         self.core.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
 
     # --- peers
 

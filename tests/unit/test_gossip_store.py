@@ -18,6 +18,7 @@ from channeld.gossip.topology import Topology, outpoint_key
 from channeld.gossip.view import NetworkView
 from tests.gossip_support import (
     CAPACITY_SAT,
+    CHAIN_HASH,
     NOW,
     add_channel,
     contents,
@@ -136,7 +137,7 @@ def test_another_chains_file_is_begun_anew(tmp_path: Path) -> None:
 def test_unwritten_records_can_be_read(tmp_path: Path) -> None:
     view = new_view(tmp_path / "gossip")
     add_channel(view, scid_of(1), 1, 2)
-    assert view.store.path.stat().st_size == FIRST_RECORD
+    assert (tmp_path / "gossip").stat().st_size == FIRST_RECORD
     assert view.announcement(scid_of(1)) == make_announcement(scid_of(1), 1, 2).raw
     view.store.flush()
     assert view.announcement(scid_of(1)) == make_announcement(scid_of(1), 1, 2).raw
@@ -265,3 +266,20 @@ def test_topology_orders_and_finds() -> None:
     assert topology.scids_between(3, 9) == [scid_of(3), scid_of(5)]
     topology.remove(scid_of(5))
     assert topology.scids_between(0, 100) == [scid_of(1), scid_of(3), scid_of(9)]
+
+
+def test_a_store_without_a_name_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    named = GossipStore(tmp_path / "gossip", CHAIN_HASH)
+    named.append(stored.NODE, b"one")
+    nameless = GossipStore(None, CHAIN_HASH, bytes(named.content()))
+    assert [record.payload for record in nameless.records()] == [b"one"]
+    nameless.append(stored.NODE, b"two")
+    assert [record.payload for record in nameless.records()] == [b"one"]
+    nameless.flush()
+    assert [record.payload for record in nameless.records()] == [b"one", b"two"]
+    nameless.dead_bytes = 2 * stored.MIN_DEAD_BYTES
+    assert not nameless.wants_compaction()
+    assert [path.name for path in tmp_path.iterdir()] == ["gossip"], "also if we were killed now"
+    nameless.close()
+    named.close()
