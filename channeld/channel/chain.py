@@ -101,7 +101,7 @@ def _funding_news(before: AnyFunded, after: AnyFunded) -> list[Effect]:
         return []
     if after.is_deep:
         return [ChannelUsable()] if isinstance(after.link, Live) else []
-    depth = after.params.minimum_depth_blocks
+    depth = after.required_depth_blocks
     return [FundingLost(f"a reorganisation: the channel is not used until its funding is {depth} blocks deep again")]
 
 
@@ -385,7 +385,7 @@ def on_funding_spent(state: AnyFunded, event: FundingSpent, env: Env) -> Transit
 def _is_no_funding(state: AnyFunded, spending: Tx) -> bool:
     """Whether the spend of an output that the peer named, and that was never seen in the chain, proves that it is not
     the funding output: that of a P2WSH output shows its script. An outpoint commits to what it is, in any chain."""
-    if state.params.is_opener or state.scid is not None or state.funding_depth:
+    if not state.is_unseen:
         return False
     script, outpoint = state.params.commitment.funding_script(), state.params.funding_outpoint
     return any(txin.outpoint == outpoint and txin.witness[-1:] != (script,) for txin in spending.inputs)

@@ -382,7 +382,7 @@ def channel_ready(state: Funded, env: Env) -> ChannelReady:
 def _ready_if_deep(state: AwaitingFunding, effects: list[Effect], writes: list[Write], env: Env) -> Transition:
     """Says `channel_ready` if the funding is deep enough, and goes on if both did."""
     following: AwaitingFunding | Normal = state
-    if not state.ready_sent and state.funding_depth >= state.params.minimum_depth_blocks:
+    if not state.ready_sent and state.is_deep:
         following = state = replace(state, ready_sent=True)
         if isinstance(state.link, Live):
             effects.append(Send(channel_ready(state, env)))

@@ -25,6 +25,8 @@ from channeld.channel.effects import Effect
 from channeld.channel.writes import Write
 from wallet.bitcoin import OutPoint
 
+COINBASE_MATURITY_BLOCKS = 100
+"""Bitcoin's rule for what a block's first transaction pays."""
 # --- the connection -----------------------------------------------------------------------------------------------
 
 
@@ -211,7 +213,20 @@ class Funded(Struct, frozen=True, kw_only=True):
     @property
     def is_deep(self) -> bool:
         """Whether the funding transaction is as deep as it has to be: a reorganisation may have changed that."""
-        return self.funding_depth >= self.params.minimum_depth_blocks
+        return self.funding_depth >= self.required_depth_blocks
+
+    @property
+    def required_depth_blocks(self) -> int:
+        """How deep the funding transaction has to be. What a coinbase pays cannot be spent for 100 blocks, so that no
+        commitment could be mined, whatever HTLCs it has: only who is trusted may fund with one and use it before."""
+        least = self.params.minimum_depth_blocks
+        is_coinbase = self.scid is not None and self.scid >> 16 & 0xFFFFFF == 0
+        return max(least, COINBASE_MATURITY_BLOCKS) if is_coinbase and least else least
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether the peer names a funding output that was never in the chain: there may be none."""
+        return not (self.params.is_opener or self.funding_depth > 0 or self.scid is not None)
 
 
 class AwaitingFunding(Funded, frozen=True, kw_only=True, tag="awaiting_funding"):

@@ -19,9 +19,7 @@ def is_unproven(state: State) -> bool:
     """The peer proposed the channel, and its funding transaction was never seen in the chain. A channel that may be
     used without (zero-conf) is with a peer that is trusted."""
     if isinstance(state, Funded):
-        params = state.params
-        is_seen = state.funding_depth > 0 or state.scid is not None
-        return not (params.is_opener or is_seen or params.minimum_depth_blocks == 0)
+        return state.is_unseen and state.params.minimum_depth_blocks > 0
     return isinstance(state, OpenReceived)
 
 

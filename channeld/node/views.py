@@ -137,7 +137,7 @@ def funded_status(state: Funded, connected: bool) -> str:
     away = "" if connected else "; the peer is not connected"
     match state:
         case AwaitingFunding():
-            missing = max(0, state.params.minimum_depth_blocks - state.funding_depth)
+            missing = max(0, state.required_depth_blocks - state.funding_depth)
             if missing:
                 more = "1 more confirmation" if missing == 1 else f"{missing} more confirmations"
                 return f"waiting for {more} of the funding transaction{away}"
@@ -145,7 +145,7 @@ def funded_status(state: Funded, connected: bool) -> str:
         case Normal(is_deep=False):
             if state.double_spent_by:
                 return f"the funding transaction was double-spent by {state.double_spent_by[::-1].hex()}{away}"
-            again = "in a block again" if (n := state.params.minimum_depth_blocks) <= 1 else f"{n} blocks deep again"
+            again = "in a block again" if (n := state.required_depth_blocks) <= 1 else f"{n} blocks deep again"
             return f"open, but not usable until its funding transaction is {again}{away}"
         case Normal():
             return "open" if is_usable(state) else f"open, but not usable now{away or '; getting back in step'}"

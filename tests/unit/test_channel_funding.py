@@ -12,8 +12,9 @@ from channeld.channel import events as ev
 from channeld.channel.chain import FORGET_UNFUNDED_AFTER_BLOCKS
 from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import Closed, Closing, Normal, phase_name
+from channeld.node import views
 from tests.machine import harness
-from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, seed_secrets
+from tests.machine.harness import HEIGHT, Pair, Peer, add, fund, open_pair, seed_secrets, start_open
 
 RIVAL = sha256(b"a double spend").digest()
 
@@ -22,6 +23,26 @@ def depth(peer: Peer, depth: int, rival_depth: int = 0) -> list[fx.Effect]:
     capacity_sat = peer.funded.params.capacity_sat
     rival = RIVAL if rival_depth else b""
     return peer.step(ev.FundingDepth(depth, HEIGHT if depth else 0, 7, capacity_sat, rival, rival_depth))
+
+
+# --- a coinbase ---------------------------------------------------------------------------------------------------
+
+
+def test_a_coinbase_has_to_be_mature() -> None:
+    """Before, no commitment can be mined: a miner who funds channels with its rewards could let every deadline of an
+    HTLC pass."""
+    alice, bob = (Peer(name, seed_secrets(name, 7)) for name in ("alice", "bob"))
+    pair = start_open(alice, bob, push_msat=300_000_000)
+    fund(pair)
+    for deep, ready in ((3, False), (99, False), (100, True)):
+        for peer in (alice, bob):
+            peer.step(ev.FundingDepth(deep, HEIGHT, 0, peer.funded.params.capacity_sat))
+        pair.settle()
+        assert isinstance(bob.state, Normal) == ready
+        assert bob.funded.is_deep == ready
+        if not ready:
+            missing = 100 - deep
+            assert f"{missing} more confirmation" in views.why_unusable(bob.funded, None)
 
 
 # --- reorganised --------------------------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ fees."""
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from channeld.channel import economics
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
-from channeld.channel.state import Closing, Normal, State
+from channeld.channel.state import Closing, Funded, Normal, State
 from channeld.onchain.rates import Rates
 from channeld.onchain.reserve import LEAST_SAT, reserve_sat
 from tests.machine.harness import HEIGHT, Pair, add, open_pair, preimage_of
@@ -170,3 +171,20 @@ def test_reserve_grows_with_fees_and_htlcs_and_is_for_anchors_only() -> None:
     add(pair.alice, 50_000_000, 1, EXPIRY)
     pair.settle()
     assert without + 10_000 < reserve_sat([state_of(pair)], dear) < without + 20_000
+
+
+def test_what_strangers_propose_takes_nothing_of_the_wallet() -> None:
+    """The reserve is kept from all other uses: whoever opens channels to us must not be able to raise it for less than
+    what they hold for us."""
+    dear = Rates(((1, 50_000),))
+    empty = open_pair().bob.state
+    assert isinstance(empty, Funded)
+    assert reserve_sat([empty] * 100, dear) == 0, "nothing in them is ours"
+    promised = channel().bob.state
+    assert isinstance(promised, Funded)
+    assert reserve_sat([promised], dear) > 50_000
+    unseen = replace(promised, scid=None, funding_depth=0)
+    assert reserve_sat([unseen] * 100, dear) == 0, "a commitment without its funding cannot be lifted"
+    little = open_pair(push_msat=10_000_000).bob.state
+    assert isinstance(little, Funded)
+    assert reserve_sat([little] * 100, dear) == 100 * 5_000, "no child pays more than half of what it brings"
