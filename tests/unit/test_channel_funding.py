@@ -42,7 +42,8 @@ def test_a_coinbase_has_to_be_mature() -> None:
         assert bob.funded.is_deep == ready
         if not ready:
             missing = 100 - deep
-            assert f"{missing} more confirmation" in views.why_unusable(bob.funded, None)
+            assert bob.state is not None
+            assert f"{missing} more confirmation" in views.why_unusable(bob.state, None)
 
 
 # --- reorganised --------------------------------------------------------------------------------------------------
