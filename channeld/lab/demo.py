@@ -34,7 +34,7 @@ async def _run(console: Console) -> int:
             for number, (title, act) in enumerate(ACTS, 1):
                 stage.title(f"Act {number}: {title}")
                 ledger = await act(stage)
-                console.print(ledger.table())
+                stage.accounts(ledger.table())
                 faults.extend(ledger.faults())
     for sentence in faults:
         console.print(f"[bold red]{sentence}[/]")

@@ -137,7 +137,12 @@ class Ledger:
         """Everything, line by line; the amounts of each column add up from top to bottom."""
         accounts = list(self.accounts.values())
         table = Table(
-            title=f"{self.title} (sat)", title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
+            title=f"{self.title} (sat)",
+            title_justify="left",
+            box=box.SIMPLE,
+            show_edge=False,
+            pad_edge=False,
+            padding=0,
         )
         table.add_column("", no_wrap=True)
         for account in accounts:

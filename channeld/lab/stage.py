@@ -7,6 +7,8 @@ import time
 
 from rich.console import Console
 from rich.rule import Rule
+from rich.segment import Segment, Segments
+from rich.table import Table
 
 from channeld.lab.daemon import DaemonProcess
 from channeld.lab.lab import Lab
@@ -14,6 +16,7 @@ from channeld.lab.ledger import Ledger, fee_sat, fetch_tx, paid_by
 from channeld.v1 import channels_pb2, payments_pb2
 
 BURIAL_BLOCKS = 6
+MAX_WIDTH = 1000
 
 
 class DemoFailed(Exception):
@@ -41,6 +44,13 @@ class Stage:
         """A new act."""
         self.console.print()
         self.console.print(Rule(f"[bold]{title}[/]", align="left", characters="─"))
+
+    def accounts(self, table: Table) -> None:
+        """A table as wide as it is: no amount is ever cut, however narrow the terminal."""
+        options = self.console.options.update(max_width=MAX_WIDTH)
+        width = max(self.console.width, self.console.measure(table, options=options).maximum)
+        for line in self.console.render_lines(table, options.update(width=width), pad=False):
+            self.console.print(Segments([*line, Segment.line()]), soft_wrap=True)
 
     # --- the cast
 

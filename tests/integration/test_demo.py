@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from channeld.lab import demo
+from channeld.lab.lab import Lab
 from channeld.lab.ledger import Account, Ledger
 from channeld.lab.stage import DemoFailed, Stage
 
@@ -113,3 +116,17 @@ def test_a_demo_that_loses_money_says_so(
     monkeypatch.setattr(demo, "ACTS", (("a loss", loses),))
     assert demo.main() == 1
     assert "1000 msat of Alice are missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_no_amount_of_the_accounts_is_cut(tmp_path: Path, width: int) -> None:
+    ledger = Ledger()
+    for name in ("Alice", "Bob", "Carol", "Dave", "Erin"):
+        ledger.accounts[name] = Account(name, 5_449_529_000, 1_000_000_000, 379_813_614, 5_449_529_000)
+    written = io.StringIO()
+    Stage(Console(file=written, width=width), Lab(tmp_path)).accounts(ledger.table())
+    text = written.getvalue()
+    assert "…" not in text
+    for amount, label in (("5,449,529", "on chain before"), ("379,813.614", "  out of channels")):
+        assert [line.split().count(amount) for line in text.splitlines() if line.startswith(label)] == [5]
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
