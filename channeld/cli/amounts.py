@@ -11,7 +11,9 @@ MSAT_PER_UNIT = {"msat": Decimal(1), "sat": Decimal(1000), "btc": Decimal(100_00
 SECONDS_PER_UNIT = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 WEIGHT_UNITS_PER_VBYTE = 4
 
-_AMOUNT = re.compile(r"(?P<number>(?:\d[\d,_]*)?(?:\.\d+)?)\s*(?P<unit>[a-z]*)", re.IGNORECASE)
+_AMOUNT = re.compile(
+    r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:_\d{3})+|\d*)(?:\.\d+)?)\s*(?P<unit>[a-z]*)", re.ASCII | re.IGNORECASE
+)
 _DURATION = re.compile(r"(?P<number>\d+)\s*(?P<unit>[smhdw]?)", re.IGNORECASE)
 _UNITS = {"": "sat", "sat": "sat", "sats": "sat", "msat": "msat", "msats": "msat", "btc": "btc"}
 
@@ -26,10 +28,13 @@ def count(number: int, noun: str) -> str:
 
 
 def parse_msat(text: str) -> int:
-    """An amount in msat from `1000` (sat), `1000sat`, `0.01btc` or `5000msat`. Raises `FormatError`."""
+    """An amount in msat from `1000` (sat), `1,000sat`, `0.01btc` or `5000msat`. A comma stands between groups of three
+    digits only, and in no amount in btc: for many people it is the decimal point. Raises `FormatError`."""
     match = _AMOUNT.fullmatch(text.strip())
     unit = _UNITS.get(match["unit"].lower()) if match else None
     number = match["number"].replace(",", "").replace("_", "") if match else ""
+    if "," in text and (unit is None or unit == "btc"):
+        raise FormatError(f"{text!r} may mean two amounts; write a fraction with a point, as 0.01btc, and no comma.")
     if unit is None or not number:
         raise FormatError(f"{text!r} is not an amount; write it as 1000sat, 0.01btc or 5000msat (no unit means sat).")
     msat = Decimal(number) * MSAT_PER_UNIT[unit]

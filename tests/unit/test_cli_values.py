@@ -27,6 +27,8 @@ NODE = "02" + "ab" * 32
         ("0.01 BTC", 1_000_000_000),
         (".5sat", 500),
         ("5000msat", 5_000),
+        ("1,234,567.5 sat", 1_234_567_500),
+        ("100_000", 100_000_000),
         ("5000 msats", 5_000),
         ("1.5sat", 1_500),
         ("0", 0),
@@ -39,10 +41,36 @@ def test_amounts_that_people_write(text: str, msat: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "sat", ".", "20k", "-5", "1e3", "1.2.3", "5 eur", "0.5msat", "0.0001sat", "21000001btc", "NaN", "inf", "0x10"],
+    [
+        "",
+        "sat",
+        ".",
+        "20k",
+        "-5",
+        "1e3",
+        "1.2.3",
+        "5 eur",
+        "0.5msat",
+        "0.0001sat",
+        "21000001btc",
+        "NaN",
+        "inf",
+        "0x10",
+        "1_0",
+        "١٢",
+    ],
 )
 def test_what_is_no_amount_is_told(text: str) -> None:
     with pytest.raises(FormatError, match=r"\.$"):
+        amounts.parse_msat(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["1,5btc", "0,01btc", "1,500btc", "0,5sat", "10,00", "1,0000", ",5", "1,000,00 sat", "1,,000"]
+)
+def test_a_comma_is_never_a_decimal_point(text: str) -> None:
+    """Where a comma is one, `0,01btc` is a hundredth of a bitcoin, and must not become a whole one."""
+    with pytest.raises(FormatError, match="with a point"):
         amounts.parse_msat(text)
 
 
