@@ -29,7 +29,14 @@ from channeld.channel.effects import (
     Send,
 )
 from channeld.channel.env import Env
-from channeld.channel.events import CommandRejected, ForceClose, FundingDepth, FundingSpent, HtlcOnChain
+from channeld.channel.events import (
+    CommandRejected,
+    ForceClose,
+    FundingDepth,
+    FundingSpent,
+    HtlcOnChain,
+    told_to_peer,
+)
 from channeld.channel.state import (
     AnyFunded,
     AwaitingFunding,
@@ -54,7 +61,6 @@ from channeld.channel.writes import Write
 from wallet.bitcoin import Tx
 
 FORGET_UNFUNDED_AFTER_BLOCKS = 2016
-MAX_ERROR_BYTES = 400
 _REMOTE_KINDS: dict[CloseKind, str] = {
     "remote_current": "current",
     "remote_next": "next",
@@ -195,10 +201,11 @@ def force_close(state: AnyFunded, event: ForceClose, env: Env) -> Transition:
         return _force_closing(state, event, env)
     if event.even_if_outdated:
         return fail(state, event.reason, env)
-    held = fail_when_safe(state, event.reason, env)
+    held = fail_when_safe(state, event.reason, env, event.tx)
     if isinstance(held.state, Open):
         # The peer hears of it now: if it is honest it publishes its own commitment, which is always safe for us.
-        return Transition(held.state, (_error(held.state, event.reason), *held.effects), held.writes, held.reason)
+        tell = _error(held.state, event.reason, event.tx)
+        return Transition(held.state, (tell, *held.effects), held.writes, held.reason)
     return held
 
 
@@ -232,18 +239,19 @@ def _force_closing(state: Closing, event: ForceClose, env: Env) -> Transition:
     return Transition(following, (_error(state, event.reason), Broadcast(tx, "local commitment")), (), event.reason)
 
 
-def fail_when_safe(state: Open, reason: str, env: Env) -> Transition:
+def fail_when_safe(state: Open, reason: str, env: Env, wrongly_signed: bytes = b"") -> Transition:
     """Fails the channel, or keeps in mind that it has to be, while our commitment may be from an old copy."""
     doubt = state.unconfirmed
     if doubt is None or not unconfirmed.is_doubtful(state) or unconfirmed.waited_for_failure(doubt, env):
-        return fail(state, reason, env)
+        return fail(state, reason, env, wrongly_signed)
     following, effects = unconfirmed.held(state, reason, failed=True)
     return Transition(following, tuple(effects))
 
 
-def fail(state: Open, reason: str, env: Env) -> Transition:
-    """Fails the channel: the peer is told, and our latest commitment is published (BOLT 5, "Failing a Channel")."""
-    tell = _error(state, reason)
+def fail(state: Open, reason: str, env: Env, wrongly_signed: bytes = b"") -> Transition:
+    """Fails the channel: the peer is told, and our latest commitment is published (BOLT 5, "Failing a Channel"). The
+    peer's signature of `wrongly_signed` was not valid."""
+    tell = _error(state, reason, wrongly_signed)
     if isinstance(state, AwaitingFunding) and _has_nothing_at_stake(state):
         return _forgotten(state, reason, [tell])
     commitments, effects, writes = normal.drop_uncommitted(state.commitments, state.params)
@@ -256,15 +264,15 @@ def fail(state: Open, reason: str, env: Env) -> Transition:
         closing_tx=raw,
         local_tx=raw,
         reason=reason,
-        error=reason,
+        error=told_to_peer(reason, wrongly_signed),
         shutdown_scripts=shutdown_scripts(state),
     )
     effects += [tell, Broadcast(tx, "local commitment")]
     return Transition(following, tuple(effects), tuple(writes), reason)
 
 
-def _error(state: Open | Closing, reason: str) -> Send:
-    return Send(ErrorMessage(state.params.channel_id, reason.encode()[:MAX_ERROR_BYTES]))
+def _error(state: Open | Closing, reason: str, tx: bytes = b"") -> Send:
+    return Send(ErrorMessage(state.params.channel_id, told_to_peer(reason, tx).encode()))
 
 
 def signed_local_commitment(state: Open | Closing, env: Env) -> Tx:
@@ -295,16 +303,18 @@ def _forgotten(state: AwaitingFunding, reason: str, effects: list[Effect]) -> Tr
     return Transition(closed, (*effects, CloseCompleted(None, reason)), (), reason)
 
 
-def abandon(state: Opening, reason: str, *, tell: bool) -> Transition:
-    """Gives up an opening that has no funds yet."""
+def abandon(state: Opening, reason: str, *, tell: bool, tx: bytes = b"") -> Transition:
+    """Gives up an opening that has no funds yet. `tx` was signed wrongly by the peer."""
     effects: list[Effect] = []
     if isinstance(state, OpenReceived):
         id, remote_node_id = state.temporary_channel_id, state.remote_node_id
     else:
         id, remote_node_id = state.wanted.temporary_channel_id, state.wanted.remote_node_id
     if tell:
-        # BOLT 1, "MUST use `temporary_channel_id` in lieu of `channel_id`."
-        effects.append(Send(ErrorMessage(id, reason.encode()[:MAX_ERROR_BYTES])))
+        # BOLT 1, "for all error messages sent before (and including) the `funding_created` message: MUST use
+        # `temporary_channel_id` in lieu of `channel_id`." After it the peer may know the other one only.
+        named = state.params.channel_id if isinstance(state, FundingCreatedSent) else id
+        effects.append(Send(ErrorMessage(named, told_to_peer(reason, tx).encode())))
     if isinstance(state, FundingCreatedSent):
         effects.append(ReleaseFunding(state.params.funding_outpoint.txid))
     closed = Closed(id=id, remote_node_id=remote_node_id, reason=reason)

@@ -188,8 +188,8 @@ def _signed_tx(state: NegotiatingLegacy, message: ClosingSigned) -> Tx:
             return tx
     # BOLT 2, "if the `signature` is not valid for either variant of closing transaction ... OR non-compliant with
     # LOW-S-standard rule: MUST send a `warning` and close the connection, or send an `error` and fail the channel."
-    raw = variants[0].serialize().hex() if variants else "no such transaction"
-    raise ProtocolViolation(f"closing_signed: the signature is not valid: {raw}", "warning")
+    raw = variants[0].serialize() if variants else b""
+    raise ProtocolViolation("closing_signed: the signature is not valid", "warning", raw)
 
 
 def _send(state: NegotiatingLegacy, offer: LegacyOffer, tx: Tx, env: Env) -> tuple[NegotiatingLegacy, list[Effect]]:

@@ -174,6 +174,6 @@ def _publish(
     digest = funding_sighash(tx, 0, commitment.funding_script(), commitment.funding_sat)
     if not verify(commitment.remote.funding_pubkey, digest, remote_signature):
         # BOLT 2, "If the signature field is not valid for the corresponding closing transaction"
-        raise ProtocolViolation(f"{message}: the signature is not valid: {tx.serialize().hex()}", "warning")
+        raise ProtocolViolation(f"{message}: the signature is not valid", "warning", tx.serialize())
     signed = complete(commitment, tx, env.signer.sign_funding_input(commitment, tx), remote_signature)
     return with_closing_tx(state, signed, most), Broadcast(signed, "mutual close")

@@ -132,6 +132,8 @@ class ForceClose(Struct, frozen=True):
 
     reason: str
     even_if_outdated: bool = False
+    tx: bytes = b""
+    """The transaction that the peer signed wrongly, if that is why."""
 
 
 class OutputsResolved(Struct, frozen=True):
@@ -147,9 +149,10 @@ class HtlcOnChain(Struct, frozen=True):
 
 
 class ForgetChannel(Struct, frozen=True):
-    """Give up an opening that never got funds."""
+    """Give up an opening that never got funds. `tx`: as in `ForceClose`."""
 
     reason: str
+    tx: bytes = b""
 
 
 Event = (
@@ -206,10 +209,29 @@ class ProtocolViolation(Exception):
     - `warning`: send `warning` and close the connection;
     - `error`: send `error`; the channel is failed: our commitment is broadcast if there is one, else it is forgotten;
     - `disconnect`: just close the connection (ignore what came).
-    `reason` is a sentence that names the rule's source.
+    `reason` is a sentence that names the rule's source, `tx` the transaction whose signature was wrong, if that is it.
     """
 
-    def __init__(self, reason: str, action: Literal["warning", "error", "disconnect"] = "error") -> None:
+    def __init__(
+        self, reason: str, action: Literal["warning", "error", "disconnect"] = "error", tx: bytes = b""
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.action = action
+        self.tx = tx
+
+
+MAX_REASON_BYTES = 400
+MAX_TOLD_BYTES = 32_000
+"""With the transaction: that of a commitment with some 350 HTLCs."""
+
+
+def told_to_peer(reason: str, tx: bytes = b"") -> str:
+    """The text of an `error` or a `warning`.
+
+    BOLT 1, "when failure was caused by an invalid signature check: SHOULD include the raw, hex-encoded transaction".
+    One that is too long is left out: a part of it would help nobody.
+    """
+    words = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    with_tx = f"{words}: {tx.hex()}"
+    return with_tx if tx and len(with_tx) <= MAX_TOLD_BYTES else words

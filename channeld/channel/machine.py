@@ -54,6 +54,7 @@ from channeld.channel.effects import (
 )
 from channeld.channel.env import Env
 from channeld.channel.events import (
+    MAX_TOLD_BYTES,
     AddHtlc,
     CloseChannel,
     CommandRejected,
@@ -345,7 +346,7 @@ def _on_give_up(state: State, event: ForceClose | ForgetChannel, env: Env) -> Tr
         raise CommandRejected("not_ready", "the channel has no commitment that could be published: forget it instead")
     if isinstance(state, Funded):
         raise CommandRejected("invalid", "the channel may hold funds: close it instead of forgetting it")
-    return chain.abandon(state, event.reason, tell=True)
+    return chain.abandon(state, event.reason, tell=True, tx=event.tx)
 
 
 # --- the connection -----------------------------------------------------------------------------------------------
@@ -391,7 +392,7 @@ def _repeat_error(state: Closing | WaitingForRemoteClose) -> list[Effect]:
         text = "we lost state, please close the channel"
     else:
         text = state.error or "the channel was closed"
-    return [Send(ErrorMessage(state.params.channel_id, text.encode()[: chain.MAX_ERROR_BYTES]))]
+    return [Send(ErrorMessage(state.params.channel_id, text.encode()[:MAX_TOLD_BYTES]))]
 
 
 # --- wallet and chain ---------------------------------------------------------------------------------------------

@@ -360,7 +360,7 @@ def on_commitment_signed(
     except InvalidSignature as error:
         # BOLT 1, "when failure was caused by an invalid signature check: SHOULD include the raw, hex-encoded
         # transaction"
-        raise ProtocolViolation(f"commitment_signed: {error} {built.tx.serialize().hex()}") from error
+        raise ProtocolViolation(f"commitment_signed: {error}", tx=built.tx.serialize()) from error
     effects: list[Effect] = [Send(revoke_and_ack(params, index, env))]
     writes: list[Write] = []
     for update in c.ours.acked:

@@ -348,7 +348,7 @@ def _first_local_commit(params: ChannelParams, spec: Spec, signature: bytes, env
         verify_commitment(built, signature, ())
     except InvalidSignature as error:
         # BOLT 2, "if `signature` is incorrect OR non-compliant with LOW-S-standard rule"
-        raise ProtocolViolation(f"{message}: {error} {built.tx.serialize().hex()}") from error
+        raise ProtocolViolation(f"{message}: {error}", tx=built.tx.serialize()) from error
     return LocalCommit(0, spec, built.txid, signature)
 
 

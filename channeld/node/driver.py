@@ -29,7 +29,6 @@ log = structlog.get_logger(__name__)
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 CommandDone = Callable[[Exception | None], None]
-MAX_REASON_BYTES = 400
 GATHER_SECONDS = 0.01
 """So long what we offer waits for the peer's revocation, without which it cannot be signed for."""
 MOST_GATHERED = 200
@@ -399,16 +398,16 @@ class ChannelDriver(Generic[S]):
         """The one place where a peer's mistake becomes a message (BOLT 1, "The error and warning Messages")."""
         self._host.violated(self, violation)
         self._deaf_to = self.link
-        data = violation.reason.encode()[:MAX_REASON_BYTES]
+        data = ev.told_to_peer(violation.reason, violation.tx).encode()
         match violation.action:
             case "warning":
                 batch.effects.append((fx.Send(WarningMessage(self.channel_id, data)), self.link))
                 batch.effects.append((fx.Disconnect(violation.reason), self.link))
             case "error":  # the machine sends `error` itself, when it fails the channel
                 try:
-                    self._step(ev.ForceClose(violation.reason), env, batch)
+                    self._step(ev.ForceClose(violation.reason, tx=violation.tx), env, batch)
                 except ev.CommandRejected:
-                    self._step(ev.ForgetChannel(violation.reason), env, batch)
+                    self._step(ev.ForgetChannel(violation.reason, violation.tx), env, batch)
             case "disconnect":
                 batch.effects.append((fx.Disconnect(violation.reason), self.link))
             case _:

@@ -227,6 +227,12 @@ def test_the_channel_id_is_that_of_the_funding_output() -> None:
         assert watch.outpoint == (txid, 1)
 
 
+def told(transition: machine.Transition) -> object:
+    """The one message of a transition."""
+    (message,) = [effect.message for effect in transition.effects if isinstance(effect, fx.Send)]
+    return message
+
+
 def test_a_bad_signature_ends_the_opening() -> None:
     pair = started()
     pair.alice.step(ev.FundingTxReady(harness.funding_tx(pair.alice), 1))
@@ -235,11 +241,20 @@ def test_a_bad_signature_ends_the_opening() -> None:
     with pytest.raises(ev.ProtocolViolation, match="funding_created") as violation:
         pair.bob.step(ev.PeerMessage(dataclasses.replace(created, signature=b"\x11" * 64)))
     assert violation.value.action == "error"
+    # BOLT 1, "for all error messages sent before (and not including) the `funding_signed` message: MUST use
+    # `temporary_channel_id` in lieu of `channel_id`."
+    temporary = harness.open_params(pair.bob).temporary_channel_id
+    given_up = machine.step(pair.bob.state, ev.ForgetChannel("bad", violation.value.tx), pair.bob.env())
+    assert told(given_up) == ErrorMessage(temporary, f"bad: {violation.value.tx.hex()}".encode())
     pair.bob.step(ev.PeerMessage(created))
     signed = decode(pair.bob.outbox.popleft())
     assert isinstance(signed, FundingSigned)
-    with pytest.raises(ev.ProtocolViolation, match="funding_signed"):
+    with pytest.raises(ev.ProtocolViolation, match="funding_signed") as violation:
         pair.alice.step(ev.PeerMessage(dataclasses.replace(signed, signature=b"\x11" * 64)))
+    # BOLT 1, "for all error messages sent before (and including) the `funding_created` message", and no others: the
+    # fundee has forgotten the temporary id.
+    given_up = machine.step(pair.alice.state, ev.ForgetChannel("bad", violation.value.tx), pair.alice.env())
+    assert told(given_up) == ErrorMessage(signed.channel_id, f"bad: {violation.value.tx.hex()}".encode())
     with pytest.raises(ev.ProtocolViolation, match="channel_id"):
         pair.alice.step(ev.PeerMessage(dataclasses.replace(signed, channel_id=bytes(32))))
     assert isinstance(pair.alice.state, FundingCreatedSent)

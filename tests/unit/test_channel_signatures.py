@@ -11,17 +11,20 @@ from msgspec.structs import replace
 
 from channeld.bolt.messages import (
     CommitmentSigned,
+    ErrorMessage,
     RevokeAndAck,
     Stfu,
     decode,
 )
 from channeld.bolt.transactions.commitment import _keyed
 from channeld.channel import commitments as cm
+from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.state import Normal
-from tests.machine.harness import HEIGHT, Pair, add, both_signed, open_pair, preimage_of
+from tests.machine.harness import FEATURES, HEIGHT, Pair, add, both_signed, open_pair, preimage_of
 from tests.unit.operation_support import command, rejected, violates, with_htlc
+from wallet.bitcoin import Tx
 from wallet.bitcoin.secp import pubkey_of
 
 
@@ -68,8 +71,19 @@ def test_bad_signatures(changes: dict[str, Any], match: str) -> None:
     pair, message = signed(**changes)
     violation = violates(pair.bob, message, match)
     assert violation.action == "error"
-    # BOLT 1, "SHOULD include the raw, hex-encoded transaction"
-    assert bytes.fromhex(violation.reason.rsplit(" ", 1)[1])
+    # BOLT 1, "SHOULD include the raw, hex-encoded transaction": all of it, now and after a reconnection.
+    assert Tx.parse(violation.tx).spends() == (pair.bob.funded.params.funding_outpoint,)
+    assert violation.tx.hex() not in violation.reason, "people do not read it"
+    effects = pair.bob.step(ev.ForceClose(violation.reason, tx=violation.tx))
+    for told in (effects, pair.bob.step(ev.Disconnected()) + pair.bob.step(ev.Connected(FEATURES))):
+        (data,) = [e.message.data for e in told if isinstance(e, fx.Send) and isinstance(e.message, ErrorMessage)]
+        assert data.decode() == f"{violation.reason}: {violation.tx.hex()}"
+
+
+def test_what_a_peer_is_told_has_whole_transactions_only() -> None:
+    assert ev.told_to_peer("no", b"\x12\x34") == "no: 1234"
+    assert ev.told_to_peer("\N{EURO SIGN}" * 400) == "\N{EURO SIGN}" * (ev.MAX_REASON_BYTES // 3)
+    assert ev.told_to_peer("too large", bytes(ev.MAX_TOLD_BYTES // 2)) == "too large"
 
 
 def test_high_s_signatures_are_refused() -> None:
