@@ -303,7 +303,9 @@ class ChannelDriver(Generic[S]):
         self._host.submit(batch.writes, lambda error: self._committed(batch, error))
         if self.failure is None:
             read_ahead = [partial(self._host.read_ahead, self, htlc_id) for htlc_id in batch.received]
-            self._work_ahead(deque((*self._machine.preparations(self.state, env), *read_ahead)))
+            jobs: deque[Callable[[], object]] = deque((*self._machine.preparations(self.state, env), *read_ahead))
+            # What is durable already is said in the next turn of the event loop, and goes out in the one after that.
+            self._loop.call_soon(lambda: self._loop.call_soon(self._work_ahead, jobs))
 
     def _work_ahead(self, jobs: deque[Callable[[], object]]) -> None:
         """While the writer writes and the peer computes: one job a turn of the event loop, because what has become

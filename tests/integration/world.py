@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -65,9 +65,9 @@ class OneByOne(Store):
     """Each job is a transaction of its own, as on an idle machine: how many commits there are to crash at does not
     depend on how many happen to wait for each other."""
 
-    def _commit(self, writer: Any, jobs: list[Any]) -> None:
+    def _commit(self, jobs: Sequence[Any], call: Callable[..., object]) -> None:
         for job in jobs:
-            super()._commit(writer, [job])
+            super()._commit([job], call)
 
 
 class TestNode:

@@ -158,9 +158,14 @@ async def test_an_offer_that_can_be_signed_for_does_not_wait(
     assert driver.state == ("Connected", "AddHtlc", "signed")
 
 
-async def test_what_is_durable_comes_before_what_is_done_ahead(
-    driver: ChannelDriver[State], host: FakeHost, link: FakeLink, toy: ToyMachine
+async def test_what_is_durable_goes_out_before_what_is_done_ahead(
+    driver: ChannelDriver[State],
+    host: FakeHost,
+    link: FakeLink,
+    toy: ToyMachine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A link writes what it was given in the next turn of the event loop."""
     order: list[str] = []
     for name in ("first", "second", "third"):
         toy.jobs.append(partial(order.append, name))
@@ -169,16 +174,19 @@ async def test_what_is_durable_comes_before_what_is_done_ahead(
     def submit_and_finish(writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
         submit(writes, done)
         host.commits.pop()
-        loop = asyncio.get_running_loop()
-        loop.call_soon(order.append, "durable")
         loop.call_soon(done, None)
 
-    host.submit = submit_and_finish  # type: ignore[method-assign]
+    def send(data: bytes) -> None:
+        order.append("said")
+        loop.call_soon(order.append, "written")
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(host, "submit", submit_and_finish)
+    monkeypatch.setattr(link, "send", send)
     say(driver, link, "one")
-    for _ in range(5):
+    for _ in range(6):
         await asyncio.sleep(0)
-    assert order == ["first", "durable", "second", "third"]
-    assert link.words() == [b"one", b"signature"]
+    assert order == ["said", "said", "written", "written", "first", "second", "third"]
 
 
 async def test_a_bug_in_what_is_done_ahead_stops_nothing(
@@ -189,8 +197,8 @@ async def test_a_bug_in_what_is_done_ahead_stops_nothing(
     say(driver, link, "one")
     with structlog.testing.capture_logs() as logs:
         await host.commit()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
     assert done == ["after it"]
     assert [entry["event"] for entry in logs] == ["nothing came of working ahead"]
     assert (driver.failure, link.words()) == (None, [b"one", b"signature"])
@@ -199,6 +207,7 @@ async def test_a_bug_in_what_is_done_ahead_stops_nothing(
 async def test_an_htlc_that_came_in_is_read_ahead(driver: ChannelDriver[State], host: FakeHost, link: FakeLink) -> None:
     say(driver, link, "add")
     await host.commit()
+    await asyncio.sleep(0)
     assert host.read == [7]
 
 

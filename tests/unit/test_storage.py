@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from channeld.storage import migrate, tables
 from channeld.storage.store import StorageError, Store, StoreFailed, make_engine
 from wallet import store as wallet_store
 from wallet.db import statements
+from wallet.db.pace import Pace
 from watchtower.client import tables as tower_tables
 
 SET_META = statements.upsert(tables.meta)
@@ -28,13 +30,28 @@ UPDATE_STATE = statements.update(tables.channels, ["phase", "state"], ["channel_
 
 class CountingHook:
     def __init__(self) -> None:
-        self.commits = 0
+        self.threads: list[str] = []
+
+    @property
+    def commits(self) -> int:
+        return len(self.threads)
 
     def before(self) -> None:
-        self.commits += 1
+        self.threads.append(threading.current_thread().name)
 
     def after(self) -> None:
         pass
+
+
+class FixedPace(Pace):
+    """Commits whenever possible in the same thread."""
+
+    def __init__(self, in_the_loop: bool) -> None:
+        super().__init__()
+        self.in_the_loop = in_the_loop
+
+    def is_for_the_loop(self) -> bool:
+        return self.in_the_loop
 
 
 @pytest.fixture
@@ -54,9 +71,12 @@ def hook() -> CountingHook:
     return CountingHook()
 
 
-@pytest.fixture
-async def store(engine: Engine, failures: list[BaseException], hook: CountingHook) -> AsyncIterator[Store]:
+@pytest.fixture(params=["thread", "loop"])
+async def store(
+    request: pytest.FixtureRequest, engine: Engine, failures: list[BaseException], hook: CountingHook
+) -> AsyncIterator[Store]:
     store = Store(engine, failures.append, hook)
+    store._pace = FixedPace(request.param == "loop")
     yield store
     await store.close()
 
@@ -82,6 +102,43 @@ async def test_waiting_jobs_share_a_transaction_and_keep_their_order(store: Stor
     assert order == list(range(100))
     assert await values(store) == {"n": bytes([99])}
     assert hook.commits < 50
+
+
+async def test_the_loop_commits_only_while_nothing_else_is_under_way(store: Store, hook: CountingHook) -> None:
+    """Everybody who comes in the same turn of the event loop shares the writer's next transaction."""
+    in_the_loop = store._pace.is_for_the_loop()
+    order: list[int] = []
+    for number in range(50):
+        store.submit([SET_META("n", bytes([number]))], partial(_note, order, number))
+        assert not order  # never before `submit` has returned
+    await store.commit([])
+    assert order == list(range(50))
+    assert hook.threads.count("MainThread") == in_the_loop
+    await store.commit([SET_META("n", b"last")])
+    assert hook.threads[-1] == ("MainThread" if in_the_loop else "writer")
+    assert await values(store) == {"n": b"last"}
+
+
+@pytest.mark.parametrize(
+    ("commit_seconds", "cpu_share", "expected"),
+    [(0.0005, 0.3, True), (0.0005, 0.9, False), (0.004, 0.3, False), (0.0015, 0.6, True)],
+)
+def test_the_loop_commits_on_a_quick_disk_while_it_is_idle(
+    commit_seconds: float, cpu_share: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("wallet.db.pace.perf_counter", lambda: now[0])
+    monkeypatch.setattr("wallet.db.pace.thread_time", lambda: now[0] * cpu_share)
+    pace = Pace()
+    answers = []
+    for _ in range(60):
+        answers.append(pace.is_for_the_loop())
+        pace.took(commit_seconds)
+        now[0] += 0.005
+    assert not any(answers[:8])  # a disk is slow until it has shown otherwise
+    assert answers[-1] is expected
+    pace.took(0.1)
+    assert not pace.is_for_the_loop()
 
 
 async def test_order_is_kept_within_a_table(store: Store) -> None:

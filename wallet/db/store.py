@@ -1,7 +1,9 @@
-"""The database: one writer thread with group commit, one reader thread.
+"""The database: one writer with group commit, one reader thread.
 
-All jobs that wait when a transaction starts share it: that is where throughput comes from. A transaction that fails is
-fatal: memory would be ahead of the disk, so nothing is written any more, `on_failure` is told and the node stops.
+All jobs that wait when a transaction starts share it: that is where throughput comes from. The writer is a thread;
+where the event loop has nothing to do but to wait for it, and the disk is quick, the loop commits by itself (`Pace`). A
+transaction that fails is fatal: memory would be ahead of the disk, so nothing is written any more, `on_failure` is told
+and the node stops.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from queue import SimpleQueue
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from wallet.db.pace import Pace
 from wallet.db.statements import Compiled, Statement, Write, compile_statement, group
 
 T = TypeVar("T")
@@ -37,7 +40,7 @@ class StoreFailed(StorageError):
 
 
 class CommitHook(Protocol):
-    """What tests put around commits: called in the writer thread right before and right after each one."""
+    """What tests put around commits: called in the thread that commits, right before and right after each one."""
 
     def before(self) -> None: ...
     def after(self) -> None: ...
@@ -71,7 +74,9 @@ def make_engine(url: str) -> Engine:
                 f"{parsed.get_backend_name()} is no database that is known here: give a URL such as "
                 "sqlite:////path/to/file or postgresql://user:password@host/name"
             )
-        engine = create_engine(parsed, poolclass=NullPool)
+        # The writer's connection is used by two threads, by one at a time.
+        shared = {"check_same_thread": False} if parsed.get_backend_name() == "sqlite" else {}
+        engine = create_engine(parsed, poolclass=NullPool, connect_args=shared)
     except (ArgumentError, NoSuchModuleError) as error:
         raise StorageError(
             f"the database's URL cannot be used ({error}): it looks like postgresql://user:password@host/name"
@@ -142,6 +147,12 @@ class Store:
         self._reader: ThreadPoolExecutor | None = None
         self._finder: _Connection | None = None
         self._claim = _Claim(engine)
+        self._writer = _Connection(engine)
+        self._may_share = engine.dialect.name == "sqlite"
+        """Whether the loop may commit: never over a network."""
+        self._pace = Pace()
+        self._unheard = 0
+        """Jobs that were submitted and whose `done` was not called yet."""
         self.figures = StoreFigures()
         self._thread = threading.Thread(target=self._write_forever, name="writer", daemon=True)
         self._thread.start()
@@ -149,7 +160,13 @@ class Store:
     def submit(self, writes: Sequence[Write], done: Callable[[StoreFailed | None], None]) -> None:
         """Commit `writes` (an empty sequence too) as one; then, in the loop, `done(None)`, or `done(StoreFailed)`. Jobs
         are committed, and their `done` called, in the order of submission."""
-        self._jobs.put(_Job(writes, done))
+        alone = self._unheard == 0  # else the writer has the connection, and what comes now may share a transaction
+        self._unheard += 1
+        job = _Job(writes, done)
+        if alone and self._may_share and self._pace.is_for_the_loop():
+            self._commit([job], self._loop.call_soon)
+        else:
+            self._jobs.put(job)
 
     def commit_nowait(self, writes: Sequence[Write]) -> asyncio.Future[None]:
         """Like `submit`, with a future."""
@@ -189,6 +206,7 @@ class Store:
 
     async def close(self) -> None:
         """Commit what waits, then close."""
+        self._may_share = False
         self._jobs.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
         if self._reader is not None:
@@ -198,10 +216,9 @@ class Store:
         self._claim.release()
         self._engine.dispose()
 
-    # --- writer thread --------------------------------------------------------------------------------------------
+    # --- the writer --------------------------------------------------------------------------------------------
 
     def _write_forever(self) -> None:
-        writer = _Connection(self._engine)
         closing = False
         while not closing:
             jobs: list[_Job] = []
@@ -215,35 +232,41 @@ class Store:
                     break
                 job = self._jobs.get()
             if jobs:
-                self._commit(writer, jobs)
-        writer.close()
+                self._commit(jobs, self._call)
+        self._writer.close()
 
-    def _commit(self, writer: _Connection, jobs: list[_Job]) -> None:
+    def _commit(self, jobs: Sequence[_Job], call: Callable[..., object]) -> None:
+        """In one transaction. What follows is `call`ed in the loop."""
+        seconds = 0.0
         if self._failure is None:
             try:
                 groups = group(job.writes for job in jobs)
                 if groups:
-                    writer.transaction(groups, self._hook)
+                    began = perf_counter()
+                    self._writer.transaction(groups, self._hook)
+                    seconds = perf_counter() - began
                     self.figures = StoreFigures(self.figures.transactions + 1, self.figures.jobs + len(jobs))
             except BaseException as error:
                 self._failure = error
-                self._call(partial(self._on_failure, error))
-        self._call(partial(self._finish, jobs, self._failure))
+                call(self._on_failure, error)
+        call(self._finish, jobs, self._failure, seconds)
 
-    def _call(self, function: Callable[[], None]) -> None:
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(function)
+            self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             assert self._loop.is_closed()  # nobody is left to be told
 
-    @staticmethod
-    def _finish(jobs: list[_Job], failure: BaseException | None) -> None:
+    def _finish(self, jobs: Sequence[_Job], failure: BaseException | None, seconds: float) -> None:
+        self._unheard -= len(jobs)
+        if seconds:
+            self._pace.took(seconds)
         for job in jobs:
             job.done(None if failure is None else StoreFailed(f"the database could not be written: {failure}"))
 
 
 class _Connection:
-    """A raw DBAPI connection of one thread, with statements compiled once."""
+    """A raw DBAPI connection, for one thread at a time, with statements compiled once."""
 
     def __init__(self, engine: Engine) -> None:
         self._dialect = engine.dialect
