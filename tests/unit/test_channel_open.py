@@ -14,6 +14,7 @@ from channeld.bolt.messages import (
     ErrorMessage,
     FundingCreated,
     FundingSigned,
+    Message,
     OpenChannel,
     UpdateAddHtlc,
     decode,
@@ -227,9 +228,11 @@ def test_the_channel_id_is_that_of_the_funding_output() -> None:
         assert watch.outpoint == (txid, 1)
 
 
-def told(transition: machine.Transition) -> object:
-    """The one message of a transition."""
-    (message,) = [effect.message for effect in transition.effects if isinstance(effect, fx.Send)]
+def told(peer: Peer, event: ev.Event) -> Message:
+    """What would be said about `event`."""
+    assert peer.state is not None
+    effects = machine.step(peer.state, event, peer.env()).effects
+    (message,) = [effect.message for effect in effects if isinstance(effect, fx.Send)]
     return message
 
 
@@ -244,8 +247,9 @@ def test_a_bad_signature_ends_the_opening() -> None:
     # BOLT 1, "for all error messages sent before (and not including) the `funding_signed` message: MUST use
     # `temporary_channel_id` in lieu of `channel_id`."
     temporary = harness.open_params(pair.bob).temporary_channel_id
-    given_up = machine.step(pair.bob.state, ev.ForgetChannel("bad", violation.value.tx), pair.bob.env())
-    assert told(given_up) == ErrorMessage(temporary, f"bad: {violation.value.tx.hex()}".encode())
+    assert told(pair.bob, ev.ForgetChannel("bad", violation.value.tx)) == ErrorMessage(
+        temporary, f"bad: {violation.value.tx.hex()}".encode()
+    )
     pair.bob.step(ev.PeerMessage(created))
     signed = decode(pair.bob.outbox.popleft())
     assert isinstance(signed, FundingSigned)
@@ -253,8 +257,9 @@ def test_a_bad_signature_ends_the_opening() -> None:
         pair.alice.step(ev.PeerMessage(dataclasses.replace(signed, signature=b"\x11" * 64)))
     # BOLT 1, "for all error messages sent before (and including) the `funding_created` message", and no others: the
     # fundee has forgotten the temporary id.
-    given_up = machine.step(pair.alice.state, ev.ForgetChannel("bad", violation.value.tx), pair.alice.env())
-    assert told(given_up) == ErrorMessage(signed.channel_id, f"bad: {violation.value.tx.hex()}".encode())
+    assert told(pair.alice, ev.ForgetChannel("bad", violation.value.tx)) == ErrorMessage(
+        signed.channel_id, f"bad: {violation.value.tx.hex()}".encode()
+    )
     with pytest.raises(ev.ProtocolViolation, match="channel_id"):
         pair.alice.step(ev.PeerMessage(dataclasses.replace(signed, channel_id=bytes(32))))
     assert isinstance(pair.alice.state, FundingCreatedSent)
