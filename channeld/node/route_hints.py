@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from channeld.bolt.invoice import RoutingHop
@@ -17,12 +18,18 @@ UNTOLD_TERMS = (1000, 200, 144)
 MAX_ROUTE_HINTS = 5
 
 
-def route_hints(channels: Channels) -> list[tuple[RoutingHop, ...]]:
-    """One hint for each usable channel that is not announced: how the peer finds us over it (BOLT 11, `r`)."""
+def route_hints(channels: Channels, is_announced: Callable[[bytes], bool]) -> list[tuple[RoutingHop, ...]]:
+    """One hint for each usable channel that is not announced: how the peer finds us over it (BOLT 11, `r`).
+    `is_announced`: whether others know of a channel, by its id. One that will be announced needs no hint where another
+    one is known, and nobody could pay us without where none is."""
+    drivers = [driver for driver in channels.all() if isinstance(driver.state, Normal)]
+    # BOLT 11, "if there is NOT a public channel associated with its public key: MUST include at least one `r` field."
+    is_known = any(is_announced(driver.channel_id) for driver in drivers)
     hints: list[tuple[RoutingHop, ...]] = []
-    for driver in channels.all():
+    for driver in drivers:
         state = driver.state
-        if not isinstance(state, Normal) or state.params.announce:
+        assert isinstance(state, Normal)
+        if state.params.announce and is_known:
             continue
         hop = hop_to_us(driver, channels.update_of_peer(driver.channel_id))
         if hop is not None and len(hints) < MAX_ROUTE_HINTS:
@@ -35,7 +42,10 @@ def hop_to_us(driver: Driver, update: ChannelUpdate | None) -> RoutingHop | None
     enough for most: too little fails, too much is spent once. None while neither side has named the channel."""
     state = driver.state
     assert isinstance(state, Funded)
-    scid = state.remote_alias if state.remote_alias is not None else state.scid
+    # BOLT 2, "if `channel_type` has `option_scid_alias` set: MUST NOT use the real `short_channel_id` in BOLT 11 `r`
+    # fields."
+    real = None if state.params.type.scid_alias else state.scid
+    scid = state.remote_alias if state.remote_alias is not None else real
     if scid is None:
         return None
     if update is None:

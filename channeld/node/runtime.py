@@ -326,7 +326,7 @@ class Runtime:
 
     def _route_hints(self) -> Sequence[tuple[RoutingHop, ...]]:
         """How strangers reach us over channels that are not announced (BOLT 11, `r`)."""
-        return route_hints(self.channels)
+        return route_hints(self.channels, self.gossip.core.own.is_announced)
 
 
 async def _check_meta(store: Store, keys: Keys, identity: Identity) -> None:
