@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
     """Everything after the settings; heavy imports wait until here: `--help` is quick. `commit_hook` is for tests."""
     from channeld.api.server import ApiError
-    from channeld.daemon import StartError, run
+    from channeld.daemon import StartError, run, show_seed
     from channeld.storage import StorageError
     from wallet.chain import ChainError
     from wallet.errors import WalletError
@@ -47,6 +47,9 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
     collect_garbage_rarely()
     keep_private()
     try:
+        if config.show_seed:
+            show_seed(config)
+            return 0
         with locked(config.paths.lock, "channeld"):
             logs.set_up(config.paths.log, config.log_level)
             with asyncio.Runner(loop_factory=_new_loop) as runner:

@@ -43,6 +43,7 @@ class Config(ChainSettings):
     seed_words: str = Field("", description="restore this seed at the first start; better in the environment")
     seed_passphrase: str = Field("", description="BIP 39 passphrase of the seed, for a new or restored one")
     seed_password: str = Field("", description="password that encrypts the seed file; better in the environment")
+    show_seed: bool = Field(False, description="print the words of the seed in the data directory, and exit")
     birthday_height: int | None = Field(
         None, ge=0, description="with seed_words: the block from which to look for coins (default: 0)"
     )

@@ -23,7 +23,7 @@ from channeld.paths import write_private
 from channeld.storage import CommitHook, Store, make_engine, upgrade
 from wallet.bitcoin.address import BY_NAME
 from wallet.keys import Keys, Seed
-from wallet.seedfile import read_seed, write_seed
+from wallet.seedfile import is_encrypted, read_seed, write_seed
 
 if TYPE_CHECKING:
     from watchtower.rpc.metrics import MetricsServer
@@ -45,7 +45,7 @@ def load_or_make_seed(config: Config) -> tuple[Seed, int | None]:
     if path.exists():
         if config.seed_words:
             raise StartError(f"there is a seed at {path} already: leave seed_words out, or choose another --datadir")
-        return read_seed(path, password), None
+        return _read_seed(config), None
     if config.paths.database.exists():
         raise StartError(
             f"there is a database in {path.parent}, but its seed file {path} is missing: put the file back, "
@@ -57,18 +57,42 @@ def load_or_make_seed(config: Config) -> tuple[Seed, int | None]:
         return seed, config.birthday_height or 0
     seed = Seed.create(os.urandom(32), config.seed_passphrase)
     write_seed(path, seed, password)
-    _show_words(seed)
+    if sys.stdout.isatty():
+        _say(f"\nThis is the seed of your new node. Write the words down, in order.\n\n{in_rows(seed)}\n")
+    else:  # what is written here may be kept in a log for ever
+        command = f"channeld --network {config.network} --datadir {config.paths.root} --show-seed"
+        _say(f"A seed was made for your new node. Write its words down: `{command}` shows them.")
     return seed, None
 
 
-def _show_words(seed: Seed) -> None:
-    lines = ["", "This is the seed of your new node. Write the words down, in order: they are shown this once.", ""]
-    for start in range(0, len(seed.words), 6):
-        row = enumerate(seed.words[start : start + 6], start + 1)
-        lines.append("  " + "  ".join(f"{place:2}. {word:<9}" for place, word in row))
-    lines += ["", "They bring back the coins on chain and the node's identity, not the channels' latest state.", ""]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+def _read_seed(config: Config) -> Seed:
+    """Raises StartError, SeedFileError."""
+    path, password = config.paths.seed, config.seed_password
+    if is_encrypted(path) and not password:
+        raise StartError(f"the seed at {path} is encrypted: give its password with CHANNELD_SEED_PASSWORD")
+    if password and not is_encrypted(path):
+        log.warning("a seed password is given, but the seed file is not encrypted", path=str(path))
+    return read_seed(path, password or None)
+
+
+def show_seed(config: Config) -> None:
+    """Print the words that are in the data directory. Raises StartError, SeedFileError."""
+    if not config.paths.seed.exists():
+        raise StartError(f"there is no seed at {config.paths.seed}: the first start of channeld makes one")
+    seed = _read_seed(config)
+    _say(in_rows(seed))
+    if seed.passphrase:
+        _say(f"Passphrase (part of the seed): {seed.passphrase}")
+
+
+def in_rows(seed: Seed) -> str:
+    """The words with their numbers, four a line, and what they are good for."""
+    rows = []
+    for start in range(0, len(seed.words), 4):
+        numbered = enumerate(seed.words[start : start + 4], start + 1)
+        rows.append("  ".join(f"{place:4}. {word:<8}" for place, word in numbered).rstrip())
+    good_for = "They bring back the coins on chain and the node's identity, not the channels' latest state."
+    return "\n".join([*rows, "", good_for])
 
 
 class Daemon:

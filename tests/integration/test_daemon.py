@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,15 @@ from msgspec.structs import replace
 from channeld.__main__ import main
 from channeld.channel.env import ChannelPolicy
 from channeld.config import load_config
-from channeld.daemon import Daemon
+from channeld.daemon import Daemon, load_or_make_seed
 from channeld.lab import Lab, ProcessEnded
-from channeld.paths import data_paths
+from channeld.paths import DataPaths, data_paths
 from channeld.storage import make_engine, upgrade
 from channeld.v1 import payments_pb2
 from wallet.coins import GAP_LIMIT
 from wallet.keys import Seed
-from wallet.seedfile import write_seed
+from wallet.seedfile import read_seed, write_seed
+from watchtower.__main__ import main as watchtower_main
 from watchtower.rpc.lock import locked
 from watchtower.rpc.settings import ConfigError
 
@@ -101,6 +102,30 @@ def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for flag in ("--datadir", "--network", "--listen", "--rpclisten", "--bitcoind-url", "--alias"):
         assert flag in text
+
+
+def test_a_variable_with_a_typing_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHANNELD_SERVICE_HOST", "10.0.0.1")  # as Kubernetes sets it for a service of that name
+    monkeypatch.setenv("CHANNELD_TOKEN_FILE", "/run/token")  # a client's
+    load_config(["--datadir", str(tmp_path)])
+    monkeypatch.setenv("CHANNELD_SEED_WORD", "abandon")
+    with pytest.raises(ConfigError, match=r"CHANNELD_SEED_WORD in the environment .* mean CHANNELD_SEED_WORDS"):
+        load_config(["--datadir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("daemon", [main, watchtower_main])
+def test_help_names_no_python_and_no_empty_default(
+    daemon: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for flag, program in (("--help", "usage: "), ("--version", "")):
+        with pytest.raises(SystemExit) as caught:
+            daemon([flag])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert text.startswith((f"{program}channeld ", f"{program}watchtowerd "))
+        for ugly in (" str", " int", "Path", "float", "default: )", "None", "(default: (", "no-show-seed"):
+            assert ugly not in text
 
 
 def test_structlog_comes_without_rich() -> None:
@@ -191,14 +216,45 @@ def test_wrong_addresses(failing: Failing) -> None:
 # --- real processes -----------------------------------------------------------------------------------------------
 
 
+def shown_seed(capfd: pytest.CaptureFixture[str], paths: DataPaths, *flags: str) -> tuple[str, ...]:
+    """What `channeld --show-seed` prints."""
+    capfd.readouterr()
+    assert main(["--network", "regtest", "--datadir", str(paths.root), "--show-seed", *flags]) == 0
+    return tuple(re.findall(r"\d+\. ([a-z]+)", capfd.readouterr().out))
+
+
+def test_the_seed_is_shown_to_a_terminal_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(["--network", "regtest", "--datadir", str(tmp_path), "--seed-password", "secret"])
+    config.paths.directory.mkdir()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    seed, _ = load_or_make_seed(config)
+    assert tuple(re.findall(r"\d+\. ([a-z]+)", capfd.readouterr().out)) == seed.words
+    assert shown_seed(capfd, config.paths, "--seed-password", "secret") == seed.words
+    arguments = ["--network", "regtest", "--datadir", str(tmp_path), "--show-seed"]
+    for flags, sentence in (
+        ([], "give its password with CHANNELD_SEED_PASSWORD"),
+        (["--seed-password", "guess"], "password"),
+        (["--network", "signet"], "the first start of channeld makes one"),
+    ):
+        assert main([*arguments, *flags]) == 1
+        told = capfd.readouterr()
+        assert sentence in told.err
+        assert told.out == ""
+
+
 @pytest.mark.usefixtures("cold_starts")
-async def test_the_first_start_shows_the_seed_and_stopping_leaves_nothing(tmp_path: Path) -> None:
+async def test_the_first_start_makes_a_seed_and_stopping_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     async with Lab(tmp_path) as lab:
         alice = lab.add_daemon("alice")
         await alice.start()
-        first = alice.process.output
-        assert "Write the words down" in first
-        words = re.findall(r"\d+\. ([a-z]+)", first)
+        assert "--show-seed` shows them" in alice.process.output
+        assert not re.search(r"\d+\. [a-z]+", alice.process.output), "this is no terminal, but perhaps a log"
+        words = shown_seed(capfd, alice.paths)
+        assert words == read_seed(alice.paths.seed).words
         node_id = alice.node_id
         assert stat.S_IMODE(alice.paths.seed.stat().st_mode) == 0o600
         ready = json.loads((alice.paths.directory / "ready.json").read_text())
@@ -207,7 +263,7 @@ async def test_the_first_start_shows_the_seed_and_stopping_leaves_nothing(tmp_pa
         assert not (alice.paths.directory / "ready.json").exists()
         assert not alice.paths.grpc_address.exists()
         await alice.start()
-        assert "Write the words down" not in alice.process.output
+        assert "seed" not in alice.process.output
         assert alice.node_id == node_id
 
         restored = lab.add_daemon("restored", env={"CHANNELD_SEED_WORDS": " ".join(words)})

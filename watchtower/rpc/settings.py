@@ -92,34 +92,95 @@ S = TypeVar("S", bound=ChainSettings)
 def load_settings(kind: type[S], arguments: Sequence[str], default_root: Path) -> S:
     """From flags, environment and `<program>.toml` in the data directory. Raises ConfigError; SystemExit for `--help`
     and unknown flags."""
-    from pydantic_settings import CliSettingsSource
-
     program = str(kind.model_config["cli_prog_name"])
-    flags: dict[str, Any] = CliSettingsSource(kind, cli_parse_args=list(arguments))()
+    flags = _flags(kind, program, arguments)
+    _refuse_misspelt(kind)
     root = Path(flags.get("datadir") or os.environ.get(f"{program.upper()}_DATADIR") or default_root).expanduser()
     toml = root / f"{program}.toml"
     located = type("Config", (kind,), {"toml_path": toml if toml.exists() else None, "__doc__": kind.__doc__})
     try:
         config = located(**flags)
     except ValidationError as error:
-        raise ConfigError(explain(error, program)) from error
+        raise ConfigError(explain(error, kind, program)) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{toml} cannot be read: {error}") from error
     assert isinstance(config, kind)
     return config
 
 
-def explain(error: ValidationError, program: str) -> str:
+def _flags(kind: type[ChainSettings], program: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What is given as flags. Raises SystemExit for `--help`, `--version` and unknown flags."""
+    from argparse import SUPPRESS, RawDescriptionHelpFormatter, _HelpAction
+    from importlib.metadata import version
+    from inspect import cleandoc
+
+    from pydantic_settings import CliSettingsSource
+
+    source: Any = CliSettingsSource(kind, formatter_class=RawDescriptionHelpFormatter)
+    parser = source.root_parser
+    parser.description = cleandoc(kind.__doc__ or "")
+    parser.usage = f"{program} [OPTIONS]"
+    for action in parser._actions:
+        field = kind.model_fields.get(action.dest)
+        if isinstance(action, _HelpAction):
+            action.help = "show this help and exit"
+        elif field is not None:
+            described = field.description or ""
+            has_default = field.default not in ("", None) and "(default" not in described
+            action.help = f"{described} (default: {_shown(field.default)})" if has_default else described
+            action.help = action.help.replace("%", "%%")
+            if field.default is False:
+                action.option_strings = action.option_strings[:1]  # no --no-... for what is off
+            if action.nargs != 0 and not str(action.metavar).startswith("{"):
+                action.metavar = _METAVARS.get(str(action.metavar), "TEXT")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"{program} {version('channeld')}",
+        help="print the version and exit",
+        default=SUPPRESS,
+    )
+    given: dict[str, Any] = source(args=list(arguments))()
+    return given
+
+
+def _refuse_misspelt(kind: type[ChainSettings]) -> None:
+    """A variable that looks like a setting's and is none: a seed that is not restored for a letter would be a new one.
+    Others are left alone: clients have theirs, and so has who starts the program. Raises ConfigError."""
+    prefix = str(kind.model_config["env_prefix"])
+    for variable in os.environ:
+        name = variable.removeprefix(prefix).lower()
+        if variable.startswith(prefix) and name not in kind.model_fields and (guess := _guess(name, kind, prefix)):
+            raise ConfigError(f"{variable} in the environment is no setting{guess}")
+
+
+def _guess(name: str, kind: type[ChainSettings], prefix: str = "") -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, kind.model_fields, n=1, cutoff=0.85)
+    return f" (did you mean {prefix + close[0].upper() if prefix else close[0]}?)" if close else ""
+
+
+_METAVARS = {"int": "NUMBER", "float": "NUMBER", "Path": "PATH"}
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return str(default)
+
+
+def explain(error: ValidationError, kind: type[ChainSettings], program: str) -> str:
     """What is wrong with a program's settings, in a sentence."""
     sentences = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            sentences.append(f"there is no setting {name!r}; see {program} --help")
+            sentences.append(f"there is no setting {name!r}{_guess(name, kind)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
             sentences.append(f"{name} cannot be {item.get('input')!r}: {message[:1].lower()}{message[1:]}")
-    return "; ".join(sentences)
+    return f"{'; '.join(sentences)} (see {program} --help)"
 
 
 def parse_address(text: str, name: str) -> tuple[str, int]:
