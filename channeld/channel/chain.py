@@ -322,7 +322,7 @@ def abandon(state: Opening, reason: str, *, tell: bool, tx: bytes = b"") -> Tran
 
 
 def on_error(state: Open, reason: str, env: Env) -> Transition:
-    """The peer failed the channel (BOLT 1, "MUST fail the channel referred to by the error message")."""
+    """The peer failed the channel (BOLT 1, "MUST fail the channel referred to by `channel_id`")."""
     return _closed_together_anyway(state, env) or fail_when_safe(state, reason, env)
 
 

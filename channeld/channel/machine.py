@@ -252,6 +252,11 @@ def _on_unhandled(state: State, message: Message) -> Transition:
     # Of what is left, `start_batch` announces several commitment_signed: without splices there is one to process.
     if isinstance(message, StartBatch) and message.batch_size > MAX_BATCH:
         raise ProtocolViolation(f"start_batch of {message.batch_size} messages", "warning")
+    if isinstance(message, StartBatch) and message.batch_size <= 1:
+        # BOLT 2, "If `batch_size` is not strictly greater than 1: MUST ignore the `start_batch` message. SHOULD send a
+        # `warning`."
+        data = f"start_batch of {message.batch_size} messages: ignored".encode()
+        return Transition(state, (Send(WarningMessage(message.channel_id, data)),))
     return Transition(state)
 
 

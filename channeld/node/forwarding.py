@@ -342,9 +342,9 @@ def failure_event(circuit: Circuit, effect: fx.HtlcFailed) -> ev.Event:
     elif effect.reason is not None:
         packet = relay_failure(circuit.shared_secret, ReturnPacket(effect.reason, effect.attribution_data), held)
     elif effect.failure_code is not None:
-        # BOLT 2, "otherwise: if it receives `update_fail_malformed_htlc`: MUST return an error in the
-        # `update_fail_htlc` sent to the link which originally sent the HTLC, using the `failure_code` given and setting
-        # the data to `sha256_of_onion`."
+        # BOLT 2, "otherwise, a receiving node which has an outgoing HTLC canceled by `update_fail_malformed_htlc`: MUST
+        # return an error in the `update_fail_htlc` sent to the link which originally sent the HTLC, using the
+        # `failure_code` given and setting the data to `sha256_of_onion`."
         message = effect.failure_code.to_bytes(2, "big") + (effect.sha256_of_onion or bytes(32))
         packet = create_failure(circuit.shared_secret, message, held)
     else:

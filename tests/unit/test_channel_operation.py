@@ -15,6 +15,7 @@ from channeld.bolt.messages import (
     UpdateFailMalformedHtlc,
     UpdateFee,
     UpdateFulfillHtlc,
+    WarningMessage,
     decode,
     encode,
 )
@@ -392,6 +393,20 @@ def test_a_fee_that_eats_up_the_reserve() -> None:
     pair.bob.receive(encode(UpdateFee(channel_id, 20_000)))
 
 
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_batch_that_is_none_is_ignored_with_a_warning(size: int) -> None:
+    pair = open_pair()
+    before = pair.bob.state
+    (sent,) = pair.bob.receive(encode(StartBatch(pair.bob.funded.params.channel_id, size, 132)))
+    assert isinstance(sent, fx.Send)
+    assert isinstance(sent.message, WarningMessage)
+    assert pair.bob.state is before
+    pair.bob.outbox.clear()
+    add(pair.alice, 5_000_000)
+    pair.settle()
+    assert len(pair.bob.locked_in) == 1, "the channel goes on"
+
+
 def test_a_batch_that_is_too_long() -> None:
     pair = open_pair()
     channel_id = pair.bob.funded.params.channel_id
@@ -406,3 +421,45 @@ def test_a_fee_that_turns_htlcs_into_dust() -> None:
     pair.settle()
     assert rejected(pair.alice, ev.UpdateFee(8000)).code == "dust_exposure"
     violates(pair.bob, UpdateFee(pair.bob.funded.params.channel_id, 8000), "dust")
+
+
+def test_a_commitment_that_cannot_be_mined_in_time_takes_no_htlcs() -> None:
+    """Without anchors nothing lifts it: an opener who pays too little could let every deadline of an HTLC pass, and
+    take what was forwarded over us."""
+    pair = open_pair(anchors=False, push_msat=400_000_000)
+    pair.bob.feerate_per_kw = 2_000
+    add(pair.alice, 50_000_000)
+    pair.settle()
+    assert [locked.must_fail for locked in pair.bob.locked_in] == [False]
+    pair.bob.feerate_per_kw = 2_001
+    add(pair.alice, 50_000_000, 1)
+    pair.settle()
+    assert [locked.must_fail for locked in pair.bob.locked_in] == [False, True]
+    assert rejected(pair.bob, command(50_000_000)).code == "fee_too_low"
+    pair.alice.feerate_per_kw = 2_001
+    add(pair.alice, 50_000_000, 2)  # it can pay more whenever it likes
+    pair.alice.step(ev.UpdateFee(1_500))
+    pair.settle()
+    add(pair.bob, 50_000_000)
+    pair.settle()
+    assert pair.bob.commitments.local.spec.feerate_per_kw == 1_500
+
+
+def test_anchors_need_no_fee_in_the_commitment() -> None:
+    pair = open_pair(push_msat=400_000_000)
+    pair.bob.feerate_per_kw = 50_000
+    add(pair.alice, 50_000_000)
+    pair.settle()
+    assert [locked.must_fail for locked in pair.bob.locked_in] == [False]
+    add(pair.bob, 50_000_000)
+
+
+def test_a_fee_may_not_fall_below_what_is_mined_in_time() -> None:
+    """BOLT 2, "if the `update_fee` is too low for timely processing": our commitment stays the better one."""
+    pair = open_pair(anchors=False, push_msat=400_000_000)
+    channel_id = pair.bob.funded.params.channel_id
+    pair.bob.feerate_per_kw = 5_000
+    assert violates(pair.bob, UpdateFee(channel_id, 999), "too low").action == "warning"
+    pair.bob.receive(encode(UpdateFee(channel_id, 1_001)))  # better than before
+    pair.bob.feerate_per_kw = 1_800
+    pair.bob.receive(encode(UpdateFee(channel_id, 900)))
