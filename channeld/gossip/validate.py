@@ -7,15 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from channeld.bolt.messages import (
-    AddressType,
-    ChannelAnnouncement,
-    ChannelUpdate,
-    DecodeError,
-    NodeAnnouncement,
-    SignedGossip,
-    decode_addresses,
-)
+from channeld.bolt.messages import ChannelAnnouncement, ChannelUpdate, DecodeError, NodeAnnouncement, SignedGossip
+from channeld.bolt.messages.addresses import count_hostnames
 from channeld.bolt.transactions.funding import funding_script_pubkey
 from channeld.gossip.interface import Funding, GossipConfig, Refusal, block_of, scid_text
 from channeld.gossip.topology import Topology
@@ -150,10 +143,10 @@ def check_node(
     # BOLT 7, "if `addrlen` is insufficient to hold the address descriptors of the known types: SHOULD send a
     # `warning`."
     try:
-        addresses = decode_addresses(message.addresses)
+        hostnames = count_hostnames(message.addresses)
     except DecodeError as error:
         return Refusal(f"addresses cannot be read: {error}", blame=True)
     # BOLT 7, "if more than one `type 5` address is announced: [...] MUST not forward the `node_announcement`."
-    if sum(address.type is AddressType.DNS for address in addresses) > 1:
+    if hostnames > 1:
         return Refusal("it has more than one DNS hostname")
     return None

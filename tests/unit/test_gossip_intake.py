@@ -418,6 +418,8 @@ DNS = [encode_addresses([parse_address(f"host{number}.example:9735")]) for numbe
         ({"timestamp": NOW - 1}, "known", False),
         ({"timestamp": NOW + 25 * 3600}, "future", False),
         ({"timestamp": NOW + 1, "addresses": DNS[0] + DNS[1]}, "more than one DNS", False),
+        # what cannot be used is announced all the same
+        ({"timestamp": NOW + 1, "addresses": DNS[0] + DNS[1][:-2] + bytes(2)}, "more than one DNS", False),
         ({"timestamp": NOW + 1, "addresses": b"\x01\x7f\x00"}, "cannot be read", True),
         ({"timestamp": NOW + 1, "addresses": bytes(5000)}, "longer", False),
     ],

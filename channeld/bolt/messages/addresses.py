@@ -2,6 +2,7 @@
 
 import base64
 import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -88,7 +89,17 @@ def decode_addresses(data: bytes) -> list[Address]:
     An unknown type ends the list without an error; Tor v2, port 0, what is no name, and what is no version 3 onion
     service are left out.
     """
-    addresses = []
+    found = (_address(*descriptor) for descriptor in _descriptors(data))
+    return [address for address in found if address is not None]
+
+
+def count_hostnames(data: bytes) -> int:
+    """How many DNS hostnames there are, usable or not. Raises DecodeError as `decode_addresses`."""
+    return sum(type_ == AddressType.DNS for type_, _, _ in _descriptors(data))
+
+
+def _descriptors(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Type, host and port of each, up to the first of an unknown type."""
     pos = 0
     while pos < len(data):
         type_ = data[pos]
@@ -102,11 +113,8 @@ def decode_addresses(data: bytes) -> list[Address]:
             break
         if end + 2 > len(data):
             raise DecodeError(f"address descriptor of type {type_} cut off", field="addresses", offset=pos)
-        address = _address(type_, data[start:end], int.from_bytes(data[end : end + 2], "big"))
-        if address is not None:
-            addresses.append(address)
+        yield type_, data[start:end], int.from_bytes(data[end : end + 2], "big")
         pos = end + 2
-    return addresses
 
 
 def _address(type_: int, host: bytes, port: int) -> Address | None:
