@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 from watchtower.rpc.files import write_private
-from watchtower.rpc.paths import DaemonPaths, data_root
+from watchtower.rpc.paths import NETWORKS, DaemonPaths, data_root
 
 DEFAULT_ROOT = Path("~/.channeld")
-NETWORKS = ("mainnet", "testnet", "signet", "regtest")
 
 
 class DataPaths(DaemonPaths):

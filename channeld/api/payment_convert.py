@@ -160,10 +160,19 @@ def _limits(request: Any) -> views.PaymentLimits:
 
 
 def without_scheme(text: str) -> str:
-    """`text` as it stands in a QR code or a link, without what is no part of the invoice (BOLT 11, "lightning:")."""
-    text = text.strip()
-    if text[:10].lower() == "lightning:":
-        text = text[10:].removeprefix("//")
+    """`text` as it stands in a QR code, a link or a mail, without what is no part of the invoice: spaces, line breaks,
+    `lightning:` (BOLT 11), or the rest of a `bitcoin:` address with `lightning=` in it (BIP 21). Raises NodeError."""
+    text = "".join(text.split())
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme.lower() == "lightning":
+        text = rest.removeprefix("//")
+    elif colon and scheme.lower() == "bitcoin":
+        parameters = (pair.partition("=") for pair in rest.partition("?")[2].split("&"))
+        text = next((value for name, _, value in parameters if name.lower() == "lightning"), "")
+        if not text:
+            raise NodeError(
+                "invalid_argument", "That is an address on chain, without an invoice: `wallet send` pays it."
+            )
     if not text:
         raise NodeError("invalid_argument", "The invoice is missing.")
     return text

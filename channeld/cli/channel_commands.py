@@ -397,7 +397,11 @@ def resolve(session: Session, reference: str) -> bytes:
     try:
         matches = _matcher(reference)
     except FormatError:
-        raise CliError(f"{reference!r} names no channel.", f"Write one of these: {CHANNEL_HELP}", USAGE) from None
+        raise CliError(
+            f"{reference!r} names no channel.",
+            f"It is named by one of these: {CHANNEL_HELP[:1].lower()}{CHANNEL_HELP[1:]}",
+            USAGE,
+        ) from None
     listed = session.call(session.channels.List, channels_pb2.ListChannelsRequest(include_closed=True)).channels
     found = [channel for channel in listed if matches(channel)]
     if not found:

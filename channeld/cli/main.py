@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from channeld.cli import (
 from channeld.cli.amounts import FormatError
 from channeld.cli.failures import EXIT_STATUSES, USAGE, CliError
 from channeld.cli.session import Settings
+from channeld.paths import NETWORKS
 from watchtower.rpc.commandline import run_app
 
 app = typer.Typer(
@@ -93,8 +93,8 @@ def settings(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    if network is not None and (network in ("", ".", "..") or os.sep in network):
-        raise CliError(f"{network!r} is no network.", "There are mainnet, testnet, signet and regtest.", USAGE)
+    if network is not None and network not in NETWORKS:
+        raise CliError(f"{network!r} is no network.", f"There are {', '.join(NETWORKS)}.", USAGE)
     context.obj = Settings(datadir, network, rpcserver, tls_cert, token_file, as_json)
 
 

@@ -139,7 +139,7 @@ def transactions(session: Session) -> None:
 
 def send(
     session: Session,
-    address: Annotated[str, typer.Argument(help="Where to.", show_default=False)],
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Where to.", show_default=False)],
     amount: Annotated[
         str,
         typer.Argument(

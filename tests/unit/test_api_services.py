@@ -194,7 +194,17 @@ async def test_an_invoice_keeps_its_preimage_until_it_is_paid(client: Client, no
 
 async def test_decode_knows_the_scheme_and_every_field(client: Client, node: FakeNode) -> None:
     text = node.remote_invoice(21_000, "a book")
-    for variant in (text, f"lightning:{text}", f" LIGHTNING:{text.upper()} \n"):
+    variants = (
+        *(
+            text,
+            f"lightning:{text}",
+            f"lightning://{text}",
+            f" LIGHTNING:{text.upper()} \n",
+            f"{text[:60]}\n  {text[60:]}",
+        ),
+        *(f"bitcoin:bcrt1qx?amount=0.1&lightning={text}", f"BITCOIN:BCRT1QX?LIGHTNING={text.upper()}&AMOUNT=0.1"),
+    )
+    for variant in variants:
         decoded = await client.call(client.payments.Decode, payments_pb2.DecodeRequest(invoice=variant))
         assert (decoded.amount_msat, decoded.description, decoded.payee) == (21_000, "a book", PEER_ID)
     (hop,) = decoded.route_hints[0].hops
@@ -298,6 +308,7 @@ BAD_REQUESTS: list[tuple[str, str, Message, str]] = [
     ("invoices", "List", invoices_pb2.ListInvoicesRequest(limit=0), "from 1 to 10000; it is 0"),
     ("invoices", "Get", invoices_pb2.GetInvoiceRequest(payment_hash=b"x"), "A payment hash has 32 bytes"),
     ("payments", "Decode", payments_pb2.DecodeRequest(invoice="lightning:"), "The invoice is missing"),
+    ("payments", "Decode", payments_pb2.DecodeRequest(invoice="bitcoin:bcrt1qx?amount=1"), "`wallet send` pays it"),
     ("payments", "Decode", payments_pb2.DecodeRequest(invoice="nonsense"), "the checksum is wrong"),
     ("payments", "Pay", payments_pb2.PayRequest(bolt11="x", amount_msat=0), "must be more than 0 msat"),
     ("payments", "Pay", payments_pb2.PayRequest(bolt11="x", timeout_seconds=-1), "The time to wait must be"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -70,6 +71,9 @@ def command(daemon: Daemon, *arguments: str) -> list[str]:
         (("pay", "nonsense"), "This is no invoice"),
         (("addinvoice", "5", "--amt", "5"), "given more than once"),
         (("--network", "../x", "info"), "is no network"),
+        (("--network", "moonnet", "info"), "There are mainnet, testnet, signet, regtest."),
+        (("info", "--datadir", "/tmp"), "It goes before the command: `channelctl --datadir ...`."),
+        (("invoice", "create", "0,5btc"), "Invalid value for 'AMOUNT': '0,5btc' may mean two amounts"),
         (("--rpcserver", "no-such-host.invalid:1", "info"), "There is no host"),
         (("--rpcserver", "127.0.0.1:http", "info"), "is not an address"),
         (("--rpcserver", "127.0.0.1:99999", "info"), "is not an address"),
@@ -82,6 +86,21 @@ def test_a_mistake_is_told_in_a_sentence(channelctl: Channelctl, arguments: tupl
     assert ran.out == ""
     assert sentence in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_an_error_is_json_too(channelctl: Channelctl, daemon: Daemon) -> None:
+    daemon.usable_channel(100_000)
+    for arguments, status, sentence, hint in (
+        (("channel", "show", "00" * 32), failures.NOT_FOUND, f"There is no channel {'00' * 32}.", "channel list"),
+        (("invoice", "create", "x"), failures.USAGE, "Invalid value for 'AMOUNT'", "invoice create --help"),
+        (("pay", daemon.unknown_invoice(1_000)), failures.FAILED, "The payment failed", ""),
+    ):
+        for placed in ((*arguments, "--json"), ("--json", *arguments)):
+            ran = channelctl(*placed)
+            told = json.loads(ran.err.splitlines()[-1])
+            assert (ran.status, told["exit_status"]) == (status, status)
+            assert sentence in told["error"]
+            assert hint in told["hint"]
 
 
 def test_each_status_has_its_exit_status(channelctl: Channelctl, daemon: Daemon) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Usage: regtest-cli [options] METHOD [PARAMETER ...]
   -rpcport=<PORT>      its port (default: what it wrote into its data directory, else 18443)
   -rpcuser=<USER>      user name, if it was started with one
   -rpcpassword=<PW>    and its password (default: the cookie file)
+  -version             print the version
 
 Parameters are JSON where they are JSON (true, 7, ["a"]), else text. Examples:
 
@@ -93,6 +95,9 @@ def show(result: Any) -> str:
 def main() -> int:
     """The exit status: 0, or the error's code as bitcoin-cli gives it."""
     arguments = sys.argv[1:]
+    if arguments[:1] in (["-version"], ["--version"]):
+        print(f"regtest-cli {version('channeld')}")
+        return 0
     if not arguments or arguments[0] in ("-help", "--help", "-h", "-?"):
         print(USAGE, end="")
         return 0 if arguments else 2

@@ -21,6 +21,7 @@ from watchtower.rpc.commandline import (
     run_app,
 )
 from watchtower.rpc.console import Column, Id, Output
+from watchtower.rpc.paths import NETWORKS
 from watchtower.tower.paths import TowerPaths, tower_paths
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ class Settings(NamedTuple):
     as_json: bool
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"watchtowerctl {version('channeld')}")
+        raise typer.Exit
+
+
 @app.callback()
 def settings(
     context: typer.Context,
@@ -74,7 +83,12 @@ def settings(
         typer.Option(metavar="HOST:PORT", help="Where it listens.", show_default="what it wrote into its folder"),
     ] = None,
     as_json: JsonFlag = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
+    if network is not None and network not in NETWORKS:
+        raise CliError(f"{network!r} is no network.", f"There are {', '.join(NETWORKS)}.", USAGE)
     context.obj = Settings(datadir, network, rpcserver, as_json)
 
 

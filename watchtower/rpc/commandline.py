@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -86,18 +87,19 @@ def run_app(
     # A BadParameter is a UsageError is a ClickException. typer has had that class in different places.
     click_exception: type[Any] = typer.BadParameter.__mro__[2]
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write to stderr beside our own sentences
+    out = Output(as_json="--json" in (sys.argv[1:] if arguments is None else arguments))
     try:
         status = _command(app)(args=arguments, prog_name=program, standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else OK
     except CliError as error:
-        Output(as_json=False).error(error.sentence, error.hint)
+        out.error(error.sentence, error.hint, error.status)
         return error.status
     except usage_errors as error:
-        Output(as_json=False).error(str(error))
+        out.error(str(error), "", USAGE)
         return USAGE
     except click_exception as error:
-        return _usage_error(error)
+        return _usage_error(error, out)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
@@ -106,13 +108,21 @@ def run_app(
         return FAILED
 
 
-def _usage_error(error: Any) -> int:
-    message: str = error.format_message()
+def _usage_error(error: Any, out: Output) -> int:
+    message: str = re.sub(r"'\[([A-Z_]+)\]'", r"'\1'", error.format_message())
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         print(message)
         return USAGE
     hint = f"See `{context.command_path} --help`." if context is not None else ""
-    Output(as_json=False).error(message, hint)
+    misplaced = getattr(error, "option_name", None)
+    if context is not None and misplaced in _global_options(context):
+        hint = f"It goes before the command: `{context.find_root().command_path} {misplaced} ...`."
     status: int = error.exit_code
+    out.error(message, hint, status)
     return status
+
+
+def _global_options(context: Any) -> set[str]:
+    root = context.find_root()
+    return {name for parameter in root.command.params for name in parameter.opts} if context is not root else set()

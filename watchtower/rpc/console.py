@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
 _PIPE_WIDTH = 1000
 SHORT_HEX = 8
+_FOLD_WIDTH = 12
+"""A column that may fold is never narrower, unless its text is."""
 
 
 class Column(NamedTuple):
@@ -37,7 +40,7 @@ class Id(NamedTuple):
 
 
 class Output:
-    """`as_json`: results are JSON, one document a command (one a line where there are many)."""
+    """`as_json`: results are JSON, one document a command (one a line where there are many), and so are errors."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
@@ -82,10 +85,23 @@ class Output:
             self.line(empty)
             return
         table = _table(columns, lines, whole_ids=True)
-        unlimited = self._stdout.options.update(max_width=_PIPE_WIDTH)
-        if self._stdout.measure(table, options=unlimited).maximum > self._stdout.width:
+        if self._measure(table).maximum > self._stdout.width:
             table = _table(columns, lines, whole_ids=False)
-        self._print(table)
+        if self._measure(table).minimum > self._stdout.width:
+            self._print_one_by_one(columns, lines)
+        else:
+            self._print(table)
+
+    def _measure(self, table: Table) -> Measurement:
+        return self._stdout.measure(table, options=self._stdout.options.update(max_width=_PIPE_WIDTH))
+
+    def _print_one_by_one(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Id]]) -> None:
+        """Rows below each other, each as names and values: where the terminal is too narrow for columns."""
+        for number, row in enumerate(rows):
+            if number:
+                self.line()
+            cells = (cell.shown(whole=True) if isinstance(cell, Id) else cell for cell in row)
+            self.fields((column.title, cell) for column, cell in zip(columns, cells, strict=True))
 
     def _print(self, table: Table) -> None:
         if self._stdout.is_terminal:
@@ -102,8 +118,11 @@ class Output:
         """One line on stderr."""
         self._stderr.print(printable(text), style=style, soft_wrap=True, markup=False, highlight=False)
 
-    def error(self, sentence: str, hint: str = "") -> None:
-        """What went wrong, and what to do next."""
+    def error(self, sentence: str, hint: str, status: int) -> None:
+        """What went wrong, what to do next, and the exit status that follows. As JSON, one object on one line."""
+        if self.as_json:
+            print(json.dumps({"error": sentence, "hint": hint, "exit_status": status}), file=sys.stderr, flush=True)
+            return
         self.note(sentence, "red")
         if hint:
             self.note(hint, "")
@@ -161,13 +180,20 @@ def _table(columns: Sequence[Column], rows: Iterable[Sequence[str | Id]], whole_
     from rich.table import Table
     from rich.text import Text
 
+    shown = [[Text(printable(cell.shown(whole_ids) if isinstance(cell, Id) else cell)) for cell in row] for row in rows]
     table = Table(box=SIMPLE_HEAD, show_edge=False, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
+    for place, column in enumerate(columns):
+        width = max([len(column.title), *(row[place].cell_len for row in shown)])
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        table.add_column(column.title, justify=justify, no_wrap=not column.fold, overflow="fold")
-    for row in rows:
-        cells = (cell.shown(whole_ids) if isinstance(cell, Id) else cell for cell in row)
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add_column(
+            column.title,
+            justify=justify,
+            no_wrap=not column.fold,
+            overflow="fold",
+            min_width=min(width, _FOLD_WIDTH) if column.fold else width,
+        )
+    for cells in shown:
+        table.add_row(*cells)
     return table
 
 

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+NETWORKS = ("mainnet", "testnet", "signet", "regtest")
+
 
 class _Place(NamedTuple):
     root: Path
