@@ -29,7 +29,7 @@ from channeld.bolt.transactions import Htlc
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import machine
-from channeld.channel.state import Funded, Live, Normal
+from channeld.channel.state import Funded, Normal, Offline
 from channeld.node import views
 from channeld.node.bus import EventBus
 from channeld.node.circuits import Circuit, HtlcKey, circuit_of, held_since
@@ -355,9 +355,9 @@ def failure_event(circuit: Circuit, effect: fx.HtlcFailed) -> ev.Event:
 
 
 def _knows_blinding(driver: Driver) -> bool:
-    """Whether the peer may be sent a `path_key`."""
+    """Whether the peer may be sent a `path_key`, be it over another channel than this one, which may be out of step."""
     state = driver.state
-    if not isinstance(state, Funded) or not isinstance(state.link, Live):
+    if not isinstance(state, Funded) or isinstance(state.link, Offline):
         return True  # nothing is sent now
     return has(state.link.remote_features, Feature.option_route_blinding)
 

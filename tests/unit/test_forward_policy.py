@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
+from channeld.bolt.features import Feature, optional
 from channeld.bolt.messages import AttributionData, UpdateFailHtlc, encode
 from channeld.bolt.onion import failures as f
 from channeld.bolt.onion.payment import BlindedRole
 from channeld.bolt.onion.returns import ReturnPacket, create_failure, read_failure
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
+from channeld.channel.state import Live, Offline, Syncing
 from channeld.gossip.own import ForwardingPolicy
 from channeld.node.circuits import Circuit, circuit_of
-from channeld.node.forwarding import MOST_REASON_BYTES, failure_event
+from channeld.node.forwarding import MOST_REASON_BYTES, _knows_blinding, failure_event
 from channeld.node.policies import MAX_CLTV_BLOCKS, SOONEST_EXPIRY_BLOCKS, ForwardTerms, check_forward, fee_msat
+from tests.machine.harness import open_pair
 
 HEIGHT = 1000
 POLICY = ForwardingPolicy(1000, 100, 34, 5_000, 2_000_000)
@@ -114,6 +119,18 @@ def test_a_reason_of_any_length_fits_its_message() -> None:
         message = encode(UpdateFailHtlc(bytes(32), 0, event.reason, record))
         assert len(message) <= 65_535
         assert (record is not None) == (size <= MOST_REASON_BYTES)
+
+
+@pytest.mark.parametrize("link", [Live, Syncing])
+def test_a_path_key_is_for_those_who_know_it(link: type[Live | Syncing]) -> None:
+    # BOLT 1, "MUST NOT send evenly-typed TLV records in the `extension` without prior negotiation."
+    def knows(link: Live | Syncing | Offline) -> bool:
+        driver = SimpleNamespace(state=replace(open_pair().alice.funded, link=link))
+        return _knows_blinding(cast(Any, driver))
+
+    assert knows(link(optional(Feature.option_route_blinding)))
+    assert not knows(link(frozenset())), "another channel with the same peer may be ready"
+    assert knows(Offline()), "it is not asked then"
 
 
 def test_inside_a_blinded_path_all_failures_look_alike() -> None:
