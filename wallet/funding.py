@@ -80,13 +80,13 @@ def check_request(request: Request, network: Network) -> None:
     rate = request.feerate_sat_per_kw
     if rate < FEERATE_FLOOR_SAT_PER_KW:
         raise InvalidFeeRate(
-            f"a fee rate of {rate} sat/kw ({sat_per_vbyte(rate):.2f} sat/vB) is not relayed: "
-            f"give at least {FEERATE_FLOOR_SAT_PER_KW} sat/kw"
+            f"a fee rate of {sat_per_vbyte(rate):g} sat/vB ({rate} sat/kw) is not relayed: "
+            f"give at least {sat_per_vbyte(FEERATE_FLOOR_SAT_PER_KW):g} sat/vB"
         )
     if rate > FEERATE_CEILING_SAT_PER_KW:
         raise InvalidFeeRate(
-            f"a fee rate of {rate} sat/kw ({sat_per_vbyte(rate):.0f} sat/vB) can only be a mistake: "
-            f"at most {FEERATE_CEILING_SAT_PER_KW} sat/kw are paid"
+            f"a fee rate of {sat_per_vbyte(rate):,.0f} sat/vB can only be a mistake: "
+            f"at most {sat_per_vbyte(FEERATE_CEILING_SAT_PER_KW):,.0f} sat/vB are paid"
         )
     for txout in request.outputs:
         where = address_of(txout.script_pubkey, network) or f"script {txout.script_pubkey.hex()}"

@@ -153,12 +153,12 @@ class ChannelVerbs:
         mark: Mark,
     ) -> ChannelView:
         if amount_sat < MIN_CHANNEL_SAT:
-            raise NodeError("invalid_argument", f"a channel holds at least {MIN_CHANNEL_SAT} sat, not {amount_sat}")
+            raise NodeError("invalid_argument", f"a channel holds at least {MIN_CHANNEL_SAT:,} sat, not {amount_sat:,}")
         if not 0 <= push_msat <= amount_sat * 1000:
             raise NodeError("invalid_argument", "what is pushed to the peer must be within the channel's amount")
         link = self._peers.link(node_id)
         if link is None:
-            raise NodeError("failed_precondition", f"{node_id.hex()} is not connected: connect to it first")
+            raise NodeError("failed_precondition", f"{node_id.hex()} is not connected: connect to it first, or give its address as node_id@host:port")
         feerate = feerate_per_kw or self._feerates.funding_per_kw
         self._coins.check_affordable(amount_sat, feerate)
         wanted = machine.OpenParams(

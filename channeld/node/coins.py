@@ -149,7 +149,7 @@ class Coins:
         if amount_sat > most_sat:
             raise NodeError(
                 "resource_exhausted",
-                f"the wallet can fund a channel of {most_sat} sat at most (fee set aside), not {amount_sat} sat",
+                f"the wallet can fund a channel of {most_sat:,} sat at most (fee set aside), not {amount_sat:,} sat",
             )
 
     def script_of(self, address: str) -> bytes:
