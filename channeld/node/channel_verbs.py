@@ -158,7 +158,10 @@ class ChannelVerbs:
             raise NodeError("invalid_argument", "what is pushed to the peer must be within the channel's amount")
         link = self._peers.link(node_id)
         if link is None:
-            raise NodeError("failed_precondition", f"{node_id.hex()} is not connected: connect to it first, or give its address as node_id@host:port")
+            raise NodeError(
+                "failed_precondition",
+                f"{node_id.hex()} is not connected: connect to it first, or give its address as node_id@host:port",
+            )
         feerate = feerate_per_kw or self._feerates.funding_per_kw
         self._coins.check_affordable(amount_sat, feerate)
         wanted = machine.OpenParams(

@@ -248,7 +248,7 @@ async def test_max_amount_is_exact(world: World) -> None:
         (10**16, RATE, InvalidAmount, "more than there will ever be"),
         (293, RATE, DustOutput, "293 sat to bcrt1q.* is dust: .* at least 294 sat"),
         (1_000_000, RATE, InsufficientFunds, "1,000,000 sat and a fee of [0-9]+ sat are needed, 50,000 sat can be spent"),
-        (1_000, 252, InvalidFeeRate, "at least 253"),
+        (1_000, 252, InvalidFeeRate, "at least 1.012 sat/vB"),
         (1_000, 3_000_000, InvalidFeeRate, "mistake"),
     ],
 )
