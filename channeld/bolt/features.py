@@ -178,6 +178,11 @@ def unknown_required(bits: FeatureBits, supported: FeatureBits) -> list[int]:
     return sorted(bit for bit in bits if not bit & 1 and bit not in ASSUMED and not {bit, bit | 1} & supported)
 
 
+def unknown_even(bits: FeatureBits) -> list[int]:
+    """Even bits that nothing here has a name for: who sets them requires what we cannot know."""
+    return sorted(bit for bit in bits if not bit & 1 and known_feature(bit) is None and bit not in BEYOND_BOLT_9)
+
+
 def describe(bits: Iterable[int]) -> tuple[str, ...]:
     """Names for people, in order of the bits: `option_anchors`, `option_static_remotekey (required)`, `bit 101`."""
     named = []

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from channeld.bolt.features import FeatureBits, encode_features
-from channeld.bolt.messages import Address, AnnouncementSignatures, ChannelUpdate, Message, NodeAnnouncement
+from channeld.bolt.features import FeatureBits, decode_features, encode_features, unknown_even
+from channeld.bolt.messages import Address, AnnouncementSignatures, ChannelUpdate, Message, NodeAnnouncement, decode
 from channeld.channel.state import AwaitingFunding, Funded, Live, Normal, State
 from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
 from channeld.gossip.own import ForwardingPolicy, NodeProfile, OwnChannel
@@ -395,6 +395,14 @@ class NodeGossip:
             is_closing=not isinstance(state, AwaitingFunding | Normal),
             policy=self.policy_of(driver),
         )
+
+    def unknown_features(self, node_id: bytes) -> list[int]:
+        """What a node requires of others, by its announcement, that nothing here has a name for."""
+        raw = self.core.view.node(node_id)
+        announcement = decode(raw) if raw is not None else None
+        if not isinstance(announcement, NodeAnnouncement):
+            return []
+        return unknown_even(decode_features(announcement.features))
 
     def public_update(self, scid: int, peer_id: bytes) -> bytes:
         """Our own public `channel_update` of a channel, wire form; empty if there is none."""

@@ -6,7 +6,7 @@ Amounts in msat. Source: BOLT 11, "Payer / Payee Interactions"; BOLT 4, "`payloa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -73,7 +73,10 @@ class Orders:
         channels: Channels,
         invoices: OwnInvoices,
         now: Callable[[], float],
+        unknown_features: Callable[[bytes], Sequence[int]] = lambda node_id: (),
     ) -> None:
+        """`unknown_features`: what a node requires publicly that we do not know, as feature bits."""
+        self._unknown_features = unknown_features
         self._network = network
         self._node_id = node_id
         self._channels = channels
@@ -206,6 +209,14 @@ class Orders:
         self, node_id: bytes, payment_hash: bytes, amount_msat: int, limits: PaymentLimits, **fields: Any
     ) -> Draft:
         _check_amount(amount_msat)
+        # BOLT 7, "if `features` field contains _unknown even bits_: [...] Unless paying a BOLT #11 invoice which does
+        # not have the same bit(s) set, MUST NOT attempt to send payments _to_ the node."
+        if unknown := self._unknown_features(node_id):
+            bits = ", ".join(map(str, unknown))
+            raise NodeError(
+                "failed_precondition",
+                f"{node_id.hex()} requires a feature that this node does not know (bit {bits}): ask it for an invoice",
+            )
         record = self._record(node_id, payment_hash, "", amount_msat, FINAL_DELTA_BLOCKS, limits, **fields)
         return Draft(record, None)
 

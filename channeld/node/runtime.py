@@ -164,7 +164,8 @@ class Runtime:
         self.router = Router(node_id, self.channels, self.gossip, self._height, time.time)
         self.graph = GraphVerbs(node_id, network, self.gossip, self.router, self._save_scores, self._height, time.time)
         to_ourselves = InvoicesToOurselves(self.invoices, self.receiver)
-        orders = Orders(network, node_id, self.channels, to_ourselves, time.time)
+        unknown_features = self.gossip.unknown_features
+        orders = Orders(network, node_id, self.channels, to_ourselves, time.time, unknown_features)
         planner = Planner(node_id, self.channels, self.router, self._height, time.time)
         self.payments = Payments(store, bus, self.channels, self.router, orders, planner, network.chain_hash, time.time)
         self.payment_verbs = PaymentVerbs(self.payments, self.idempotency)

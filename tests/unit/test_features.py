@@ -26,6 +26,7 @@ from channeld.bolt.features import (
     missing_dependencies,
     optional,
     required,
+    unknown_even,
 )
 from channeld.node.features import LOCAL_FEATURES, announced
 
@@ -145,6 +146,11 @@ def test_what_is_negotiated() -> None:
 def test_names_for_people() -> None:
     assert describe({12, 23, 101}) == ("option_static_remotekey (required)", "option_anchors", "bit 101")
     assert describe({54, 55}) == ("keysend (required)", "keysend")
+
+
+def test_what_nobody_here_has_a_name_for() -> None:
+    assert unknown_even(frozenset({0, 9, 54, 55, 62, 99, 100, 101, 1000})) == [100, 1000]
+    assert unknown_even(frozenset()) == []
 
 
 @pytest.mark.parametrize("anchors", [False, True])

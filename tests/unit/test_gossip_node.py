@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from channeld.bolt.features import encode_features
 from channeld.bolt.messages import (
     ChannelUpdate,
     DecodeError,
@@ -185,6 +186,18 @@ def test_what_must_not_be_routed_through_is_not_in_the_graph(tmp_path: Path) -> 
         assert filled.node_features(node_id_of(1)) == 0x0102
     view.forget(scid_of(101))
     assert list(feed.graph.channels()) == []
+
+
+def test_what_a_node_requires_that_we_do_not_know(tmp_path: Path) -> None:
+    view = new_view(tmp_path / "gossip")
+    for number in (1, 2, 3):
+        add_channel(view, scid_of(100 + number), number, number + 1)
+    view.set_node(make_node(1, features=encode_features({9, 101, 54, 100, 200})))
+    view.set_node(make_node(2, features=encode_features({8, 101})))
+    gossip = cast(NodeGossip, SimpleNamespace(core=SimpleNamespace(view=view)))
+    assert [NodeGossip.unknown_features(gossip, node_id_of(number)) for number in (1, 2, 3)] == [[100, 200], [], []]
+    assert NodeGossip.unknown_features(gossip, b"\x02" + bytes(32)) == []
+    view.store.close()
 
 
 def _loaded(view: object) -> Graph:
