@@ -368,7 +368,9 @@ def _on_connection(state: State, event: Connected | Disconnected, env: Env) -> T
     if isinstance(event, Connected):
         if isinstance(state, Closing | WaitingForRemoteClose):
             linked = replace(state, link=Live(event.remote_features))
-            effects = _repeat_error(linked)
+            # A channel that was closed together is in no error state: only who does not know is told.
+            closed_together = isinstance(linked, Closing) and not linked.error
+            effects = [] if closed_together else _repeat_error(linked)
             if isinstance(linked, WaitingForRemoteClose):
                 # Some nodes do not close over an `error`, but over the proof that we are behind.
                 effects = [Send(reestablish.where_we_stand(linked, env)), *effects]

@@ -19,7 +19,7 @@ from channeld.bolt.messages import (
     decode,
     encode,
 )
-from channeld.channel import close_legacy
+from channeld.channel import close_legacy, reestablish
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel.env import ChannelPolicy
@@ -384,6 +384,21 @@ def test_a_mutual_close_is_shown_as_closed_when_it_is_buried_and_is_over_when_it
         assert peer.state.closing_txid == tx.txid()
         assert peer.logged(fx.CloseCompleted) == [fx.CloseCompleted(tx.txid(), "closed together")]
         assert not peer.logged(fx.RemoteUnilateralClose)
+
+
+def test_nobody_hears_of_an_error_because_a_channel_was_closed_together() -> None:
+    """BOLT 2, "if a channel is in an error state: SHOULD retransmit the error packet": this one is in none."""
+    pair = simple()
+    pair.settle()
+    alice = pair.alice
+    assert isinstance(alice.state, NegotiatingSimple)
+    before = reestablish.where_we_stand(alice.state, alice.env())
+    alice.step(ev.FundingSpent(closed_by(alice), HEIGHT + 1, 1))
+    alice.step(ev.Disconnected())
+    assert [effect for effect in alice.step(ev.Connected(FEATURES)) if isinstance(effect, fx.Send)] == []
+    (told,) = alice.step(ev.PeerMessage(before))
+    assert isinstance(told, fx.Send)
+    assert told.message == ErrorMessage(alice.funded.params.channel_id, b"the channel was closed")
 
 
 def test_a_reorganisation_to_the_other_sides_closing_transaction() -> None:
