@@ -17,6 +17,12 @@ from channeld.storage import Store
 from watchtower.client.metrics import TowersCollector
 from watchtower.rpc.metrics import counters, gauges
 
+SERIOUS_EVENTS = (
+    *("chain.lost", "chain.missed", "channel.alarm", "channel.close_stuck", "channel.frozen", "channel.funding_lost"),
+    *("channel.htlc_given_up", "channel.htlc_stuck", "channel.unconfirmed", "forward.lost", "node.failed"),
+    *("tower.trouble", "wallet.reserve_low"),
+)
+"""Kinds that are counted from 0 on: Prometheus' `increase` does not see a counter that begins with 1."""
 LAG_SECONDS = 1.0
 LAGS_KEPT = 60
 
@@ -110,7 +116,7 @@ class NodeCollector(Collector):
     def _of_work(self) -> Iterator[Metric]:
         counts, written = self._node.runtime.bus.counts, self._store.figures
         events = CounterMetricFamily("channeld_events", "What happened since the start, by kind", labels=["kind"])
-        for kind, number in sorted(counts.items()):
+        for kind, number in sorted({**dict.fromkeys(SERIOUS_EVENTS, 0), **counts}.items()):
             events.add_metric([kind], number)
         yield events
         yield from counters(

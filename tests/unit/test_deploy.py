@@ -1,0 +1,88 @@
+"""What is shipped beside the code says what the code says: metrics, events, programs, versions."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from channeld.config import Config
+from channeld.node.metrics import SERIOUS_EVENTS
+from watchtower.tower.config import Config as TowerConfig
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for package in ("channeld", "watchtower", "wallet")
+    for path in (ROOT / package).rglob("*.py")
+}
+OF_THE_PROCESS = {"channeld_process_start_time_seconds", "channeld_process_resident_memory_bytes"}
+
+
+def is_a_metric(name: str) -> bool:
+    """Whether the code makes it: under its whole name, or without the program's and what stands for a counter."""
+    bare = name.removeprefix("channeld_").removeprefix("watchtower_")
+    written = {f'"{each}"' for each in (name, bare, name.removesuffix("_total"), bare.removesuffix("_total"))}
+    return any(each in source for each in written for source in SOURCES.values())
+
+
+@pytest.mark.parametrize("path", ["prometheus/alerts.yaml", "grafana/channeld.json"])
+def test_metrics_that_are_watched_exist(path: str) -> None:
+    text = (DEPLOY / path).read_text()
+    names = set(re.findall(r"\b(?:channeld|watchtower)_[a-z_]+", text)) - OF_THE_PROCESS
+    assert len(names) > 7
+    assert [name for name in sorted(names) if not is_a_metric(name)] == []
+
+
+def test_events_that_are_watched_are_counted_from_the_start() -> None:
+    text = (DEPLOY / "prometheus/alerts.yaml").read_text()
+    watched = set()
+    for kinds in re.findall(r'kind=~?"([^"]+)"', text):
+        for each in re.findall(r"[a-z]+(?:\\\\)?\.(?:\([a-z_|]+\)|[a-z_]+)", kinds):
+            group, _, names = each.replace("\\", "").partition(".")
+            watched |= {f"{group}.{name}" for name in names.strip("()").split("|")}
+    assert len(watched) > 8
+    assert watched <= set(SERIOUS_EVENTS)
+    others = "\n".join(source for path, source in SOURCES.items() if path != "channeld/node/metrics.py")
+    assert [kind for kind in SERIOUS_EVENTS if f'"{kind}"' not in others] == [], "nothing tells of it"
+
+
+def test_the_dashboard_can_be_read() -> None:
+    board = json.loads((DEPLOY / "grafana/channeld.json").read_text())
+    assert [panel["id"] for panel in board["panels"]] == list(range(1, len(board["panels"]) + 1))
+    assert all(target["expr"] for panel in board["panels"] for target in panel["targets"])
+
+
+def test_the_image_has_versions_that_the_project_allows() -> None:
+    lines = (DEPLOY / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    extras = PROJECT["optional-dependencies"]
+    for text in (*PROJECT["dependencies"], *extras["regtest"], *extras["postgres"]):
+        wanted = Requirement(text)
+        assert Version(pinned[wanted.name.lower()]) in wanted.specifier, text
+
+
+def test_the_image_and_the_units_name_programs_and_settings_that_exist() -> None:
+    files = [ROOT / "Dockerfile", ROOT / "compose.yaml", *(DEPLOY / "systemd").glob("*.service")]
+    text = "\n".join(path.read_text() for path in files)
+    programs = {*re.findall(r"\[(?:CMD, )?([a-z-]+)[,\]]", text), *re.findall(r"/bin/([a-z]+)\n", text)} - {
+        "multi-user"
+    }
+    assert {"channeld", "watchtowerd", "regtestd", "channelctl", "watchtowerctl"} <= programs
+    assert programs & {"channeld", "watchtowerd", "regtestd", "channelctl", "watchtowerctl", "regtest-cli"} <= {
+        *PROJECT["scripts"]
+    }
+    for prefix, settings in (("CHANNELD_", Config), ("WATCHTOWERD_", TowerConfig)):
+        names = set(re.findall(rf"\b{prefix}([A-Z_]+)", text))
+        assert "DATADIR" in names
+        assert {name.lower() for name in names} <= set(settings.model_fields)
+    assert "USER channeld" in text
+    assert not re.search(r"image: \S+:latest", text)
