@@ -12,6 +12,7 @@ from channeld.bolt.messages import (
     ChannelAnnouncement,
     ChannelUpdate,
     GossipTimestampFilter,
+    Message,
     NodeAnnouncement,
     SignedGossip,
 )
@@ -46,7 +47,7 @@ class RelayPeer:
         self.first_timestamp = 0
         self.last_timestamp = -1
         self.backlog: Iterator[bytes] | None = None
-        self.answers: Iterator[bytes] | None = None
+        self.answers: dict[type[Message], Iterator[bytes]] = {}
         self.wanted: list[Iterator[bytes]] = []
 
     def wants(self, timestamp: int) -> bool:
@@ -194,15 +195,20 @@ class Relay:
 
     # --- bulk
 
-    def answer(self, node_id: bytes, messages: Iterator[bytes]) -> bool:
-        """Send the answer to a query. False if another one is still under way."""
+    def is_answering(self, node_id: bytes, query: type[Message]) -> bool:
+        """Whether the answer to a query of this kind is under way."""
         peer = self.peers.get(node_id)
-        if peer is None or peer.answers is not None:
-            return False
+        return peer is not None and query in peer.answers
+
+    def answer(self, node_id: bytes, query: type[Message], messages: Iterator[bytes]) -> None:
+        """Send the answer to a query, after what is under way. There is one for each kind of query at a time."""
+        peer = self.peers.get(node_id)
+        if peer is None:
+            return
+        assert query not in peer.answers, "who asks again is not answered"
         # BOLT 7, "SHOULD NOT wait for the next outgoing gossip flush to send these."
-        peer.answers = messages
+        peer.answers[query] = messages
         self._pump(peer)
-        return True
 
     def pump(self) -> bool:
         """Send some of what peers are owed. True if there is more to send to someone who reads."""
@@ -212,7 +218,7 @@ class Relay:
     def _pump(self, peer: RelayPeer) -> bool:
         budget = MAX_PUMPED
         while budget and not peer.port.is_congested:
-            source = peer.answers or (peer.wanted[0] if peer.wanted else peer.backlog)
+            source = next(iter(peer.answers.values()), peer.wanted[0] if peer.wanted else peer.backlog)
             if source is None:
                 return False
             raw = next(source, None)
@@ -224,8 +230,8 @@ class Relay:
         return not peer.port.is_congested
 
     def _exhausted(self, peer: RelayPeer, source: Iterator[bytes]) -> None:
-        if source is peer.answers:
-            peer.answers = None
+        if peer.answers:
+            del peer.answers[next(iter(peer.answers))]
         elif source is peer.backlog:
             peer.backlog = None
         else:

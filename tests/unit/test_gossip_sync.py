@@ -30,6 +30,7 @@ from channeld.bolt.messages import queries as q
 from channeld.bolt.primitives import DecodeError
 from channeld.gossip.interface import GossipConfig, block_of
 from channeld.gossip.queries import parse_short_ids_query, range_replies, short_ids_replies, split_by_block
+from channeld.gossip.service import QUERY_BURST, QUERY_REFILL_SECONDS
 from channeld.gossip.sync import PeerSync, SyncViolation, wanted
 from tests.gossip_net import Net, network
 from tests.gossip_support import (
@@ -469,15 +470,57 @@ async def test_a_second_query_while_one_is_answered(tmp_path: Path) -> None:
         assert len(port.take(ReplyChannelRange)) == 1
 
 
-async def test_too_many_queries_are_not_answered(tmp_path: Path) -> None:
+async def test_one_query_of_each_kind_may_be_under_way(tmp_path: Path) -> None:
+    """Eclair asks for channels as soon as the first `reply_channel_range` came."""
     async with network(tmp_path, 1) as net:
         gossip = net.members[1].gossip
+        net.plant(1, scid_of(1), 20, 21)
         port = FakePort(2)
         gossip.peer_connected(port)
-        for _ in range(80):
+        port.take()
+        port.is_congested = True
+        gossip.peer_message(port, ask(0, 10))
+        gossip.peer_message(port, QueryShortChannelIds(CHAIN_HASH, q.encode_short_ids([scid_of(1)])))
+        assert port.take(WarningMessage) == []
+        port.is_congested = False
+        gossip.pump()
+        assert [type(message) for message in port.take()] == [
+            ReplyChannelRange,
+            ChannelAnnouncement,
+            ChannelUpdate,
+            ChannelUpdate,
+            NodeAnnouncement,
+            NodeAnnouncement,
+            ReplyShortChannelIdsEnd,
+        ]
+
+
+async def test_many_queries_are_answered_one_after_the_other(tmp_path: Path) -> None:
+    """BOLT 7, "MUST respond with one or more `reply_channel_range`": what is too much has to wait, and is answered."""
+    async with network(tmp_path, 1) as net:
+        gossip = net.members[1].gossip
+        port, other = FakePort(2), FakePort(3)
+        for peer in (port, other):
+            gossip.peer_connected(peer)
+        for _ in range(QUERY_BURST):
             gossip.peer_message(port, ask(0, 10))
-        assert len(port.take(ReplyChannelRange)) == 50
-        assert len(port.take(WarningMessage)) == 1
+        assert len(port.take(ReplyChannelRange)) == QUERY_BURST
+        for _ in range(3):
+            gossip.peer_message(port, ask(0, 10))
+            gossip.tick()
+            assert port.take(ReplyChannelRange, WarningMessage) == []
+            net.now += QUERY_REFILL_SECONDS
+            gossip.tick()
+            assert len(port.take(ReplyChannelRange)) == 1
+        gossip.peer_message(other, ask(0, 10))
+        assert len(other.take(ReplyChannelRange)) == 1, "others wait for nothing"
+        for _ in range(30):
+            gossip.peer_message(port, ask(0, 10))
+        assert len(port.take(WarningMessage)) == 1, "who does not wait is not heard"
+        gossip.peer_disconnected(port)
+        net.now += QUERY_REFILL_SECONDS
+        gossip.tick()
+        assert port.take(ReplyChannelRange) == []
 
 
 async def test_a_peer_that_sends_forgeries_is_warned_once_and_then_not_heard(tmp_path: Path) -> None:
