@@ -43,7 +43,7 @@ both_types = pytest.mark.parametrize("anchors", [True, False], ids=["anchors", "
 @both_types
 def test_an_expired_htlc_that_is_worth_it_closes_the_channel(anchors: bool) -> None:
     """BOLT 2, "if an HTLC which it offered is in either node's current commitment transaction, AND is past this timeout
-    deadline: MUST send an `error` to the receiving peer (if connected), and MUST fail the channel"."""
+    deadline: SHOULD send an `error` to the receiving peer (if connected), and MUST fail the channel"."""
     pair = channel(anchors)
     add(pair.alice, 50_000_000, 1, EXPIRY)
     pair.settle()

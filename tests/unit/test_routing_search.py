@@ -359,7 +359,7 @@ def test_required_features_of_forwarding_nodes() -> None:
 
 
 def test_nodes_that_require_what_we_do_not_know_forward_nothing() -> None:
-    """BOLT 7: "if `features` contains unknown even bits: [...] MUST NOT route a payment _through_ the node"."""
+    """BOLT 7, "if `features` field contains _unknown even bits_: [...] MUST NOT route a payment _through_ the node"."""
     graph = build(Link(0, 1), Link(1, 3), Link(0, 2), Link(2, 3, policy(100)))
     for harmless in (1 << 1001, 1 << 9, 0):  # odd, known, none
         graph.set_node_features(node(1), harmless)
