@@ -94,11 +94,13 @@ class HtlcLockedIn(Struct, frozen=True):
     too_late: bool = False
     """The same, because it was added after we said `shutdown`, and the close would never come (BOLT 2, "SHOULD fail to
     route any HTLC added after it has sent `shutdown`")."""
+    too_cheap: bool = False
+    """The same, because the commitment pays too little to be mined before the HTLC expires, and nothing can lift it."""
 
     @property
     def must_fail(self) -> bool:
         """Whatever it is for."""
-        return self.over_dust_exposure or self.unfunded or self.too_late
+        return self.over_dust_exposure or self.unfunded or self.too_late or self.too_cheap
 
 
 class HtlcSettled(Struct, frozen=True):

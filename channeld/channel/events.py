@@ -185,6 +185,7 @@ RejectCode = Literal[
     "in_flight_limit",
     "dust_exposure",
     "fee_too_high",
+    "fee_too_low",
     "expiry",
     "unknown_htlc",
     "not_ready",

@@ -15,6 +15,29 @@ from channeld.channel.state import ChannelParams, Funded
 MAX_CLTV_EXPIRY = 500_000_000
 """From here on a locktime is a time and no height."""
 FEE_SPIKE_FACTOR = 2
+MINED_IN_TIME_PERMILLE = 500
+"""Estimates differ, and jump: a commitment that pays this part of ours is taken to be mined before an HTLC expires."""
+
+
+def is_too_cheap(params: ChannelParams, feerate_per_kw: int, env: Env) -> bool:
+    """Whether our commitment would not be mined in time at this fee rate, which the peer chose. With anchors a child
+    pays what is missing (BOLT 5); without, an opener who pays too little could let every deadline of an HTLC pass."""
+    return not (params.is_opener or params.anchors) and is_below_timely(feerate_per_kw, env)
+
+
+def is_below_timely(feerate_per_kw: int, env: Env) -> bool:
+    """Whether a commitment that nothing lifts pays less than it takes to be mined in time."""
+    return feerate_per_kw * 1000 < env.feerate_per_kw * MINED_IN_TIME_PERMILLE
+
+
+def check_mined_in_time(c: Commitments, params: ChannelParams, env: Env) -> None:
+    """Whether an HTLC that we offer could be taken back in time. Raises CommandRejected."""
+    feerate_per_kw = c.local.spec.feerate_per_kw
+    if is_too_cheap(params, feerate_per_kw, env):
+        raise CommandRejected(
+            "fee_too_low",
+            f"the commitment's fee rate of {feerate_per_kw} sat/kw, which the peer has to raise, is too low now",
+        )
 
 
 def check_expiry(htlc: Htlc, block_height: int) -> None:
@@ -192,6 +215,10 @@ def check_received_fee(c: Commitments, params: ChannelParams, feerate_per_kw: in
             f"update_fee: {feerate_per_kw} sat/kw is not between {policy.min_feerate_per_kw} and "
             f"{policy.max_feerate_per_kw}"
         )
+    falls = feerate_per_kw < cm.next_local(c).spec.feerate_per_kw
+    if falls and is_too_cheap(params, feerate_per_kw, env):
+        # BOLT 2, "if the `update_fee` is too low for timely processing": the commitment that we have is better.
+        raise ProtocolViolation(f"update_fee: {feerate_per_kw} sat/kw is too low to be mined in time", "warning")
     left_msat = after.spec.to_remote_msat - after.cost_msat(params.anchors, -_crossing_htlcs(c, after))
     if left_msat < 0:
         # BOLT 2, "if the sender cannot afford the new fee rate on the receiving node's current commitment transaction"

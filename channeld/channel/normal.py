@@ -89,6 +89,7 @@ def add_htlc(state: Normal, event: AddHtlc, env: Env) -> Transition:
         raise CommandRejected("not_ready", "the funding transaction is not deep enough in the chain any more")
     htlc = Htlc(c.local_next_htlc_id, event.amount_msat, event.payment_hash, event.cltv_expiry, True)
     limits.check_expiry(htlc, env.block_height)
+    limits.check_mined_in_time(c, params, env)
     after = limits.check_offer(c, params, htlc, env.policy)
     message = UpdateAddHtlc(
         params.channel_id,
@@ -422,6 +423,7 @@ def locked_in(state: Funded, htlc: Htlc, env: Env) -> HtlcLockedIn:
         limits.exceeds_dust_exposure(state, htlc, env.policy),
         is_unfunded(state),
         first_late_id is not None and htlc.id >= first_late_id,
+        limits.is_too_cheap(state.params, state.commitments.local.spec.feerate_per_kw, env),
     )
 
 

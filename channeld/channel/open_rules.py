@@ -9,6 +9,7 @@ from channeld.bolt.transactions.closing import is_valid_shutdown_script
 from channeld.bolt.transactions.fees import funder_cost_sat
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.events import CommandRejected, ProtocolViolation
+from channeld.channel.limits import is_below_timely
 from channeld.channel.state import Limits, OpenParams
 from wallet.bitcoin.secp import is_valid_pubkey
 
@@ -81,7 +82,11 @@ def check_open_channel(
         # BOLT 2, "`push_msat` is greater than `funding_satoshis` * 1000."
         (message.push_msat > amount_sat * 1000, "push_msat exceeds the channel"),
         # BOLT 2, "it considers `feerate_per_kw` too small for timely processing or unreasonably large."
-        (message.feerate_per_kw < policy.min_feerate_per_kw, "feerate_per_kw is too low"),
+        (
+            message.feerate_per_kw < policy.min_feerate_per_kw
+            or (not channel_type.anchors and is_below_timely(message.feerate_per_kw, env)),
+            "feerate_per_kw is too low",
+        ),
         (message.feerate_per_kw > policy.max_feerate_per_kw, "feerate_per_kw is too high"),
         # BOLT 2, "MUST set `dust_limit_satoshis` less than or equal to `channel_reserve_satoshis` from the
         # `open_channel`"

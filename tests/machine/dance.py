@@ -30,6 +30,9 @@ from wallet.bitcoin import Tx
 ACTIONS = ("add", "answer", "deliver", "sign", "fee", "disconnect", "crash", "die", "burst")
 WEIGHTS = (24, 16, 60, 24, 2, 4, 2, 3, 2)
 
+LOW_FEERATE_PER_KW = 500
+"""What layer 1 estimates: whatever fee rate the opener chooses is mined in time."""
+
 
 class Dance:
     """One run. `decisions` is how each payment was first answered by who received it."""
@@ -44,6 +47,7 @@ class Dance:
         self.published: dict[str, dict[int, Tx]] = {peer.name: {} for peer in self.peers}
         for peer in self.peers:
             peer.log.clear()
+            peer.feerate_per_kw = LOW_FEERATE_PER_KW
 
     @property
     def peers(self) -> tuple[Peer, Peer]:

@@ -26,6 +26,12 @@ FIRST_HEIGHT = 500
 NOTICE_SECONDS = (0.0, 0.01, 0.2, 1.0)
 
 
+def _coinbase(number: int) -> Tx:
+    """A block's first transaction."""
+    spends = TxIn(OutPoint(bytes(32), 0xFFFF_FFFF), number.to_bytes(8, "little"))
+    return Tx(2, (spends,), (TxOut(0, b"\x6a"),), 0)
+
+
 class SimChain(Chain):
     """`Chain` with blocks that have hashes."""
 
@@ -56,7 +62,7 @@ class SimChain(Chain):
         self._salt += 1
         header = BlockHeader(4, self.hashes[-1], bytes(32), 1_700_000_000, 0x207FFFFF, self._salt)
         self.hashes.append(header.hash())
-        self.known[header.hash()] = Block(header, tuple(self.blocks[self.height]))
+        self.known[header.hash()] = Block(header, (_coinbase(self._salt), *self.blocks[self.height]))
 
     def undo(self) -> list[Tx]:
         self.hashes.pop()

@@ -90,6 +90,11 @@ def _compile(statement: Any, dialect: str) -> Any:
     return compile_statement(statement, sqlite.dialect(paramstyle="qmark"))
 
 
+def _tell(jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        job.done(None)
+
+
 class SimStore(Store):
     """The store of one life. `on_crash` is told that this life ends here."""
 
@@ -141,7 +146,7 @@ class SimStore(Store):
         if has_rows:
             self._writer.transaction(group(job.writes for job in jobs), None)
             self._database.version += 1
-        self._loop.call_soon(self._finish, jobs, None, context=self._life.context)
+        self._loop.call_soon(_tell, jobs, context=self._life.context)
         if has_rows:
             self.commits += 1
             if self._dies("after"):

@@ -101,6 +101,17 @@ def test_open_channel_is_refused(changes: dict[str, Any], sentence: str) -> None
     assert violation.value.action == "error"
 
 
+def test_without_anchors_the_first_fee_has_to_do() -> None:
+    """BOLT 2, "it considers `feerate_per_kw` too small for timely processing": nothing can lift such a commitment."""
+    plain = ChannelType(anchors=False).to_bytes()
+    bob = peers()[1]
+    bob.feerate_per_kw = 2_000
+    accept(proposal(channel_type=plain, feerate_per_kw=1_000), bob)
+    accept(proposal(feerate_per_kw=253), bob)
+    with pytest.raises(ev.ProtocolViolation, match="feerate_per_kw is too low"):
+        accept(proposal(channel_type=plain, feerate_per_kw=999), bob)
+
+
 def test_both_balances_within_the_reserve_are_refused() -> None:
     message = proposal(funding_satoshis=40_000, push_msat=8_000_000, channel_reserve_satoshis=8_000)
     accept(message)  # the opener keeps 32,000 less the fee
