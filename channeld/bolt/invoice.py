@@ -50,6 +50,7 @@ _TIMESTAMP_SYMBOLS = 7
 _SIGNATURE_SYMBOLS = 104
 _CHECKSUM_SYMBOLS = 6
 _MAX_FIELD_SYMBOLS = 1023
+_MAX_NUMBER = 0xFFFF_FFFF
 _MAX_FIELD_BYTES = 639
 _FALLBACK_P2PKH, _FALLBACK_P2SH = 17, 18
 _ROUTE_HOP_SIZE = 51
@@ -345,7 +346,9 @@ def _read_number(single: dict[int, bytes], type_: int, default: int) -> int:
     if symbols[:1] == b"\x00":
         raise InvoiceError(f"the invoice's field {_FIELD_NAMES[type_]} begins with a zero")
     value = _to_int(symbols)
-    if value > 0xFFFF_FFFF:
+    if value > _MAX_NUMBER and type_ == _X:
+        return _MAX_NUMBER  # 136 years: BOLT 11 has no limit, and nobody will wait longer
+    if value > _MAX_NUMBER:
         raise InvoiceError(f"the invoice's field {_FIELD_NAMES[type_]} is absurdly large")
     return value
 
@@ -486,7 +489,7 @@ def _hash_field(type_: int, data: bytes, name: str) -> bytes:
 
 
 def _number_field(type_: int, value: int) -> bytes:
-    if not 0 <= value <= 0xFFFF_FFFF:
+    if not 0 <= value <= _MAX_NUMBER:
         raise InvoiceError(f"{value} is no possible value for the field {_FIELD_NAMES[type_]}")
     return _field(type_, _from_int(value))
 
