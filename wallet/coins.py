@@ -135,11 +135,15 @@ class ScriptBook:
         """All scripts looked for."""
         return self._paths
 
+    def following(self, kind: AddressKind, chain: int) -> KeyPath:
+        """The next path that was neither given out nor used. `note_used` once it is, else it is given again."""
+        return KeyPath(kind, chain, self._next[kind, chain])
+
     def take(self, kind: AddressKind, chain: int) -> KeyPath:
-        """The next path that was neither given out nor used."""
-        child = self._next[kind, chain]
-        self._move(kind, chain, child + 1)
-        return KeyPath(kind, chain, child)
+        """The same, given out by that."""
+        path = self.following(kind, chain)
+        self._move(kind, chain, path.child + 1)
+        return path
 
     def note_used(self, path: KeyPath) -> bool:
         """An output to this path exists. True if scripts were added, so that what was scanned must be seen again."""

@@ -113,7 +113,8 @@ class Spender:
         return build(every, request, change, self._rng)
 
     def _change_script(self, kind: AddressKind) -> Callable[[], bytes]:
-        return lambda: self._keys.script(self._ledger.book.take(kind, CHANGE))
+        """Many a draft comes to nothing: the script counts as used once the draft's coins are reserved."""
+        return lambda: self._keys.script(self._ledger.book.following(kind, CHANGE))
 
     # Signatures
 
@@ -244,7 +245,7 @@ class Spender:
                     return self.replace_by_fee(child, feerate_sat_per_kw, keep_back_sat, missing)
             raise CannotBump(f"{wallet_tx.tx.txid_hex} has no unspent output of this wallet that could pay for it")
         handle = max(handles, key=lambda coin: coin.value_sat)
-        script = self._keys.script(self._ledger.book.take(handle.path.kind, CHANGE))
+        script = self._change_script(handle.path.kind)()
         request = Request((), feerate_sat_per_kw, drain_to=script, required=(handle,), extra_fee_sat=extra)
         try:
             return self.draft(request, only=())

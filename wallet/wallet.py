@@ -342,6 +342,9 @@ class Wallet:
         if sign:
             draft = self._spender.signed(draft)
         expires = None if reserve_seconds is None else int(self._clock() + reserve_seconds)
+        for path in [self._ledger.book.path_of(txout.script_pubkey) for txout in draft.tx.outputs]:
+            if path is not None:
+                self._ledger.book.note_used(path)
         own = [coin.outpoint for coin in draft.coins if coin is not None]
         reservation, writes = self._reservations.add(own, expires)
         self._changes.add(writes)

@@ -25,6 +25,7 @@ from wallet.errors import (
     CannotBump,
     CoinUnavailable,
     DustOutput,
+    FeeTooHigh,
     InsufficientFunds,
     InvalidAmount,
     InvalidFeeRate,
@@ -34,6 +35,7 @@ from wallet.errors import (
     WrongSeed,
 )
 from wallet.fees import feerate_of
+from wallet.funding import Request
 from wallet.keys import CHANGE, EXTERNAL, AddressKind, KeyPath, Seed
 from wallet.views import Balance
 from wallet.wallet import Wallet
@@ -247,7 +249,12 @@ async def test_max_amount_is_exact(world: World) -> None:
         (-5, RATE, InvalidAmount, "must be positive"),
         (10**16, RATE, InvalidAmount, "more than there will ever be"),
         (293, RATE, DustOutput, "293 sat to bcrt1q.* is dust: .* at least 294 sat"),
-        (1_000_000, RATE, InsufficientFunds, "1,000,000 sat and a fee of [0-9]+ sat are needed, 50,000 sat can be spent"),
+        (
+            1_000_000,
+            RATE,
+            InsufficientFunds,
+            "1,000,000 sat and a fee of [0-9]+ sat are needed, 50,000 sat can be spent",
+        ),
         (1_000, 252, InvalidFeeRate, "at least 1.012 sat/vB"),
         (1_000, 3_000_000, InvalidFeeRate, "mistake"),
     ],
@@ -531,3 +538,21 @@ def _check_coins(wallet: Wallet) -> None:
             assert txin.outpoint not in spent
             spent.add(txin.outpoint)
     assert not spent & {coin.outpoint for coin in wallet.coins()}
+
+
+async def test_what_is_not_made_uses_up_no_script(world: World) -> None:
+    """A seed alone brings back what was paid to the scripts that are looked for: a few beyond the last used one. What
+    cannot be paid for is tried again and again, at every block."""
+    await world.receive(100_000)
+    request = Request((TxOut(50_000, STRANGER),), RATE)
+    for _ in range(world.options["gap_limit"] + 1):
+        with pytest.raises(FeeTooHigh):
+            world.wallet.plan_tx(request, max_fee_sat=1)
+    sent = await world.wallet.send(STRANGER_ADDRESS, 50_000, RATE)
+    await world.mine(1, sent.tx)
+    restored = World()
+    restored.chain = world.chain
+    await restored.start()
+    for height in range(1, world.chain.height + 1):
+        await restored.connect(height)
+    assert restored.wallet.balance() == world.wallet.balance()
