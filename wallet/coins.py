@@ -126,6 +126,10 @@ class ScriptBook:
         moved, self._moved = self._moved, set()
         return fresh, [KeyPath(kind, chain, self._next[kind, chain]) for kind, chain in sorted(moved)]
 
+    def cursors(self) -> list[KeyPath]:
+        """The next paths to give out, of all chains."""
+        return [self.following(kind, chain) for kind, chain in CHAINS]
+
     def path_of(self, script_pubkey: bytes) -> KeyPath | None:
         """Whose script this is, or None."""
         return self._paths.get(script_pubkey)

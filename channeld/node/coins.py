@@ -10,6 +10,7 @@ import structlog
 
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
+from channeld.node import openings
 from channeld.node.bus import EventBus
 from channeld.node.channels import Driver
 from channeld.node.feerates import FeeRates
@@ -59,6 +60,7 @@ class Coins:
         self._feerates = feerates
         self._bus = bus
         self._planned: dict[bytes, FundedTx] = {}
+        self._shared_scripts: dict[bool, bytes] = {}
         self._rescanning = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -106,8 +108,16 @@ class Coins:
         self._start(self._give_script(driver, any_segwit))
 
     async def _give_script(self, driver: Driver, any_segwit: bool) -> None:
-        script = await self.new_script(any_segwit)
-        driver.post(ev.CloseChannel(script, 0))
+        driver.post(ev.CloseChannel(await self._script_for(driver, any_segwit), 0))
+
+    async def _script_for(self, driver: Driver, any_segwit: bool) -> bytes:
+        """Unproven channels share one, for nothing is paid to it as a rule: what strangers have us give out must not
+        leave the operator's next address beyond those that a seed brings back."""
+        if not openings.is_unproven(driver.state):
+            return await self.new_script(any_segwit)
+        if any_segwit not in self._shared_scripts:
+            self._shared_scripts[any_segwit] = await self.new_script(any_segwit)
+        return self._shared_scripts[any_segwit]
 
     async def new_script(self, any_segwit: bool) -> bytes:
         """A fresh output script; P2WPKH unless the peer allows any segwit version."""

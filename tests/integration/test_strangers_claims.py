@@ -127,3 +127,14 @@ async def test_money_that_a_stranger_only_promises_is_not_in_the_balance(world: 
     await stranger.open(OutPoint(b"\x77" * 32, 0), push_msat=300_000_000)
     await stranger.close_together()
     assert bob.runtime.wallet.balance() == before
+
+
+async def test_strangers_do_not_use_up_the_scripts_that_a_seed_brings_back(world: World) -> None:
+    bob = await world.node("bob")
+    book = bob.runtime.wallet._ledger.book
+    before = sum(path.child for path in book.cursors())
+    for number in range(3):
+        stranger = Stranger(bob, number)
+        await stranger.open(OutPoint(bytes([number + 100]) * 32, 0), push_msat=300_000_000)
+        await stranger.close_together()
+    assert sum(path.child for path in book.cursors()) == before + 1
