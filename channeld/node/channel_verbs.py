@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 from msgspec.structs import replace
@@ -63,6 +64,7 @@ class ChannelVerbs:
         self._feerates = feerates
         self._idempotency = idempotency
         self._chain_hash = chain_hash
+        self._openings: set[asyncio.Task[None]] = set()
 
     # --- looking
 
@@ -179,8 +181,16 @@ class ChannelVerbs:
             upfront_shutdown_script=self._coins.script_of(close_to_address) if close_to_address else b"",
         )
         driver = self._propose(wanted, link, mark)
-        await self._channels.wait_until(driver, _has_left_opening, OPEN_TIMEOUT_SECONDS)
+        waiting = asyncio.create_task(self._left_or_given_up(driver))
+        self._openings.add(waiting)
+        waiting.add_done_callback(self._openings.discard)
+        await asyncio.shield(waiting)
         return await self._opened(driver)
+
+    async def _left_or_given_up(self, driver: Driver) -> None:
+        """Also when the caller is gone: a peer that says nothing must not keep the wallet's coins."""
+        if not await self._channels.wait_until(driver, _has_left_opening, OPEN_TIMEOUT_SECONDS):
+            driver.post(ev.ForgetChannel("the peer took too long"))
 
     def _propose(self, wanted: machine.OpenParams, link: PeerLink, mark: Mark) -> Driver:
         channel_key = self._channels.take_key()
@@ -196,7 +206,6 @@ class ChannelVerbs:
         if isinstance(state, Closed):
             raise NodeError("failed_precondition", f"the channel was not opened: {state.reason}")
         if isinstance(state, Opening):
-            driver.post(ev.ForgetChannel("the peer took too long"))
             raise NodeError("deadline_exceeded", "the peer did not answer in time; the opening was given up")
         await self._broadcasts.wait_offered(state.params.funding_outpoint.txid)
         return self.view(driver)

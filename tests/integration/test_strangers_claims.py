@@ -3,19 +3,21 @@ transaction costs its opener nothing."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from channeld.bolt.messages import Message, OpenChannel, decode
+from channeld.bolt.messages import FundingSigned, Message, OpenChannel, decode
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.state import NegotiatingSimple
+from channeld.node import channel_verbs
 from channeld.node.peer import PeerLink
-from tests.integration.world import TestNode, World, world_in
+from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
 from tests.machine.harness import FEATURES, NODE_IDS, Peer, open_params, script_of, seed_secrets
 from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.address import REGTEST
@@ -138,3 +140,30 @@ async def test_strangers_do_not_use_up_the_scripts_that_a_seed_brings_back(world
         await stranger.open(OutPoint(bytes([number + 100]) * 32, 0), push_msat=300_000_000)
         await stranger.close_together()
     assert sum(path.child for path in book.cursors()) == before + 1
+
+
+async def test_an_opening_that_nobody_waits_for_frees_its_coins(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that accepts a channel and then says nothing, and a caller who goes away."""
+    monkeypatch.setattr(channel_verbs, "OPEN_TIMEOUT_SECONDS", 0.1)
+    alice, bob = await world.node("alice"), await world.node("bob")
+    await world.fund(bob, 4_000_000)
+    await bob.connect(alice)
+    link = alice.runtime.peers.link(bob.node_id)
+    assert link is not None
+    send, silent = link.send, asyncio.Event()
+
+    def withhold(data: bytes) -> None:
+        if isinstance(decode(data), FundingSigned):
+            silent.set()
+        else:
+            send(data)
+
+    link.send = withhold  # type: ignore[method-assign]
+    call = asyncio.create_task(bob.api.open_channel(alice.node_id, 500_000))
+    await asyncio.wait_for(silent.wait(), STEP_SECONDS)
+    (driver,) = bob.runtime.channels.of_peer(alice.node_id)
+    assert bob.runtime.wallet.reservations()
+    call.cancel()
+    assert await bob.runtime.channels.wait_until(driver, lambda d: d.is_over, 5)
+    await bob.runtime.coins.close()
+    assert bob.runtime.wallet.reservations() == {}
