@@ -70,6 +70,8 @@ class PeerLink:
         self.address = connection.remote_address
         self.remote_features: frozenset[int] = frozenset()
         self.is_ready = False
+        self.has_quarrelled = False
+        """Whether either side complained, or we ended it: the next one may go the same way."""
         self.ping_seconds: float | None = None
         self._connection = connection
         self._handler = handler
@@ -103,6 +105,7 @@ class PeerLink:
 
     def close(self, reason: str) -> None:
         """Send what is queued, then close."""
+        self.has_quarrelled = True
         self._connection.close(reason)
 
     def hold(self, holder: object) -> None:
@@ -219,10 +222,12 @@ class PeerLink:
 
     def _on_error(self, message: Message) -> None:
         assert isinstance(message, ErrorMessage)
+        self.has_quarrelled = True
         self._handler.error(self, message)
 
     def _on_warning(self, message: Message) -> None:
         assert isinstance(message, WarningMessage)
+        self.has_quarrelled = True
         self._handler.warning(self, message)
 
     def _ignore(self, message: Message) -> None:

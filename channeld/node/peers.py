@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 300.0
+PEACE_SECONDS = 30.0
+"""A connection that lasts for so long is not one of those that end in a quarrel again and again."""
 CROSSING_SECONDS = 10.0
 """Two connections that came about within this time crossed each other."""
 MAX_PEERS_WITHOUT_CHANNELS = 200
@@ -76,6 +78,8 @@ class Peer:
         self.is_told_of = False
         """Whether the operator was told that it is connected."""
         self.retry: asyncio.Task[None] | None = None
+        self.wait_seconds = FIRST_RETRY_SECONDS
+        """Before it is called again once the connection is lost."""
 
 
 class Peers:
@@ -261,7 +265,7 @@ class Peers:
             peer.retry = asyncio.create_task(self._retry(peer, at_once))
 
     async def _retry(self, peer: Peer, at_once: bool) -> None:
-        wait = 0.0 if at_once else FIRST_RETRY_SECONDS
+        wait = 0.0 if at_once else peer.wait_seconds
         try:
             while peer.link is None and self._is_wanted(peer) and peer.address is not None:
                 await asyncio.sleep(wait * random.uniform(0.8, 1.2))
@@ -373,6 +377,10 @@ class Peers:
         if peer.link is not link:
             return
         peer.link = None
+        if time.monotonic() - peer.connected_at >= PEACE_SECONDS:
+            peer.wait_seconds = FIRST_RETRY_SECONDS
+        elif link.has_quarrelled:  # BOLT 2 has many "send a `warning` and close the connection": no storm of those
+            peer.wait_seconds = min(2 * peer.wait_seconds, LAST_RETRY_SECONDS)
         self._tell_disconnected(link)
         if peer.is_told_of or self.channels.has_stake(link.node_id):
             self._bus.publish(
