@@ -39,6 +39,7 @@ def check_accounts(world: World) -> None:
     for book in (*world.payments, *_unbooked(world)):
         _check_payment(world, book)
     for node in world.nodes.values():
+        _check_reservations(world, node)
         if node.name in world.losers:
             continue
         _check_orders(world, node)
@@ -47,6 +48,20 @@ def check_accounts(world: World) -> None:
         _check_channels(world, node, flows_msat)
         if node.name not in world.poorer and not any(book.cheater == node.name for book in world.books.values()):
             _check_wealth(world, node, flows_msat)
+
+
+def _check_reservations(world: World, node: SimNode) -> None:
+    """No coin is kept for a transaction that nobody needs."""
+    world.checked["no coin is kept for nothing"] += 1
+    needed = node.running.monitor.reservations()
+    needed |= {funded.reservation for funded in node.running.coins._planned.values()}
+    for number, outpoints in node.running.wallet.reservations().items():
+        if number not in needed:
+            world.problem(f"{node} keeps {len(outpoints)} coins for nothing (reservation {number})")
+    known = {channel.channel_key for channel in node.running.channels.all()}
+    for key in node.running.monitor._stored.keys() - known:
+        if node.running.monitor._stored[key].resolution.attempts:
+            world.problem(f"{node} keeps transactions of channel {key}, which is over")
 
 
 def _records(node: SimNode, payment_hash: bytes) -> list[PaymentRecord]:

@@ -54,8 +54,15 @@ class Mortal(ABC):
         self._has_store = True
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """A task of this life."""
-        return self.world.loop.create_task(coroutine, context=self.life.context)
+        """A task of this life. Where errors are expected the coroutine deals with them: any other is a problem."""
+        task = self.world.loop.create_task(coroutine, context=self.life.context)
+        task.add_done_callback(self._ended, context=self.life.context)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.world.problem(f"{self.title}: {type(error).__name__}: {error}")
 
     def crash(self) -> None:
         """kill -9, right here. It is started again after a while, unless it has to stay down."""

@@ -52,7 +52,7 @@ class SimGossip:
         self.graph = Graph()
         self.view = _View(self.graph)
         self.core = SimpleNamespace(
-            own=SimpleNamespace(remote_update=lambda channel_id: None),
+            own=SimpleNamespace(remote_update=lambda channel_id: None, is_announced=lambda channel_id: True),
             sync=SimpleNamespace(may_start=lambda: False),
             view=self.view,
         )
@@ -61,6 +61,10 @@ class SimGossip:
         """The world fills the graph."""
 
     def coroutines(self) -> list[Any]:
+        return []
+
+    def unknown_features(self, node_id: bytes) -> list[int]:
+        """Nobody requires what we do not know."""
         return []
 
     def public_update(self, scid: int, peer_id: bytes) -> bytes:
