@@ -30,6 +30,7 @@ from channeld.node.monitor_warnings import Warnings
 from channeld.node.watches import Watches
 from channeld.onchain import resolution as on
 from channeld.onchain.allies import ally_of, left_to
+from channeld.onchain.anchor import urgent_stake_sat
 from channeld.onchain.batch import Batch, Part, batches, is_joinable
 from channeld.onchain.classify import revoked_number
 from channeld.onchain.facts import Fact
@@ -40,6 +41,7 @@ from channeld.onchain.plans import Attempt, Plan
 from channeld.onchain.rates import Rates
 from channeld.onchain.report import CloseReport, report
 from channeld.onchain.resolve import resolve
+from channeld.onchain.shortage import instead_of_child, urgent_of
 from channeld.storage import Store, StoreFailed, Write
 from wallet.bitcoin import OutPoint, Tx
 from wallet.chain import ChainError, ChainSource, ChainUnavailable
@@ -56,7 +58,7 @@ ABSENCE_BLOCKS = 18
 class _Case:
     """A channel that ends: its driver, and its state when it was last seen to have one."""
 
-    __slots__ = ("driver", "grumbled", "left", "orphaned", "raced", "rival", "state", "stored")
+    __slots__ = ("driver", "grumbled", "left", "orphaned", "raced", "rival", "state", "stored", "urgent_sat")
 
     def __init__(self, driver: Driver, state: AnyFunded, stored: StoredClose) -> None:
         self.driver = driver
@@ -70,6 +72,8 @@ class _Case:
         """What towers take for us, at the last look."""
         self.raced = False
         """Something of ours is in the mempool that others may replace."""
+        self.urgent_sat = 0
+        """What may be lost if our commitment comes late, at the last look."""
         self.grumbled: set[str] = set()
         """Troubles that were told and have not passed."""
 
@@ -321,6 +325,7 @@ class Monitor:
             await self._came_to_nothing(case)
             return
         known = replace(await self._know(driver, state, facts), rival_tx=case.rival)
+        case.urgent_sat = urgent_stake_sat(known)
         left = await self._left_to_towers(case, known, facts)
         env = on.Env(known, facts, self._height, self._rates, self._away, left)
         step = on.advance(case.stored.resolution, on.Looked(), env)
@@ -549,6 +554,8 @@ class Monitor:
         except CannotMake as error:
             if error.short_sat and await self._make_with_coins_in_use(sweep):
                 return True
+            if error.short_sat and await self._make_with_anothers_coin(sweep, error.short_sat):
+                return True
             self._grumble(case, f"onchain.cannot_{plan.group}", f"{plan.group} transaction not made: {error}")
             return False
         case.grumbled.discard(f"onchain.cannot_{plan.group}")
@@ -566,6 +573,25 @@ class Monitor:
         for action in step.actions:
             if isinstance(action, on.Make) and await self._make(sweep._replace(plan=action.plan)):
                 return True
+        return False
+
+    async def _make_with_anothers_coin(self, sweep: _Sweep, short_sat: int) -> bool:
+        """With the coin of another channel's child that waits for less than this plan does."""
+        urgent_sat = urgent_of(sweep.plan, sweep.env.known)
+        waiting = [
+            (case, child)
+            for case in self._cases.values()
+            if case is not sweep.case and case.urgent_sat < urgent_sat
+            for child in case.stored.resolution.attempts
+            if child.group == "anchor" and self._maker.reserved_sat(child.reservation) >= short_sat
+        ]
+        for case, child in sorted(waiting, key=lambda found: (found[0].urgent_sat, found[1].fee_sat)):
+            plan = instead_of_child(sweep.plan, child)
+            # BIP 125, rule 2: a child of another commitment that is in no block cannot replace it.
+            is_stuck = sweep.plan.group == "anchor" and await self._publisher.has(child)
+            if plan is not None and not is_stuck:
+                await self._fold(case, on.Gone(child.txid), sweep.env)
+                return await self._make(sweep._replace(plan=plan))
         return False
 
     def _grumble(self, case: _Case, kind: str, sentence: str) -> None:

@@ -51,6 +51,11 @@ class Maker:
         """Free coins of a transaction that is not needed any more."""
         return to_rows(self._wallet.unreserve(reservation)) if reservation else []
 
+    def reserved_sat(self, reservation: int) -> int:
+        """What the coins of a transaction hold."""
+        held = set(self._wallet.reservations().get(reservation, ()))
+        return sum(coin.value_sat for coin in self._wallet.coins() if coin.outpoint in held)
+
     async def make(
         self,
         plan: Plan,

@@ -13,6 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from msgspec.structs import replace
+
+from channeld.onchain.anchor import urgent_stake_sat
+from channeld.onchain.known import Known
 from channeld.onchain.outputs import HtlcTx, Output
 from channeld.onchain.plans import (
     MAX_INPUTS,
@@ -60,6 +64,25 @@ def with_coins_in_use(
             if instead is not None:
                 found.append((given_up_sat, instead))
     return [instead for _, instead in sorted(found, key=lambda item: (item[0], item[1].min_fee_sat))]
+
+
+def urgent_of(plan: Plan, known: Known) -> int:
+    """What may be lost if a plan that needs the wallet's coins comes late, satoshi: a commitment's HTLCs, or those that
+    it takes."""
+    if plan.group == "anchor":
+        return urgent_stake_sat(known)
+    return _stake_sat([output for output in plan.outputs if deadline_of(output) is not None])
+
+
+def instead_of_child(plan: Plan, child: Attempt) -> Plan | None:
+    """The plan, so that it can take the place of another channel's `child`, whose coin it spends (BIP 125); None if
+    that costs more than it may."""
+    rate = max(plan.feerate_per_kw, least_bump(child.feerate_per_kw)) if plan.group == "htlc" else plan.feerate_per_kw
+    least_sat = max(plan.min_fee_sat, child.fee_sat + fee_sat(child.weight, FLOOR_PER_KW))
+    own_sat = fee_sat(plan_weight("htlc", plan.outputs), rate) if plan.group == "htlc" else 0
+    if max(least_sat, own_sat) > plan.max_fee_sat:
+        return None
+    return replace(plan, feerate_per_kw=rate, min_fee_sat=least_sat)
 
 
 def _ways(
