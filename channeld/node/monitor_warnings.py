@@ -3,6 +3,8 @@ to pay for that, and closing transactions that nobody mines."""
 
 from __future__ import annotations
 
+import structlog
+
 from channeld.channel import economics
 from channeld.channel.state import Closing, NegotiatingLegacy, NegotiatingSimple, Normal, ShuttingDown, State
 from channeld.node.bus import EventBus
@@ -11,6 +13,7 @@ from channeld.onchain.rates import Rates
 from channeld.onchain.reserve import reserve_sat
 from wallet.wallet import Wallet
 
+log = structlog.get_logger(__name__)
 STUCK_CLOSE_BLOCKS = 36
 """A closing transaction that waits longer is spoken of."""
 
@@ -51,6 +54,7 @@ class Warnings:
         self._bus = bus
         self._told: dict[tuple[int, int, bool], bool] = {}
         self._short = False
+        self._failed: set[int] = set()
         self._waiting: dict[bytes, tuple[int, bool]] = {}
         """Closing transactions (wire form) in no block: at which height each was first seen waiting, and whether that
         was told."""
@@ -81,10 +85,23 @@ class Warnings:
                 )
         self._waiting = waiting
 
+    def _warnings_of(self, driver: Driver) -> list[economics.Warned]:
+        """None of a channel with a bug: the others, and all that follows at this block, must not wait for that."""
+        try:
+            return htlc_warnings(driver.state, self._channels, driver)
+        except Exception as error:
+            channel_id = driver.channel_id.hex()
+            log.critical("warnings failed", channel=channel_id, exc_info=error)
+            if driver.channel_key not in self._failed:
+                self._failed.add(driver.channel_key)
+                sentence = f"channel {channel_id}: its HTLCs cannot be warned of: {error!r}"
+                self._bus.publish("monitor.failed", sentence, channel_id=channel_id)
+            return []
+
     def _look_at_htlcs(self) -> None:
         near: dict[tuple[int, int, bool], bool] = {}
         for driver in self._channels.all():
-            for warned in htlc_warnings(driver.state, self._channels, driver):
+            for warned in self._warnings_of(driver):
                 key = (driver.channel_key, warned.htlc_id, warned.offered)
                 near[key] = warned.closes
                 if self._told.get(key) is not warned.closes:
