@@ -40,6 +40,8 @@ def decode_bolt11(text: str) -> DecodedInvoice:
     try:
         encoded = text.lower().removeprefix(_PREFIX).upper()
         fields = json.loads(base64.b32decode(encoded + "=" * (-len(encoded) % 8)))
+        if not isinstance(fields, dict) or "payment_hash" not in fields:
+            raise ValueError("no fields")
     except ValueError:
         raise NodeError("invalid_argument", "This is no invoice: the checksum is wrong.") from None
     return DecodedInvoice(
