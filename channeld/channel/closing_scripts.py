@@ -16,6 +16,8 @@ from wallet.bitcoin import Tx
 
 MAX_CLOSING_TXS = 100
 """So many closing transactions that the peer wants are signed and published: each is kept, and one is enough."""
+MAX_UNSEEN_CLOSING_TXS = 4
+"""Of a channel whose funding was never seen, which cost the peer nothing."""
 MAX_OWN_CLOSING_TXS = 2 * MAX_CLOSING_TXS
 """Those that we asked for still find room then."""
 N = TypeVar("N", NegotiatingLegacy, NegotiatingSimple)
@@ -46,10 +48,11 @@ def check_remote_script(state: Open, script: bytes, env: Env) -> None:
 
 
 def with_closing_tx(state: N, signed: Tx, most: int = MAX_CLOSING_TXS) -> N:
-    """The state with a closing transaction that both have signed. Raises ProtocolViolation if there are `most`."""
+    """The state with a closing transaction that both have signed. Raises ProtocolViolation if there are `most`, or
+    MAX_UNSEEN_CLOSING_TXS where that counts."""
     raw = signed.serialize()
     if raw in state.closing_txs:
         return state
-    if len(state.closing_txs) >= most:
+    if len(state.closing_txs) >= (MAX_UNSEEN_CLOSING_TXS if state.is_unseen else most):
         raise ProtocolViolation("there are more than enough closing transactions", "warning")
     return replace(state, closing_txs=(*state.closing_txs, raw))

@@ -13,7 +13,7 @@ from channeld.bolt.messages import (
     ClosingSig,
 )
 from channeld.channel import events as ev
-from channeld.channel.closing_scripts import MAX_CLOSING_TXS
+from channeld.channel.closing_scripts import MAX_CLOSING_TXS, MAX_UNSEEN_CLOSING_TXS
 from channeld.channel.state import (
     NegotiatingSimple,
 )
@@ -189,3 +189,18 @@ def test_simple_a_peer_does_not_get_as_many_transactions_as_it_likes() -> None:
     pair.settle()
     assert isinstance(pair.bob.state, NegotiatingSimple)
     assert len(pair.bob.state.closing_txs) == MAX_CLOSING_TXS + 1
+
+
+def test_simple_a_channel_that_may_not_exist_has_few_transactions() -> None:
+    """Each is stored, and offered to layer 1 at every block: strangers get that for nothing."""
+    pair = simple()
+    assert isinstance(pair.bob.state, NegotiatingSimple)
+    pair.bob.state = structs.replace(pair.bob.state, scid=None, funding_depth=0)
+    pair.settle()
+    while len(pair.bob.state.closing_txs) < MAX_UNSEEN_CLOSING_TXS:
+        close(pair.alice, feerate_per_kw=3000 + 2 * len(pair.bob.state.closing_txs))
+        pair.settle()
+        assert isinstance(pair.bob.state, NegotiatingSimple)
+    close(pair.alice, feerate_per_kw=10_000)
+    with pytest.raises(ev.ProtocolViolation, match="more than enough"):
+        pair.deliver(pair.alice)
