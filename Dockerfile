@@ -22,7 +22,7 @@ RUN /opt/channeld/bin/pip install --no-cache-dir --disable-pip-version-check \
  && /opt/channeld/bin/python -m compileall -q /opt/channeld/lib
 
 FROM ${BASE_IMAGE}
-RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin channeld \
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /data --shell /usr/sbin/nologin channeld \
  && install -d -m 0700 -o channeld -g channeld /data
 COPY --from=build /opt/channeld /opt/channeld
 ENV PATH=/opt/channeld/bin:$PATH \

@@ -6,12 +6,13 @@ This is the `Host` of the drivers. What the operator asks of channels is in `cha
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, assert_never
 
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from channeld.bolt.messages import (
     ChannelUpdate,
@@ -132,7 +133,7 @@ class Channels:
         self._taken_ids: set[bytes] = set()
         """Ids in the database, of channels that are over too, and those about to be: strangers choose ids, and no two
         rows may have the same one."""
-        self._next_key = 0
+        self._last_key = 0
         self._switch: Switch | None = None
         self._funder: Funder | None = None
         self._links: dict[bytes, PeerLink] = {}
@@ -169,7 +170,7 @@ class Channels:
     def load(self, connection: Connection) -> None:
         """Channels as they were committed last."""
         self._taken_ids = set(connection.execute(select(tables.channels.c.channel_id)).scalars())
-        self._next_key = int.from_bytes(rows.load_meta(connection).get("next_channel_key", b"\0"), "big")
+        self._last_key = connection.execute(select(func.max(tables.channels.c.channel_key))).scalar() or 0
         for stored in rows.load_channels(connection, closed=False):
             state = machine.decode_state(stored.state)
             driver = self._new_driver(state, stored.channel_key, stored.channel_id, stored.peer_id, stored.adds)
@@ -203,9 +204,12 @@ class Channels:
         return driver
 
     def take_key(self) -> int:
-        """A channel number that was never used; it is stored with the channel's first commit."""
-        key, self._next_key = self._next_key, self._next_key + 1
-        return key
+        """A channel number that this seed has never had, whatever database it is used with: peers know the revocation
+        secrets of the channels that other databases had. Later ones are greater; all are below 2^63."""
+        milliseconds = int(time.time() * 1000)
+        drawn = milliseconds << 20 | int.from_bytes(os.urandom(4), "big") >> 12
+        self._last_key = max(drawn, self._last_key + 1)
+        return self._last_key
 
     def add(
         self,
@@ -426,7 +430,6 @@ class Channels:
             return (*self.on_forgotten(key), rows.FORGET_POLICY(key), rows.FORGET_CHANNEL(key))
         if stored_as is None:
             return (
-                rows.SET_META("next_channel_key", self._next_key.to_bytes(8, "big")),
                 rows.INSERT_CHANNEL(
                     key, driver.channel_id, driver.peer_id, phase, driver.is_over, blob, driver.created_seconds
                 ),

@@ -29,7 +29,7 @@ def _channel_key(primary_key: bool = False) -> Column[int]:
 
 
 meta = Table("meta", metadata, Column("key", String(64), primary_key=True), Column("value", LargeBinary))
-"""`network`, `genesis`, `node_id`, `next_channel_key` (8 bytes), `scores` (`channeld.routing.scoring`, exported)."""
+"""`network`, `genesis`, `node_id`, `scores` (`channeld.routing.scoring`, exported)."""
 
 channels = Table(
     "channels",

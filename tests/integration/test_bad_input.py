@@ -147,9 +147,9 @@ async def test_a_channel_below_dust_or_the_minimum(net: Net) -> None:
     async with net.nothing_lost():
         await refused(net.alice.open_channel(net.bob, 0), "INVALID_ARGUMENT", "more than 0 sat")
         for amount_sat in (300, 19_999):
-            await refused(net.alice.open_channel(net.bob, amount_sat), "INVALID_ARGUMENT", "at least 20000 sat")
+            await refused(net.alice.open_channel(net.bob, amount_sat), "INVALID_ARGUMENT", "at least 20,000 sat")
         node = net.bob.node_id.hex()
-        await ctl_fails(net.alice, USAGE, "at least 20000 sat", "channel", "open", "--yes", node, "300")
+        await ctl_fails(net.alice, USAGE, "at least 20,000 sat", "channel", "open", "--yes", node, "300")
         assert len(await net.alice.channels(include_closed=True)) == 1
 
 

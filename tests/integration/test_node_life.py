@@ -155,7 +155,7 @@ async def test_openings_that_cannot_be_are_refused_with_a_sentence(world: World)
     assert "is not connected" in (await refused(bob.node_id, 100_000)).sentence
     await alice.connect(bob)
     for amount_sat in (0, 19_999):
-        assert "at least 20000 sat" in (await refused(bob.node_id, amount_sat)).sentence
+        assert "at least 20,000 sat" in (await refused(bob.node_id, amount_sat)).sentence
     error = await refused(bob.node_id, 2_000_000)
     assert error.kind == "resource_exhausted"
     assert "the wallet can fund a channel of" in error.sentence

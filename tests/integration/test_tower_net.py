@@ -187,7 +187,7 @@ async def test_a_new_tower_gets_the_whole_past_and_a_closed_channel_is_forgotten
         await mine(net, tower, 2)
         assert set(states(tower)) <= {"saved", "client"}
         await net.skip(110)
-        await net.alice.until(lambda: not net.alice.runtime.channels.by_key(0))
+        await net.alice.until(lambda: not list(net.alice.runtime.channels.all()))
         await net.alice.until(lambda: len(tower.sessions) == 0)
 
 
