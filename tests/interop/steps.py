@@ -40,6 +40,11 @@ async def we_open(
     return await alice.wait_channel(channel.channel_id)
 
 
+async def set_layer1_feerate(lab: MixedLab, per_kw: int) -> None:
+    """What layer 1 says that a transaction costs, in sat per 1000 weight units, from the next block on."""
+    await lab.rpc.call("setestimatedfee", f"{per_kw * 4 / 1e8:.8f}")
+
+
 async def ldk_opens(
     lab: MixedLab, ldk: LdkPeer, alice: DaemonProcess, *, push_msat: int = 0, **wishes: Any
 ) -> channels_pb2.Channel:

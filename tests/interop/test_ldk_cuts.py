@@ -26,6 +26,7 @@ from tests.interop.steps import (
     ldk_pays,
     pay_ldk,
     refused,
+    set_layer1_feerate,
     we_open,
 )
 
@@ -140,11 +141,6 @@ async def _fee_is_lost(lab: MixedLab, knife: Cuts) -> None:
     await lab.mine(1)
     await knife.fell()
     await wait_feerate(knife.daemon, knife.ldk, 1000)
-
-
-async def set_layer1_feerate(lab: MixedLab, per_kw: int) -> None:
-    """What layer 1 says that a transaction costs, in sat per 1000 weight units."""
-    await lab.rpc.call("setestimatedfee", f"{per_kw * 4 / 1e8:.8f}")
 
 
 async def wait_feerate(alice: DaemonProcess, ldk: LdkPeer, per_kw: int) -> None:

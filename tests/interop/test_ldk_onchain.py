@@ -27,6 +27,7 @@ from tests.interop.steps import (
     ldk_holds,
     ldk_opens,
     pay_ldk,
+    set_layer1_feerate,
     settle,
     we_hold,
     we_open,
@@ -176,7 +177,12 @@ async def test_force_closes_with_htlcs_both_ways(lab: MixedLab, alice: DaemonPro
         await _force_closes(lab, alice, cases)
 
 
+LDK_FEERATE_PER_KW = 253
+"""What these LDKs always pay. Without anchors we take no channel that pays less than half of what layer 1 asks."""
+
+
 async def _force_closes(lab: MixedLab, alice: DaemonProcess, cases: list[Case]) -> None:
+    await set_layer1_feerate(lab, LDK_FEERATE_PER_KW)
     for case in cases:
         await case.open(lab, alice)
     for case in cases:  # without a block in between: LDK gives back in time what it does not claim
@@ -230,6 +236,7 @@ class Old:
 async def old_states(lab: MixedLab, alice: DaemonProcess, peers: Sequence[LdkPeer]) -> list[Old]:
     """With anchors and without; the HTLCs are settled since."""
     found = []
+    await set_layer1_feerate(lab, LDK_FEERATE_PER_KW)
     for anchors, ldk in zip((True, False), peers, strict=True):
         channel = await ldk_opens(lab, ldk, alice, push_msat=300_000_000, anchors=anchors)
         paying, _, preimage = await ldk_holds(alice, ldk, 40_000_000)
