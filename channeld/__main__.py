@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
     """Everything after the settings; heavy imports wait until here: `--help` is quick. `commit_hook` is for tests."""
     from channeld.api.server import ApiError
-    from channeld.daemon import StartError, run, show_seed
+    from channeld.backup import BackupError
+    from channeld.daemon import StartError, back_up, restore, run, show_seed
     from channeld.storage import StorageError
     from wallet.chain import ChainError
     from wallet.errors import WalletError
@@ -50,7 +51,13 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
         if config.show_seed:
             show_seed(config)
             return 0
+        if config.back_up_to is not None:
+            back_up(config, config.back_up_to)
+            return 0
         with locked(config.paths.lock, "channeld"):
+            if config.restore_from is not None:
+                restore(config, config.restore_from)
+                return 0
             logs.set_up(config.paths.log, config.log_level)
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 runner.run(run(config, commit_hook))
@@ -60,6 +67,7 @@ def run_daemon(config: Config, commit_hook: CommitHook | None = None) -> int:
         LockError,
         StartError,
         ApiError,
+        BackupError,
         StorageError,
         ChainError,
         WalletError,

@@ -44,6 +44,10 @@ class Config(ChainSettings):
     seed_passphrase: str = Field("", description="BIP 39 passphrase of the seed, for a new or restored one")
     seed_password: str = Field("", description="password that encrypts the seed file; better in the environment")
     show_seed: bool = Field(False, description="print the words of the seed in the data directory, and exit")
+    back_up_to: Path | None = Field(
+        None, description="copy the database to this file, also while the daemon runs, and exit"
+    )
+    restore_from: Path | None = Field(None, description="make the database from such a copy, and exit")
     birthday_height: int | None = Field(
         None, ge=0, description="with seed_words: the block from which to look for coins (default: 0)"
     )

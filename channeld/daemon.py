@@ -7,12 +7,15 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 from msgspec.structs import replace
 
+from channeld import backup
 from channeld.api.server import ApiServer
+from channeld.backup import NEVER_BLOCKS
 from channeld.channel.env import ChannelPolicy
 from channeld.config import Config
 from channeld.node.gossip import GossipSettings
@@ -83,6 +86,35 @@ def show_seed(config: Config) -> None:
     _say(in_rows(seed))
     if seed.passphrase:
         _say(f"Passphrase (part of the seed): {seed.passphrase}")
+
+
+def back_up(config: Config, target: Path) -> None:
+    """`--back-up-to`. Raises BackupError."""
+    copied = backup.back_up(config, target.expanduser())
+    _say(f"Copied the database of {copied.node_id.hex()} with {_channels(copied.channels)} to {target}.")
+
+
+def restore(config: Config, source: Path) -> None:
+    """`--restore-from`; the data directory is locked. Raises BackupError, StartError, SeedError, SeedFileError."""
+    path = config.paths.seed
+    if path.exists():
+        seed = _read_seed(config)
+    elif config.seed_words:
+        seed = Seed.restore(config.seed_words, config.seed_passphrase)
+    else:
+        raise StartError(f"there is no seed at {path}: put the file back, or give the words with CHANNELD_SEED_WORDS")
+    copied = backup.restore(config, source.expanduser(), seed)
+    if not path.exists():
+        write_seed(path, seed, config.seed_password or None)
+    _say(
+        f"Made the database of {copied.node_id.hex()} with {_channels(copied.channels)} from {source}. Start "
+        "channeld as ever, but without CHANNELD_SEED_WORDS: it waits for each peer before it publishes anything, and "
+        "peers close the channels whose state is outdated."
+    )
+
+
+def _channels(number: int) -> str:
+    return f"{number:,} open channel{'' if number == 1 else 's'}"
 
 
 def in_rows(seed: Seed) -> str:
@@ -156,6 +188,9 @@ class Daemon:
         )
         if config.network == "regtest":  # blocks come when they are asked for: no time passes with them
             policy = replace(policy, unconfirmed_deadline_seconds=0)
+        if config.paths.restored.exists():
+            log.warning("the database was made from a copy", mark=str(config.paths.restored))
+            policy = replace(policy, unconfirmed_deadline_blocks=NEVER_BLOCKS, unconfirmed_failure_blocks=NEVER_BLOCKS)
         gossip = GossipSettings(config.paths.gossip, config.announced_addresses)
         return NodeSettings(
             config.alias,

@@ -32,6 +32,11 @@ class DataPaths(DaemonPaths):
         return self.directory / "seed"
 
     @property
+    def restored(self) -> Path:
+        """The mark of a database that was made from a copy."""
+        return self.directory / "restored-from-a-copy"
+
+    @property
     def log(self) -> Path:
         """What the daemon has to say."""
         return self.directory / "channeld.log"
