@@ -111,10 +111,13 @@ class Broadcasts:
                 writes.append(self._forget(txid, entry))
         return writes
 
+    def of_channel(self, channel_key: int) -> list[bytes]:
+        """Ids of what is published for a channel and not buried."""
+        return [txid for txid, entry in self._entries.items() if entry.channel_key == channel_key]
+
     def channel_over(self, channel_key: int) -> list[Write]:
         """What was published for a channel is buried, or will never be mined."""
-        entries = [(txid, entry) for txid, entry in self._entries.items() if entry.channel_key == channel_key]
-        return [self._forget(txid, entry) for txid, entry in entries]
+        return [self._forget(txid, self._entries[txid]) for txid in self.of_channel(channel_key)]
 
     def _forget(self, txid: bytes, entry: _Entry) -> Write:
         del self._entries[txid]

@@ -72,6 +72,10 @@ class Funder(Protocol):
         """A channel's transaction is about to be published: the wallet's rows about it."""
         ...
 
+    def given_up(self, txid: bytes) -> list[Write]:
+        """A channel is over, and its transaction need not be mined any more."""
+        ...
+
 
 class Driver(ChannelDriver[State]):
     """A channel's driver, and what the node knows of the channel beside its state."""
@@ -472,7 +476,8 @@ class Channels:
                 return NO_REACTION
             case fx.CloseCompleted():
                 key = driver.channel_key
-                writes = [*self._watches.remove(key), *self._broadcasts.channel_over(key)]
+                writes = [row for txid in self._broadcasts.of_channel(key) for row in self.funder.given_up(txid)]
+                writes += [*self._watches.remove(key), *self._broadcasts.channel_over(key)]
                 return Reaction([*writes, rows.FORGET_REVOCABLES(key)])
             case _:
                 return NO_REACTION

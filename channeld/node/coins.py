@@ -133,6 +133,14 @@ class Coins:
             return to_rows(self._wallet.note(tx, label=label))
         return []
 
+    def given_up(self, txid: bytes) -> list[Write]:
+        """A channel is over: what one of its transactions would have paid us, if it is in no block, will not come."""
+        try:
+            info = self._wallet.transaction(txid)
+        except we.UnknownTransaction:
+            return []
+        return [] if info.own or info.height is not None else to_rows(self._wallet.forget(txid))
+
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)

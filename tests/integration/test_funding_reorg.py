@@ -114,3 +114,20 @@ async def test_a_channel_that_came_to_nothing_while_we_were_off_frees_its_coins(
         assert net.alice.runtime.monitor.reservations() == set()
         assert net.alice.runtime.wallet.reservations() == {}
         await net.restart(net.alice)
+
+
+async def test_a_close_that_will_never_be_mined_is_not_in_the_balance_any_more(net: Net) -> None:
+    await net.open_channel()
+    scid = net.bob.state.scid
+    assert scid is not None
+    rival = double_spend(net, net.alice, Tx.parse(net.alice.state.funding_tx))
+    before = net.bob.runtime.wallet.balance().unconfirmed_sat
+    await net.bob.node.close_channel(net.bob.channel_id)
+    await net.settle()
+    assert net.bob.runtime.wallet.balance().unconfirmed_sat > before
+    await net.reorganise(net.height - (scid >> 40) + 1, first=[rival], forget=True)
+    await net.skip(100)
+    for _ in range(2):
+        assert list(net.bob.runtime.channels.all()) == []
+        assert net.bob.runtime.wallet.balance().unconfirmed_sat == before
+        await net.restart(net.bob)
