@@ -84,6 +84,11 @@ def _check_own_dust(c: Commitments, htlc: Htlc, after: Preview, policy: ChannelP
             )
 
 
+def _sat(amount_msat: int) -> str:
+    """In whole satoshi, rounded up."""
+    return f"{-(-amount_msat // 1000):,} sat"
+
+
 def _check_affordable(params: ChannelParams, before: Preview, after: Preview) -> None:
     left_msat = after.spec.to_local_msat - params.remote.channel_reserve_sat * 1000
     if params.is_opener:
@@ -92,7 +97,7 @@ def _check_affordable(params: ChannelParams, before: Preview, after: Preview) ->
         # BOLT 2, "MUST NOT offer `amount_msat` if, after adding that HTLC to its commitment transaction, it cannot pay
         # the fee ... while maintaining its channel reserve"
         raise CommandRejected(
-            "insufficient_balance", f"{-left_msat:,} msat are missing, with the channel's reserve and fee set aside"
+            "insufficient_balance", f"{_sat(-left_msat)} are missing, with the channel's reserve and fee set aside"
         )
     if not params.is_opener and after.untrimmed > before.untrimmed:
         # BOLT 2, "SHOULD NOT offer `amount_msat` if, once the remote node adds that HTLC to its commitment
@@ -194,7 +199,7 @@ def check_own_fee(c: Commitments, params: ChannelParams, feerate_per_kw: int, en
     after = cm.apply(params.commitment, "remote", cm.next_remote(c), (update,), True)
     left_msat = after.spec.to_local_msat - params.remote.channel_reserve_sat * 1000 - after.cost_msat(params.anchors)
     if left_msat < 0:
-        raise CommandRejected("insufficient_balance", f"{-left_msat:,} msat are missing to pay {feerate_per_kw} sat/kw")
+        raise CommandRejected("insufficient_balance", f"{_sat(-left_msat)} are missing to pay {feerate_per_kw} sat/kw")
     if not params.anchors and feerate_per_kw > cm.next_remote(c).spec.feerate_per_kw:
         # BOLT 2, "if the dust balance of the remote transaction at the updated `feerate_per_kw` is greater than
         # `max_dust_htlc_exposure_msat`: MAY NOT send `update_fee`"
