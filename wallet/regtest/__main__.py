@@ -9,9 +9,14 @@ import signal
 import sys
 from importlib.metadata import version
 
-from wallet.regtest.errors import StartupError
-from wallet.regtest.options import Options, usage
-from wallet.regtest.server import RegtestServer
+try:
+    from wallet.regtest.errors import StartupError
+    from wallet.regtest.options import Options, usage
+    from wallet.regtest.server import RegtestServer
+except ModuleNotFoundError as error:
+    if error.name not in ("pbk", "pbk.capi"):
+        raise
+    sys.exit("regtestd needs the Python package py-bitcoinkernel: pip install 'channeld[regtest]'")
 
 
 def main(arguments: list[str] | None = None) -> int:
