@@ -11,9 +11,10 @@ class InsufficientFunds(WalletError):
     """The coins that may be spent do not cover amounts and fee; all figures in satoshi."""
 
     def __init__(self, have_sat: int, need_sat: int, fee_sat: int, held_back_sat: int = 0, note: str = "") -> None:
-        text = f"not enough funds: {need_sat:,} sat and a fee of {fee_sat:,} sat are needed, {have_sat:,} sat can be spent"
+        needed = f"{need_sat:,} sat and a fee of {fee_sat:,} sat are needed"
+        text = f"not enough funds: {needed}, {have_sat:,} sat can be spent"
         if held_back_sat:
-            text += f" ({held_back_sat} sat are kept back as a reserve)"
+            text += f" ({held_back_sat:,} sat are kept back as a reserve)"
         super().__init__(text + (f"; {note}" if note else ""))
         self.have_sat = have_sat
         self.need_sat = need_sat

@@ -40,7 +40,7 @@ def current_revision(engine: Engine, schema: Schema) -> str | None:
                 revision = connection.execute(text(f"SELECT version_num FROM {schema.version_table}")).scalar()
                 return str(revision) if revision is not None else None
     except Exception as error:
-        raise StorageError(f"the database {name_of(engine)} cannot be opened: {error}") from error
+        raise StorageError(f"the database {name_of(engine)} cannot be opened: {in_words(error)}") from error
     if present:
         raise StorageError(
             f"{name_of(engine)} is no database of {schema.program}: it has other tables. Give {schema.program} an "
@@ -120,6 +120,11 @@ def _back_up(engine: Engine, revision: str) -> None:
         source.backup(target)
     source.close()
     target.close()
+
+
+def in_words(error: Exception) -> str:
+    """What the database itself said, on one line, without SQLAlchemy's frame around it."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def name_of(engine: Engine) -> str:
