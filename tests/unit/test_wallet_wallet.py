@@ -216,7 +216,7 @@ async def test_send_everything(world: World) -> None:
 async def test_reserve_is_kept_back(world: World) -> None:
     await world.receive(100_000)
     world.wallet.keep_back_sat = 30_000
-    with pytest.raises(InsufficientFunds, match="30000 sat are kept back"):
+    with pytest.raises(InsufficientFunds, match="30,000 sat are kept back"):
         await world.wallet.send(STRANGER_ADDRESS, 80_000, RATE)
     most = world.wallet.max_amount_sat(RATE, len(STRANGER))
     with pytest.raises(InsufficientFunds):
