@@ -171,9 +171,13 @@ async def test_reorganisations(net: Net) -> None:
     assert net.alice.report().height == net.height - 2
     await net.mine(18)
     await net.reorganise(2)
-    await net.mine(45)
+    await net.mine(5)
+    await net.skip(30)
+    await net.mine(10)
     await net.reorganise(5)
-    await net.mine(40)
+    await net.mine(5)
+    await net.skip(30)
+    await net.mine(5)
     assert 600_000 - 50_000 + 52_000 - 8_000 < gained(net, net.alice, before) <= 602_000
     assert 400_000 + 50_000 - 52_000 - 3_000 < gained(net, net.bob, before) <= 398_500
 

@@ -21,7 +21,7 @@ async def test_ten_daemons_pay_each_other_and_die_at_random() -> None:
     # Amounts that one channel carries: when a part of a payment is lost with the dead, the payee keeps the others for a
     # minute (BOLT 4, "Basic Multi-Part Payments"), which the long version has the time for.
     shape = Shape(members=10, extra_channels=5, capacity_sat=(2_000_000, 6_000_000))
-    load = Load(payments=100, workers=16, kills=3, amount_msat=(1_000, 15_000_000), blocks=2)
+    load = Load(payments=80, workers=16, kills=3, amount_msat=(1_000, 15_000_000), blocks=2)
     result = await soak(shape, load, SEED)
     assert result.kills == load.kills
     assert result.reckoning.payments == load.payments
@@ -32,7 +32,7 @@ async def test_ten_daemons_pay_each_other_and_die_at_random() -> None:
 @pytest.mark.timeout(300)
 async def test_kill_9_under_constant_load_on_slow_disks() -> None:
     shape = Shape(3, extra_channels=1, capacity_sat=(3_000_000, 6_000_000), is_line=True, slow_disk_seconds=0.01)
-    load = Load(payments=150, workers=30, kills=4, away_seconds=0.2, amount_msat=(1_000, 20_000_000))
+    load = Load(payments=120, workers=30, kills=4, away_seconds=0.2, amount_msat=(1_000, 20_000_000))
     result = await soak(shape, load, SEED)
     assert result.kills == load.kills
     assert result.reckoning.payments == load.payments

@@ -10,7 +10,7 @@ from channeld.bolt.features import Feature
 from tests.machine.dance import ClosingDance, Dance
 from tests.machine.harness import FEATURES, Pair, open_pair
 
-DANCES = 220
+DANCES = 150
 ACTIONS = 50
 KINDS = {
     "anchors, opener has all": {"anchors": True},
