@@ -140,6 +140,7 @@ class TestNode:
         """Until `reached` gives something true; asked again after each event of the node."""
         stream = self.runtime.bus.stream(None)
         following = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)  # it listens from here on: nothing can happen between a look and that
         try:
             async with asyncio.timeout(STEP_SECONDS):
                 while not (found := await reached()):
