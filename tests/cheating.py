@@ -296,12 +296,14 @@ class Scene:
         for victim in self.victims:
             await _until(f"{victim.watcher}: all is spent", partial(self._is_closed, victim))
 
-    async def until_stolen(self) -> None:
-        """Until Bob is about to take what is his if nobody minds: his main outputs, those of his HTLC transactions."""
+    async def until_taken(self, *blind: Watcher) -> None:
+        """Until somebody is about to take Bob's main outputs and those of his HTLC transactions: justice, or Bob after
+        his delay. What the `blind` watch over is not waited for."""
         for victim in self.victims:
-            await _until(f"{victim.watcher}: Bob takes what he can", partial(self._is_stolen, victim))
+            if victim.watcher not in blind:
+                await _until(f"{victim.watcher}: somebody takes Bob's outputs", partial(self._is_taken, victim))
 
-    async def _is_stolen(self, victim: Victim) -> bool:
+    async def _is_taken(self, victim: Victim) -> bool:
         trail = Trail(victim.old, await self._since(victim))
         delayed = {OutPoint(step.tx.txid(), 0) for step in trail.steps if step.brought}
         for outpoint in trail.ends.keys() & {OutPoint(victim.old.txid(), self._main_output(victim)), *delayed}:

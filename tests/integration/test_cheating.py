@@ -55,7 +55,7 @@ async def test_nobody_watches(scene: Scene) -> None:
     (victim,) = scene.victims
     await scene.cheat(htlcs=False)
     await scene.lab.mine(1 + DELAY_BLOCKS)
-    await scene.until_stolen()
+    await scene.until_taken()
     await scene.lab.mine(1)
     ending = (await reckon(scene, "nobody watches"))["nobody"]
     assert victim.claimed_sat - 1_000 < ending.cheater_sat <= victim.claimed_sat
@@ -89,9 +89,10 @@ async def test_second_stage_transactions_are_faster(scene: Scene) -> None:
     await scene.mine_only(*[tx for victim in scene.victims for tx in await scene.bob.stages(victim, 2)])
     await scene.until_justice()
     await scene.lab.mine(3)
+    await scene.until_taken("blind tower")
     # Whatever is not taken by now is Bob's when his delay is over.
     await scene.lab.mine(DELAY_BLOCKS)
-    await scene.until_stolen()
+    await scene.until_taken()
     await scene.lab.mine(1)
     endings = await reckon(scene, "HTLC transactions are faster")
     second_stage_sat = HELD_SAT + RETURNED_SAT

@@ -4,6 +4,7 @@ learnt can be taken along."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ async def scids(node: TestNode) -> dict[int, int]:
     }
 
 
+async def is_named(node: TestNode, other: TestNode, alias: str) -> bool:
+    """Whether a node knows the other's alias."""
+    return (await node.api.graph.node(other.node_id)).alias == alias
+
+
 async def test_a_route_that_is_found_costs_what_the_payment_costs(net: Net) -> None:
     await net.make("ab", "bc")
     await net.make("ad", announce=False)
@@ -47,9 +53,9 @@ async def test_a_route_that_is_found_costs_what_the_payment_costs(net: Net) -> N
             await node.api.graph.channel(private.scid)
     info = await alice.api.graph.info()
     assert (info.num_own_public_channels, info.num_own_private_channels) == (1, 1)
-    told_of_carol = await bob.api.graph.node(carol.node_id)
-    assert told_of_carol.alias == "c"
-    assert "keysend" in told_of_carol.features
+    # Her announcement may come after her channels.
+    await bob.until(partial(is_named, bob, carol, "c"))
+    assert "keysend" in (await bob.api.graph.node(carol.node_id)).features
 
     invoice = await carol.api.create_invoice(AMOUNT_MSAT, "tea")
     found = await alice.api.graph.find_routes(RouteQuery(bolt11=invoice.bolt11))

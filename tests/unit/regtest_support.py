@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
+
+from coincurve import PrivateKey
+from coincurve._libsecp256k1 import ffi, lib
 
 from wallet.bitcoin import SEQUENCE_RBF, OutPoint, Tx, TxIn, TxOut, hash160
 from wallet.bitcoin import script as scripts
-from wallet.bitcoin.secp import compact_to_der, pubkey_of, sign_low_r
+from wallet.bitcoin.secp import pubkey_of
 from wallet.bitcoin.sighash import SIGHASH_ALL, SighashCache, segwit_v0_sighash
 from wallet.regtest.accept import SINGLE, Candidate, Mode
 from wallet.regtest.node import Node
@@ -17,6 +21,17 @@ SECRET = bytes([7]) * 32
 PUBKEY = pubkey_of(SECRET)
 SCRIPT = scripts.p2wpkh(PUBKEY)
 COIN = 100_000_000
+USUAL_DER_BYTES = 70
+
+
+def _signature(digest: bytes) -> bytes:
+    """In DER, always of the usual length: one in 128 would be shorter, and the size of its transaction another."""
+    for counter in count():
+        nonce = (lib.secp256k1_nonce_function_rfc6979, ffi.from_buffer(counter.to_bytes(32, "little")))
+        made = PrivateKey(SECRET).sign(digest, None, nonce)
+        if len(made) == USUAL_DER_BYTES:
+            return made
+    raise AssertionError("unreachable")
 
 
 def sign(tx: Tx, spent: Sequence[TxOut]) -> Tx:
@@ -26,8 +41,7 @@ def sign(tx: Tx, spent: Sequence[TxOut]) -> Tx:
         if output.script_pubkey == SCRIPT:
             code = scripts.p2wpkh_script_code(hash160(PUBKEY))
             digest = segwit_v0_sighash(tx, index, code, output.value_sat, SIGHASH_ALL, cache)
-            signature = compact_to_der(sign_low_r(SECRET, digest)) + bytes((SIGHASH_ALL,))
-            tx = tx.with_witness(index, (signature, PUBKEY))
+            tx = tx.with_witness(index, (_signature(digest) + bytes((SIGHASH_ALL,)), PUBKEY))
     return tx
 
 
