@@ -8,7 +8,6 @@ comes back.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from channeld.config import Config
 from channeld.node.identity import Identity
 from channeld.paths import write_private
 from wallet.bitcoin.address import BY_NAME
+from wallet.db.copies import copy_database, open_database
 from wallet.keys import Keys, Seed
 
 NEVER_BLOCKS = 1 << 31
@@ -72,7 +72,7 @@ def restore(config: Config, source: Path, seed: Seed) -> Copied:
 def inspect(path: Path) -> Copied:
     """What a copy holds. Raises BackupError if it is none."""
     try:
-        with closing(_open(path)) as database:
+        with closing(open_database(path)) as database:
             (health,) = database.execute("PRAGMA quick_check").fetchone()
             meta = dict(database.execute("SELECT key, value FROM meta WHERE key IN ('network', 'node_id')"))
             (channels,) = database.execute("SELECT count(*) FROM channels WHERE NOT closed").fetchone()
@@ -92,27 +92,8 @@ def _sqlite_file(config: Config) -> Path:
     return Path(url.database)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
-
-
 def _copy(source: Path, target: Path) -> None:
-    """All or nothing, durable when it returns."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            with closing(_open(source)) as read, closing(sqlite3.connect(temporary)) as written:
-                read.backup(written)
-                written.execute("PRAGMA journal_mode=DELETE")  # one file, without -wal and -shm beside it
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(target)
-        directory = os.open(target.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(directory)
-        os.close(directory)
+        copy_database(source, target)
     except (sqlite3.Error, OSError) as error:
         raise BackupError(f"{source} cannot be copied to {target}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from wallet.bitcoin import Block, OutPoint, Tx, TxOut
+from wallet.bitcoin import COINBASE_MATURITY_BLOCKS, Block, OutPoint, Tx, TxOut
 from wallet.keys import CHANGE, EXTERNAL, AddressKind, KeyPath
 
-COINBASE_MATURITY_BLOCKS: Final = 100
 GAP_LIMIT: Final = 100
 """Scripts looked for beyond the last used or given-out one. More than BIP 44's 20, because a Lightning node gives out
 many scripts (for closing channels) that may never be used."""

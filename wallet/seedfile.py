@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from wallet.files import sync_directory
 from wallet.keys import Seed, SeedError
 
 SEED_FILE_NAME: Final = "seed"
@@ -63,7 +64,7 @@ def write_seed(path: Path, seed: Seed, password: str | None = None) -> None:
             os.link(temporary, path)  # unlike rename, never replaces a seed that is there
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except FileExistsError as error:
         raise SeedFileError(f"there is a seed at {path} already; it is never overwritten") from error
     except OSError as error:
@@ -124,11 +125,3 @@ def _decrypt(stored: _Encrypted, password: str, path: Path) -> _Plain:
     except ValueError as error:
         raise SeedFileError(f"the seed file at {path} is damaged: restore it from the noted words") from error
     return msgspec.json.decode(text, type=_Plain)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -43,6 +43,8 @@ class Feature(IntEnum):
 KEYSEND = 54
 """`keysend`, which BOLT 9 does not have: bLIP 2 gives it this bit, in `node_announcement`."""
 BEYOND_BOLT_9: Mapping[int, str] = {KEYSEND: "keysend"}
+NAMED: FeatureBits = frozenset((*map(int, Feature), *BEYOND_BOLT_9))
+"""The even bits of all that has a name here."""
 """Names of other features, by their even bits."""
 
 
@@ -180,7 +182,7 @@ def unknown_required(bits: FeatureBits, supported: FeatureBits) -> list[int]:
 
 def unknown_even(bits: FeatureBits) -> list[int]:
     """Even bits that nothing here has a name for: who sets them requires what we cannot know."""
-    return sorted(bit for bit in bits if not bit & 1 and known_feature(bit) is None and bit not in BEYOND_BOLT_9)
+    return unknown_required(bits, NAMED)
 
 
 def describe(bits: Iterable[int]) -> tuple[str, ...]:

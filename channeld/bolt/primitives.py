@@ -401,9 +401,24 @@ RestBytes = Annotated[bytes, RemainingBytes()]
 Utf8 = Annotated[str, RemainingText()]
 
 
+def block_of(scid: int) -> int:
+    """BOLT 7, "Definition of short_channel_id": the height of the funding transaction's block."""
+    return scid >> 40
+
+
+def tx_index_of(scid: int) -> int:
+    """The funding transaction's position in its block."""
+    return scid >> 16 & 0xFF_FFFF
+
+
+def output_of(scid: int) -> int:
+    """The index of the funding output."""
+    return scid & 0xFFFF
+
+
 def format_short_channel_id(short_channel_id: int) -> str:
     """`539268x845x1`: block height, transaction index, output index (BOLT 7, "Definition of short_channel_id")."""
-    return f"{short_channel_id >> 40}x{short_channel_id >> 16 & 0xFFFFFF}x{short_channel_id & 0xFFFF}"
+    return f"{block_of(short_channel_id)}x{tx_index_of(short_channel_id)}x{output_of(short_channel_id)}"
 
 
 def short_channel_id(block_height: int, transaction_index: int, output_index: int) -> int:

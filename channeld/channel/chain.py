@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from channeld.bolt.messages import ErrorMessage
+from channeld.bolt.messages.control import told_to_peer
 from channeld.bolt.primitives import short_channel_id
 from channeld.bolt.transactions import build_commitment, commitment_number_of
 from channeld.bolt.transactions.fees import weight_fee_sat
@@ -35,7 +36,6 @@ from channeld.channel.events import (
     FundingDepth,
     FundingSpent,
     HtlcOnChain,
-    told_to_peer,
 )
 from channeld.channel.state import (
     AnyFunded,

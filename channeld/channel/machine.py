@@ -40,6 +40,7 @@ from channeld.bolt.messages import (
     WarningMessage,
 )
 from channeld.bolt.messages import UpdateFee as UpdateFeeMessage
+from channeld.bolt.messages.control import MAX_REASON_BYTES, MAX_TOLD_BYTES
 from channeld.bolt.transactions.spec import Htlc
 from channeld.channel import chain, close_legacy, close_simple, closing, normal, reestablish
 from channeld.channel import commitments as cm
@@ -54,7 +55,6 @@ from channeld.channel.effects import (
 )
 from channeld.channel.env import Env
 from channeld.channel.events import (
-    MAX_TOLD_BYTES,
     AddHtlc,
     CloseChannel,
     CommandRejected,
@@ -275,7 +275,7 @@ def _on_complaint(state: State, message: Message, env: Env) -> Transition:
 
 def printable(data: bytes) -> str:
     """BOLT 1, "if `data` is not composed solely of printable ASCII characters ...: SHOULD NOT print out `data`"."""
-    return "".join(chr(byte) if 32 <= byte <= 126 else "." for byte in data[:400])
+    return "".join(chr(byte) if 32 <= byte <= 126 else "." for byte in data[:MAX_REASON_BYTES])
 
 
 # --- commands -----------------------------------------------------------------------------------------------------

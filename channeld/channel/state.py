@@ -18,15 +18,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from channeld.bolt.features import ChannelType
+from channeld.bolt.primitives import tx_index_of
 from channeld.bolt.transactions.funding import funding_script_pubkey
 from channeld.bolt.transactions.spec import CommitmentParams
 from channeld.channel.commitments import Commitments, RemoteCommit, Spec, with_previews
 from channeld.channel.effects import Effect
 from channeld.channel.writes import Write
-from wallet.bitcoin import OutPoint
+from wallet.bitcoin import COINBASE_MATURITY_BLOCKS, OutPoint
 
-COINBASE_MATURITY_BLOCKS = 100
-"""Bitcoin's rule for what a block's first transaction pays."""
 # --- the connection -----------------------------------------------------------------------------------------------
 
 
@@ -220,7 +219,7 @@ class Funded(Struct, frozen=True, kw_only=True):
         """How deep the funding transaction has to be. What a coinbase pays cannot be spent for 100 blocks, so that no
         commitment could be mined, whatever HTLCs it has: only who is trusted may fund with one and use it before."""
         least = self.params.minimum_depth_blocks
-        is_coinbase = self.scid is not None and self.scid >> 16 & 0xFFFFFF == 0
+        is_coinbase = self.scid is not None and tx_index_of(self.scid) == 0
         return max(least, COINBASE_MATURITY_BLOCKS) if is_coinbase and least else least
 
     @property

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from channeld.bolt.primitives import format_short_channel_id
 from channeld.cli import payment_commands, send_commands
 from channeld.cli.command import KeyOption, OptionGroup, any_msat_parser, command, duration_parser, node_parser
 from channeld.cli.failures import USAGE, CliError
@@ -88,8 +89,7 @@ def _channel(text: str) -> str:
     """lnd writes a short channel id as one number."""
     if not text.isdecimal() or not 1 << 40 <= int(text) < 1 << 64:
         return text
-    number = int(text)
-    return f"{number >> 40}x{number >> 16 & 0xFFFFFF}x{number & 0xFFFF}"
+    return format_short_channel_id(int(text))
 
 
 def payinvoice(

@@ -27,10 +27,9 @@ from channeld.cli import (
     wallet_commands,
 )
 from channeld.cli.amounts import FormatError
-from channeld.cli.failures import EXIT_STATUSES, USAGE, CliError
+from channeld.cli.failures import EXIT_STATUSES
 from channeld.cli.session import Settings
-from channeld.paths import NETWORKS
-from watchtower.rpc.commandline import run_app
+from watchtower.rpc.commandline import check_network, run_app, version_shower
 
 app = typer.Typer(
     name="channelctl",
@@ -40,14 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"channelctl {version('channeld')}")
-        raise typer.Exit
 
 
 @app.callback()
@@ -90,11 +81,10 @@ def settings(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=version_shower("channelctl"), is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    if network is not None and network not in NETWORKS:
-        raise CliError(f"{network!r} is no network.", f"There are {', '.join(NETWORKS)}.", USAGE)
+    check_network(network)
     context.obj = Settings(datadir, network, rpcserver, tls_cert, token_file, as_json)
 
 

@@ -17,15 +17,9 @@ from typing import Protocol
 import structlog
 
 from channeld.bolt.messages import ChannelAnnouncement, ChannelUpdate, NodeAnnouncement, SignedGossip
+from channeld.bolt.primitives import format_short_channel_id
 from channeld.gossip import validate
-from channeld.gossip.interface import (
-    Funding,
-    FundingSource,
-    FundingUnknown,
-    GossipConfig,
-    Refusal,
-    scid_text,
-)
+from channeld.gossip.interface import Funding, FundingSource, FundingUnknown, GossipConfig, Refusal
 from channeld.gossip.limits import TokenBuckets
 from channeld.gossip.store import StoreFull
 from channeld.gossip.verify import SignatureChecker, Signed
@@ -419,7 +413,7 @@ class Intake:
         # BOLT 7, "if it has previously received a valid `channel_announcement`, for the same transaction, in the same
         # block, but for a different `node_id_1` or `node_id_2`: SHOULD blacklist the previous message's `node_id_1` and
         # `node_id_2`, as well as this `node_id_1` and `node_id_2` AND forget any channels connected to them."
-        log.warning("nodes blacklisted: one channel, announced twice", channel=scid_text(scid))
+        log.warning("nodes blacklisted: one channel, announced twice", channel=format_short_channel_id(scid))
         row = self._view.topology.rows[scid]
         for node_id in (*self._view.topology.node_ids_of(row), message.node_id_1, message.node_id_2):
             self.blacklist[node_id] = None

@@ -109,23 +109,3 @@ class Refusal(NamedTuple):
 
     reason: str
     blame: bool = False
-
-
-def block_of(scid: int) -> int:
-    """BOLT 7, "Definition of short_channel_id": the height of the funding transaction's block."""
-    return scid >> 40
-
-
-def tx_index_of(scid: int) -> int:
-    """The funding transaction's position in its block."""
-    return scid >> 16 & 0xFF_FFFF
-
-
-def output_of(scid: int) -> int:
-    """The index of the funding output."""
-    return scid & 0xFFFF
-
-
-def scid_text(scid: int) -> str:
-    """`539268x845x1`."""
-    return f"{block_of(scid)}x{tx_index_of(scid)}x{output_of(scid)}"

@@ -21,8 +21,9 @@ from channeld.bolt.messages import (
     decode,
     encode_addresses,
 )
+from channeld.bolt.primitives import format_short_channel_id
 from channeld.bolt.transactions.funding import funding_script_pubkey
-from channeld.gossip.interface import Funding, GossipConfig, scid_text
+from channeld.gossip.interface import Funding, GossipConfig
 from channeld.gossip.validate import DISABLE, DONT_FORWARD, MUST_BE_ONE
 from channeld.gossip.verify import check, signature_jobs
 from channeld.gossip.view import NetworkView
@@ -229,8 +230,9 @@ class OwnGossip:
         channel = own.channel
         # BOLT 7, "If the `short_channel_id` doesn't match one of its funding transactions: SHOULD send a `warning`."
         if channel.scid is not None and message.short_channel_id != channel.scid:
-            reason = f"announcement_signatures are for {scid_text(message.short_channel_id)}"
-            return [Warn(peer_id, channel.channel_id, f"{reason}, the channel is {scid_text(channel.scid)}")]
+            given, known = map(format_short_channel_id, (message.short_channel_id, channel.scid))
+            reason = f"announcement_signatures are for {given}, the channel is {known}"
+            return [Warn(peer_id, channel.channel_id, reason)]
         # BOLT 7, "If it has not sent `channel_ready`: SHOULD defer handling the `announcement_signatures` until after
         # it has sent `channel_ready`." `_act` handles what is kept here when the time has come.
         own.remote_signatures = message

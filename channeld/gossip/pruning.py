@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from channeld.gossip.interface import GossipConfig, output_of, tx_index_of
+from channeld.bolt.primitives import output_of, tx_index_of
+from channeld.gossip.interface import GossipConfig
 from channeld.gossip.view import NetworkView
 from wallet.bitcoin import Block
 

@@ -17,8 +17,7 @@ from channeld.bolt.messages import (
     encode,
 )
 from channeld.bolt.messages import queries as q
-from channeld.bolt.primitives import DecodeError
-from channeld.gossip.interface import block_of
+from channeld.bolt.primitives import DecodeError, block_of
 from channeld.gossip.view import NetworkView
 
 MAX_REPLY_SCIDS = 2_500

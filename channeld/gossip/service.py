@@ -26,6 +26,7 @@ from channeld.bolt.messages import (
     WarningMessage,
     encode,
 )
+from channeld.bolt.messages.control import told_to_peer
 from channeld.gossip import own as owned
 from channeld.gossip import pruning
 from channeld.gossip.intake import Intake
@@ -232,7 +233,7 @@ class Gossip:
         if conduct.may_warn(now):
             if self._complaints.take(None, now):
                 log.info("gossip of a peer refused", peer=node_id.hex(), reason=reason)
-            port.send(encode(WarningMessage(NO_CHANNEL, reason.encode()[:400])))
+            port.send(encode(WarningMessage(NO_CHANNEL, told_to_peer(reason).encode())))
 
     def _has_room(self) -> bool:
         """Answers to queries come by the thousand, and layer 1 may be slower than the peer."""
@@ -283,7 +284,7 @@ class Gossip:
                 case owned.Warn(peer_id, channel_id, reason):
                     port = self._ports.get(peer_id)
                     if port is not None:
-                        port.send(encode(WarningMessage(channel_id, reason.encode()[:400])))
+                        port.send(encode(WarningMessage(channel_id, told_to_peer(reason).encode())))
                 case owned.Announce() | owned.Publish():
                     self._publish(action)
 

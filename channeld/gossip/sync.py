@@ -22,8 +22,8 @@ from channeld.bolt.messages import (
     ReplyShortChannelIdsEnd,
 )
 from channeld.bolt.messages import queries as q
-from channeld.bolt.primitives import DecodeError
-from channeld.gossip.interface import GossipConfig, PeerPort, block_of
+from channeld.bolt.primitives import DecodeError, block_of
+from channeld.gossip.interface import GossipConfig, PeerPort
 from channeld.gossip.view import NetworkView
 
 QUERY_SCIDS: Final = 500

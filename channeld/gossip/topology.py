@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from channeld.gossip.interface import block_of
+from channeld.bolt.primitives import block_of
 
 DISABLED = 1
 """Bit of `flags` for a direction: its last update disables it."""

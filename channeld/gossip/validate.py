@@ -9,8 +9,9 @@ from collections.abc import Container
 
 from channeld.bolt.messages import ChannelAnnouncement, ChannelUpdate, DecodeError, NodeAnnouncement, SignedGossip
 from channeld.bolt.messages.addresses import count_hostnames
+from channeld.bolt.primitives import block_of, format_short_channel_id
 from channeld.bolt.transactions.funding import funding_script_pubkey
-from channeld.gossip.interface import Funding, GossipConfig, Refusal, block_of, scid_text
+from channeld.gossip.interface import Funding, GossipConfig, Refusal
 from channeld.gossip.topology import Topology
 from channeld.gossip.view import NetworkView
 from wallet.bitcoin.secp import is_valid_pubkey
@@ -46,7 +47,7 @@ def check_announcement(
     # BOLT 7, "if the `short_channel_id`'s output does NOT have at least 6 confirmations: MAY accept the message if the
     # output is close to 6 confirmations, in case the receiving node hasn't received the latest block(s) yet."
     if block_of(message.short_channel_id) > height:
-        return Refusal(f"{scid_text(message.short_channel_id)} is in a block that is not there yet")
+        return Refusal(f"{format_short_channel_id(message.short_channel_id)} is in a block that is not there yet")
     return None
 
 
@@ -62,12 +63,12 @@ def check_funding(message: ChannelAnnouncement, funding: Funding | None, minimum
     # `bitcoin_key_2`, as specified in BOLT #3) OR the output is spent: MUST ignore the message."
     scid = message.short_channel_id
     if funding is None:
-        return Refusal(f"{scid_text(scid)} is no unspent output")
+        return Refusal(f"{format_short_channel_id(scid)} is no unspent output")
     if funding.script_pubkey != funding_script_pubkey(message.bitcoin_key_1, message.bitcoin_key_2):
-        return Refusal(f"{scid_text(scid)} does not pay to its bitcoin keys", blame=True)
+        return Refusal(f"{format_short_channel_id(scid)} does not pay to its bitcoin keys", blame=True)
     # BOLT 7, "if the `short_channel_id`'s output does NOT have at least 6 confirmations: [...] SHOULD ignore"
     if funding.confirmations < minimum_depth_blocks:
-        return Refusal(f"{scid_text(scid)} has only {funding.confirmations} confirmations")
+        return Refusal(f"{format_short_channel_id(scid)} has only {funding.confirmations} confirmations")
     return None
 
 

@@ -13,7 +13,8 @@ import structlog
 
 from channeld.bolt.features import has_unknown_required
 from channeld.bolt.messages import ChannelAnnouncement, ChannelUpdate, NodeAnnouncement, decode
-from channeld.gossip.interface import Funding, GraphSink, output_of
+from channeld.bolt.primitives import output_of
+from channeld.gossip.interface import Funding, GraphSink
 from channeld.gossip.store import CHANNEL, CHANNEL_HEAD, FORGET, NODE, SPENT, SPENT_BODY, UPDATE, GossipStore
 from channeld.gossip.topology import DISABLED, Topology, outpoint_key
 

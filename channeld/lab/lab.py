@@ -18,9 +18,8 @@ from typing import Any
 from channeld.lab.daemon import DaemonProcess
 from channeld.lab.processes import ManagedProcess
 from channeld.v1 import channels_pb2
+from wallet.bitcoin import COINBASE_MATURITY_BLOCKS
 from wallet.rpc import RpcClient, RpcConfig
-
-COINBASE_MATURITY_BLOCKS = 100
 
 
 class Lab:

@@ -23,6 +23,7 @@ from channeld.bolt.messages import (
     WarningMessage,
     encode,
 )
+from channeld.bolt.messages.control import told_to_peer
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
@@ -379,7 +380,7 @@ class Channels:
                     f"refused a channel of {link.node_id.hex()}: {violation.reason}",
                     node_id=link.node_id.hex(),
                 )
-            words = violation.reason.encode()[:400]
+            words = told_to_peer(violation.reason).encode()
             if violation.action == "error":
                 link.send_message(ErrorMessage(temporary_id, words))
             else:

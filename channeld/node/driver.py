@@ -18,6 +18,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar, assert_never
 import structlog
 
 from channeld.bolt.messages import Message, WarningMessage, encode
+from channeld.bolt.messages.control import told_to_peer
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import writes as wr
@@ -400,7 +401,7 @@ class ChannelDriver(Generic[S]):
         """The one place where a peer's mistake becomes a message (BOLT 1, "The error and warning Messages")."""
         self._host.violated(self, violation)
         self._deaf_to = self.link
-        data = ev.told_to_peer(violation.reason, violation.tx).encode()
+        data = told_to_peer(violation.reason, violation.tx).encode()
         match violation.action:
             case "warning":
                 batch.effects.append((fx.Send(WarningMessage(self.channel_id, data)), self.link))

@@ -16,8 +16,9 @@ import structlog
 
 from channeld.bolt.features import FeatureBits, decode_features, encode_features, unknown_even
 from channeld.bolt.messages import Address, AnnouncementSignatures, ChannelUpdate, Message, NodeAnnouncement, decode
+from channeld.bolt.primitives import block_of, output_of, tx_index_of
 from channeld.channel.state import AwaitingFunding, Funded, Live, Normal, State
-from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig, block_of, output_of, tx_index_of
+from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig
 from channeld.gossip.own import ForwardingPolicy, NodeProfile, OwnChannel
 from channeld.gossip.service import Gossip, GossipStatus
 from channeld.gossip.store import GossipStore

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Literal
 
-from channeld import __version__
 from channeld.bolt.features import describe
 from channeld.channel.state import AwaitingFunding, Closing, Funded, Normal, Opening
 from channeld.node import views
@@ -35,6 +34,7 @@ from channeld.node.monitor_views import closed_channel_view
 from channeld.node.payment_views import AttemptView, InvoiceOrder, PaymentLimits, PaymentOrder, PaymentUpdate
 from channeld.node.policies import StoredPolicy
 from channeld.node.runtime import Runtime
+from wallet.version import VERSION
 
 
 class Node:
@@ -61,7 +61,7 @@ class Node:
             node_id=runtime.identity.node_id,
             alias=runtime.settings.alias,
             color=runtime.settings.color,
-            version=__version__,
+            version=VERSION,
             network=runtime.keys.network.name,
             block_height=runtime.wallet.height,
             block_hash=tip.hash if tip else bytes(32),

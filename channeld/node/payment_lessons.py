@@ -19,7 +19,7 @@ from channeld.bolt.onion import failures as f
 from channeld.bolt.onion.attribution import Attribution, verify_fulfill_attribution
 from channeld.bolt.onion.failures import decode_failure
 from channeld.bolt.onion.returns import ReturnPacket, read_failure
-from channeld.bolt.primitives import DecodeError
+from channeld.bolt.primitives import DecodeError, format_short_channel_id
 from channeld.channel import effects as fx
 from channeld.node import failures
 from channeld.node.payment_record import PartRecord, PaymentRecord
@@ -306,7 +306,7 @@ def _learnt_from_word(part: PartRecord) -> str:
     if key is None or part.route is None or part.failing_hop is None:
         return ""
     node = part.route.hops[part.failing_hop].node_id.hex()
-    name = _scid_text(key)
+    name = format_short_channel_id(key.short_channel_id)
     if code & f.NODE:
         return f"{node} is left alone"
     if code == f.TemporaryChannelFailure.CODE:
@@ -315,11 +315,6 @@ def _learnt_from_word(part: PartRecord) -> str:
         fee = f"{part.policy.fee_base_msat:,} msat + {part.policy.fee_proportional_millionths} ppm"
         return f"{name} asks for {fee} and {part.policy.cltv_expiry_delta} blocks"
     return f"{name} is left alone"
-
-
-def _scid_text(key: EdgeKey) -> str:
-    scid = key.short_channel_id
-    return f"{scid >> 40}x{scid >> 16 & 0xFFFFFF}x{scid & 0xFFFF}"
 
 
 # --- for all payments

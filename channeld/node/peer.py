@@ -37,6 +37,7 @@ from channeld.bolt.messages import (
     decode,
     encode,
 )
+from channeld.bolt.messages.control import told_to_peer
 from channeld.node.transport import Connection, ConnectionClosed
 
 log = structlog.get_logger(__name__)
@@ -182,7 +183,7 @@ class PeerLink:
 
     def _complain(self, reason: str, channel_id: bytes = ALL_CHANNELS) -> None:
         """A warning, then the end of the connection."""
-        self.send_message(WarningMessage(channel_id, reason.encode()[:400]))
+        self.send_message(WarningMessage(channel_id, told_to_peer(reason).encode()))
         self._end(reason)
 
     def _end(self, reason: str) -> None:

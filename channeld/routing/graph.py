@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from channeld.bolt.features import BEYOND_BOLT_9, Feature
+from channeld.bolt.features import NAMED
 from channeld.routing.values import EdgeKey, Policy
 
 Ints = NDArray[np.int64]
@@ -32,7 +32,7 @@ _NODE_ID_SIZE = 33
 _FIRST_CAPACITY = 64
 _FORMAT = 1
 _MOST = 1 << 62
-_KNOWN_BITS = sum(3 << feature for feature in (*Feature, *BEYOND_BOLT_9))
+_KNOWN_BITS = sum(3 << bit for bit in NAMED)
 _versions = itertools.count(1)
 
 

@@ -90,7 +90,7 @@ class _Process(Tower):
         sim = self._sim
         await self.load(sim.store)
         identity = (_secret(sim.name), sim.tower_id)
-        self.servicer = self._servicer(identity, "simulated", lambda: CERTIFICATE_HASH)
+        self.servicer = self._servicer(identity, lambda: CERTIFICATE_HASH)
         self._spawn(self.sessions.run())
         self._spawn(self._follow(sim.source))
 

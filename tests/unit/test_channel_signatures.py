@@ -16,6 +16,7 @@ from channeld.bolt.messages import (
     Stfu,
     decode,
 )
+from channeld.bolt.messages.control import MAX_REASON_BYTES, MAX_TOLD_BYTES, told_to_peer
 from channeld.bolt.transactions.commitment import _keyed
 from channeld.channel import commitments as cm
 from channeld.channel import effects as fx
@@ -81,9 +82,9 @@ def test_bad_signatures(changes: dict[str, Any], match: str) -> None:
 
 
 def test_what_a_peer_is_told_has_whole_transactions_only() -> None:
-    assert ev.told_to_peer("no", b"\x12\x34") == "no: 1234"
-    assert ev.told_to_peer("\N{EURO SIGN}" * 400) == "\N{EURO SIGN}" * (ev.MAX_REASON_BYTES // 3)
-    assert ev.told_to_peer("too large", bytes(ev.MAX_TOLD_BYTES // 2)) == "too large"
+    assert told_to_peer("no", b"\x12\x34") == "no: 1234"
+    assert told_to_peer("\N{EURO SIGN}" * 400) == "\N{EURO SIGN}" * (MAX_REASON_BYTES // 3)
+    assert told_to_peer("too large", bytes(MAX_TOLD_BYTES // 2)) == "too large"
 
 
 def test_high_s_signatures_are_refused() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channeld.gossip.interface import GossipConfig, scid_text
+from channeld.bolt.primitives import format_short_channel_id
+from channeld.gossip.interface import GossipConfig
 from channeld.gossip.limits import Conduct, TokenBuckets
 from channeld.gossip.pruning import block_connected, block_disconnected, prune
 from channeld.gossip.view import NetworkView
@@ -114,7 +115,7 @@ def test_a_graph_hears_everything_in_order(tmp_path: Path) -> None:
 
 
 def test_names_of_channels() -> None:
-    assert scid_text(539268 << 40 | 845 << 16 | 1) == "539268x845x1"
+    assert format_short_channel_id(539268 << 40 | 845 << 16 | 1) == "539268x845x1"
 
 
 # --- limits

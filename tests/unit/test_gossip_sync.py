@@ -27,8 +27,8 @@ from channeld.bolt.messages import (
     decode,
 )
 from channeld.bolt.messages import queries as q
-from channeld.bolt.primitives import DecodeError
-from channeld.gossip.interface import GossipConfig, block_of
+from channeld.bolt.primitives import DecodeError, block_of
+from channeld.gossip.interface import GossipConfig
 from channeld.gossip.queries import parse_short_ids_query, range_replies, short_ids_replies, split_by_block
 from channeld.gossip.service import QUERY_BURST, QUERY_REFILL_SECONDS
 from channeld.gossip.sync import PeerSync, SyncViolation, wanted

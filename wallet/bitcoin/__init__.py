@@ -2,6 +2,7 @@
 
 from wallet.bitcoin.encoding import SerializationError, hash160, sha256, sha256d
 from wallet.bitcoin.tx import (
+    COINBASE_MATURITY_BLOCKS,
     SEQUENCE_FINAL,
     SEQUENCE_RBF,
     Block,
@@ -13,6 +14,7 @@ from wallet.bitcoin.tx import (
 )
 
 __all__ = [
+    "COINBASE_MATURITY_BLOCKS",
     "SEQUENCE_FINAL",
     "SEQUENCE_RBF",
     "Block",

@@ -25,6 +25,8 @@ SEQUENCE_FINAL = 0xFFFF_FFFF
 SEQUENCE_RBF = 0xFFFF_FFFD
 """Opts in to replacement (BIP 125) and leaves locktime in force."""
 MAX_MONEY_SAT = 21_000_000 * 100_000_000
+COINBASE_MATURITY_BLOCKS = 100
+"""So deep has the first transaction of a block to be when its outputs are spent."""
 
 _I32 = Struct("<i")
 _U32 = Struct("<I")

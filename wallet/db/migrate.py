@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Column, Engine, MetaData, String, Table, inspect, text
 
+from wallet.db.copies import copy_database
 from wallet.db.store import StorageError
 
 
@@ -115,11 +116,10 @@ def _back_up(engine: Engine, revision: str) -> None:
         return
     source_path = Path(engine.url.database)
     target_path = source_path.with_name(f"{source_path.name}.version-{revision}")
-    target_path.unlink(missing_ok=True)
-    with sqlite3.connect(source_path) as source, sqlite3.connect(target_path) as target:
-        source.backup(target)
-    source.close()
-    target.close()
+    try:
+        copy_database(source_path, target_path)
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"no copy of {source_path} can be made before it is migrated: {error}") from error
 
 
 def in_words(error: Exception) -> str:

@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from importlib.metadata import version
+
+from wallet.version import VERSION
 
 try:
     from wallet.regtest.errors import StartupError
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(usage())
             return 0
         if options.version:
-            sys.stdout.write(f"regtestd {version('channeld')}\n")
+            sys.stdout.write(f"regtestd {VERSION}\n")
             return 0
         options.settings()
         if options.background:

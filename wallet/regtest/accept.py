@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from wallet.bitcoin import OutPoint, Tx, TxOut
+from wallet.bitcoin import COINBASE_MATURITY_BLOCKS, OutPoint, Tx, TxOut
 from wallet.bitcoin.tx import MAX_MONEY_SAT
 from wallet.regtest import policy as rules
 from wallet.regtest import replacement, truc
@@ -191,7 +191,7 @@ class Judge:
         total = 0
         height = self.chain.height + 1
         for coin in candidate.coins:
-            if coin.coinbase and height - coin.height < rules.COINBASE_MATURITY:
+            if coin.coinbase and height - coin.height < COINBASE_MATURITY_BLOCKS:
                 depth = height - coin.height
                 raise Rejection("bad-txns-premature-spend-of-coinbase", f"tried to spend coinbase at depth {depth}")
             total += coin.output.value_sat

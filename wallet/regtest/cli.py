@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 from wallet.chain import ChainUnavailable
 from wallet.regtest.options import DEFAULT_RPC_PORT
 from wallet.rpc import RpcClient, RpcConfig, RpcError
+from wallet.version import VERSION
 
 USAGE = """regtest-cli - asks a running regtestd
 
@@ -96,7 +96,7 @@ def main() -> int:
     """The exit status: 0, or the error's code as bitcoin-cli gives it."""
     arguments = sys.argv[1:]
     if arguments[:1] in (["-version"], ["--version"]):
-        print(f"regtest-cli {version('channeld')}")
+        print(f"regtest-cli {VERSION}")
         return 0
     if not arguments or arguments[0] in ("-help", "--help", "-h", "-?"):
         print(USAGE, end="")

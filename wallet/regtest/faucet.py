@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from embit import bip32
 
-from wallet.bitcoin import OutPoint, Tx, TxOut
+from wallet.bitcoin import COINBASE_MATURITY_BLOCKS, OutPoint, Tx, TxOut
 from wallet.bitcoin import script as scripts
 from wallet.bitcoin.address import REGTEST, address_of
 from wallet.bitcoin.encoding import hash160
@@ -25,7 +25,6 @@ from wallet.regtest.errors import (
     RpcError,
 )
 from wallet.regtest.mempool import Mempool
-from wallet.regtest.policy import COINBASE_MATURITY
 from wallet.regtest.store import Coin, Store
 
 _PURPOSES = {"legacy": 44, "p2sh-segwit": 49, "bech32": 84, "bech32m": 86}
@@ -127,7 +126,7 @@ class Wallet:
         for outpoint, coin in self._in_chain():
             if outpoint not in pool.spenders:
                 depth = height - coin.height + 1
-                mature = not coin.coinbase or depth > COINBASE_MATURITY
+                mature = not coin.coinbase or depth > COINBASE_MATURITY_BLOCKS
                 yield WalletCoin(outpoint, coin.output, self.keys[coin.output.script_pubkey], depth, mature, True)
         for entry in pool.entries.values():
             for vout, output in enumerate(entry.tx.outputs):

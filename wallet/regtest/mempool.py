@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from wallet.bitcoin import Block, SerializationError, Tx
-from wallet.regtest import policy as rules
+from wallet.bitcoin import COINBASE_MATURITY_BLOCKS, Block, SerializationError, Tx
 from wallet.regtest import truc
 from wallet.regtest.accept import FROM_BLOCK, SINGLE, Candidate, Judge, Mode, Rejected
 from wallet.regtest.chain import Chain, TipChange
@@ -124,7 +123,7 @@ class Mempool:
             coin = self.judge.find_coin(txin.outpoint, {})
             if coin is None:
                 return False
-            if coin.coinbase and self.chain.height + 1 - coin.height < rules.COINBASE_MATURITY:
+            if coin.coinbase and self.chain.height + 1 - coin.height < COINBASE_MATURITY_BLOCKS:
                 return False
             coins.append(coin)
         return self.judge.sequence_locks_met(entry.tx, coins)

@@ -18,10 +18,11 @@ from watchtower.rpc.commandline import (
     USAGE,
     CliError,
     as_sentence,
+    check_network,
     run_app,
+    version_shower,
 )
 from watchtower.rpc.console import Column, Id, Output
-from watchtower.rpc.paths import NETWORKS
 from watchtower.tower.paths import TowerPaths, tower_paths
 
 if TYPE_CHECKING:
@@ -55,14 +56,6 @@ class Settings(NamedTuple):
     as_json: bool
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"watchtowerctl {version('channeld')}")
-        raise typer.Exit
-
-
 @app.callback()
 def settings(
     context: typer.Context,
@@ -84,11 +77,11 @@ def settings(
     ] = None,
     as_json: JsonFlag = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=version_shower("watchtowerctl"), is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    if network is not None and network not in NETWORKS:
-        raise CliError(f"{network!r} is no network.", f"There are {', '.join(NETWORKS)}.", USAGE)
+    check_network(network)
     context.obj = Settings(datadir, network, rpcserver, as_json)
 
 

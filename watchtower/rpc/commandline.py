@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from wallet.version import VERSION
 from watchtower.rpc import ERROR_KIND_METADATA
 from watchtower.rpc.console import Output
+from watchtower.rpc.paths import NETWORKS
 
 if TYPE_CHECKING:
     import grpc
@@ -76,6 +78,25 @@ def _command(app: typer.Typer) -> Any:
     from typer.main import get_command
 
     return get_command(app)
+
+
+def version_shower(program: str) -> Callable[[bool], None]:
+    """The callback of a program's `--version`."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            import typer
+
+            print(f"{program} {VERSION}")
+            raise typer.Exit
+
+    return show
+
+
+def check_network(network: str | None) -> None:
+    """Of `--network`. Raises CliError."""
+    if network is not None and network not in NETWORKS:
+        raise CliError(f"{network!r} is no network.", f"There are {', '.join(NETWORKS)}.", USAGE)
 
 
 def run_app(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from wallet.version import VERSION
+
 if TYPE_CHECKING:
     from wallet.bitcoind import BitcoindChainSource
 
@@ -111,7 +113,6 @@ def load_settings(kind: type[S], arguments: Sequence[str], default_root: Path) -
 def _flags(kind: type[ChainSettings], program: str, arguments: Sequence[str]) -> dict[str, Any]:
     """What is given as flags. Raises SystemExit for `--help`, `--version` and unknown flags."""
     from argparse import SUPPRESS, RawDescriptionHelpFormatter, _HelpAction
-    from importlib.metadata import version
     from inspect import cleandoc
 
     from pydantic_settings import CliSettingsSource
@@ -136,7 +137,7 @@ def _flags(kind: type[ChainSettings], program: str, arguments: Sequence[str]) ->
     parser.add_argument(
         "--version",
         action="version",
-        version=f"{program} {version('channeld')}",
+        version=f"{program} {VERSION}",
         help="print the version and exit",
         default=SUPPRESS,
     )

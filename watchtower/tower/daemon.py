@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -18,6 +17,7 @@ import structlog
 from wallet.bitcoin.secp import is_valid_secret, pubkey_of
 from wallet.chain import ChainError, ChainSource
 from wallet.db import Store, make_engine
+from wallet.version import VERSION
 from watchtower.rpc.files import write_private
 from watchtower.rpc.metrics import MetricsServer
 from watchtower.tower import tables
@@ -117,18 +117,17 @@ class Tower:
 
     async def _listen(self, store: Store, alerts: Alerts, identity: tuple[bytes, bytes]) -> None:
         config, paths = self.config, self.config.paths
-        release = version("channeld")
         if config.metrics_address is not None:
             healthy = lambda: self.watcher.synced  # noqa: E731
             self.metrics = MetricsServer(config.metrics_address, make_registry(self.board), healthy)
             await self.metrics.start()
             self._closers.append(self.metrics.stop)
-        tower = self._servicer(identity, release, lambda: certificate_hash(paths))
+        tower = self._servicer(identity, lambda: certificate_hash(paths))
 
         def facts() -> dict[str, Any]:
             return {
                 "tower_id": identity[1],
-                "version": release,
+                "version": VERSION,
                 "network": config.network,
                 "address": self.server.address,
                 "metrics_url": self.metrics.url if self.metrics else "",
@@ -139,15 +138,13 @@ class Tower:
         await self.server.start(tower, operator)
         self._closers.append(self.server.stop)
 
-    def _servicer(
-        self, identity: tuple[bytes, bytes], release: str, served_certificate_hash: Callable[[], bytes]
-    ) -> TowerServicer:
+    def _servicer(self, identity: tuple[bytes, bytes], served_certificate_hash: Callable[[], bytes]) -> TowerServicer:
         """What clients talk to."""
         limit = SessionLimit(self.sessions.policy, time.monotonic)
         return TowerServicer(
             identity,
             self.config.network,
-            release,
+            VERSION,
             self.sessions,
             self.intake,
             self.watcher,

@@ -5,6 +5,10 @@ from typing import Annotated
 from channeld.bolt.codec import Message, Tlv, message
 from channeld.bolt.primitives import U16, ChainHash, ChannelId, Remaining, RestBytes, VarBytes
 
+MAX_REASON_BYTES = 400
+MAX_TOLD_BYTES = 32_000
+"""With the transaction: that of a commitment with some 350 HTLCs."""
+
 
 @message(1, name="warning")
 class WarningMessage(Message):
@@ -59,3 +63,14 @@ class Pong(Message):
     """Answers a ping with as many bytes as it asked for."""
 
     ignored: VarBytes
+
+
+def told_to_peer(reason: str, tx: bytes = b"") -> str:
+    """The text of an `error` or a `warning`.
+
+    BOLT 1, "when failure was caused by an invalid signature check: SHOULD include the raw, hex-encoded transaction".
+    One that is too long is left out: a part of it would help nobody.
+    """
+    words = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+    with_tx = f"{words}: {tx.hex()}"
+    return with_tx if tx and len(with_tx) <= MAX_TOLD_BYTES else words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from wallet.bitcoin import SEQUENCE_RBF, OutPoint, Tx, TxOut
+from wallet.bitcoin import COINBASE_MATURITY_BLOCKS, SEQUENCE_RBF, OutPoint, Tx, TxOut
 from wallet.bitcoin.address import REGTEST, AddressError, script_of
 from wallet.regtest.errors import (
     INVALID_ADDRESS_OR_KEY,
@@ -18,7 +18,6 @@ from wallet.regtest.errors import (
 from wallet.regtest.faucet import Wallet
 from wallet.regtest.forms import amount, hex_of
 from wallet.regtest.miner import LAST_SUBSIDY_HEIGHT, subsidy
-from wallet.regtest.policy import COINBASE_MATURITY
 from wallet.regtest.rpc.rawtx import broadcast, decode_tx, read_hex, read_outputs
 from wallet.regtest.rpc.registry import Call, Json, Param, method, read_amount, read_int, read_options, read_strings
 from wallet.regtest.rpc.wallet import address_type_of, read_outpoint, wallet_of
@@ -65,8 +64,8 @@ async def ensure_funds(call: Call, wallet: Wallet, outputs: Iterable[TxOut]) -> 
     if needed > owned + sum(subsidy(height) for height in range(chain.height + 1, LAST_SUBSIDY_HEIGHT)):
         return
     script = wallet.new_key(label="mined").script
-    goal = chain.height + (1 if owned else COINBASE_MATURITY + _SPARE_COINS)
-    while (chain.height < goal or short()) and chain.height < LAST_SUBSIDY_HEIGHT + COINBASE_MATURITY:
+    goal = chain.height + (1 if owned else COINBASE_MATURITY_BLOCKS + _SPARE_COINS)
+    while (chain.height < goal or short()) and chain.height < LAST_SUBSIDY_HEIGHT + COINBASE_MATURITY_BLOCKS:
         if call.node.stopping.is_set():
             break
         await call.node.mine(script)

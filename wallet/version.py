@@ -1,0 +1,3 @@
+"""The one version of everything here."""
+
+VERSION = "0.1.0"
