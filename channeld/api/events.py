@@ -8,6 +8,7 @@ from typing import Any
 
 from channeld.api import convert
 from channeld.api.streams import until_set
+from channeld.node.event_kinds import check_kinds
 from channeld.node.interface import NodeService
 from channeld.v1 import events_pb2, events_pb2_grpc
 
@@ -21,6 +22,7 @@ class EventsServicer(events_pb2_grpc.EventsServicer):
 
     async def Subscribe(self, request: events_pb2.SubscribeRequest, context: Any) -> AsyncIterator[events_pb2.Event]:
         kinds = frozenset(request.kinds)
+        check_kinds(request.kinds)
         prefixes = tuple(f"{kind}." for kind in kinds)
         since = request.since_sequence if request.HasField("since_sequence") else None
 

@@ -64,7 +64,8 @@ def events(
         typer.Option(
             "--kind",
             metavar="KIND",
-            help="Only these: payment.succeeded, or payment for all that begin so. May be given several times.",
+            help="Only these: payment.succeeded, or payment for all that begin so. May be given several times; "
+            "a wrong one is answered with those that there are.",
         ),
     ] = None,
     since: Annotated[

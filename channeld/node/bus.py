@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from channeld.node.event_kinds import EventKind
 from channeld.node.interface import NodeEvent
 
 log = structlog.get_logger("channeld.events")
@@ -24,7 +25,7 @@ class EventBus:
 
     def __init__(self) -> None:
         self._sequence = int(time.time() * 1000)
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[EventKind] = Counter()
         self._kept: deque[NodeEvent] = deque(maxlen=KEPT_EVENTS)
         self._wakeups: set[asyncio.Event] = set()
         self._closed = False
@@ -34,7 +35,7 @@ class EventBus:
         """The number of the last event."""
         return self._sequence
 
-    def publish(self, kind: str, sentence: str, **data: Any) -> None:
+    def publish(self, kind: EventKind, sentence: str, **data: Any) -> None:
         """`data`: JSON-able values; ids as hex, amounts with their unit in the name."""
         self._sequence += 1
         self.counts[kind] += 1

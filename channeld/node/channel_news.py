@@ -6,6 +6,7 @@ from typing import Any, assert_never
 
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
+from channeld.node.event_kinds import EventKind
 
 News = (
     fx.PhaseChanged
@@ -20,14 +21,14 @@ CHEAP = (fx.PhaseChanged, fx.CloseCompleted, ev.ProtocolViolation)
 """What a stranger can make happen as often as it likes."""
 
 
-def told(happened: News, channel_id: bytes, peer_id: bytes) -> tuple[str, str, dict[str, Any]]:
+def told(happened: News, channel_id: bytes, peer_id: bytes) -> tuple[EventKind, str, dict[str, Any]]:
     """Kind, sentence and details of the event; `channel_id` is among the details of all of them."""
     name = channel_id.hex()
     kind, sentence, details = _told(happened, f"channel {name}", peer_id.hex())
     return kind, sentence, {"channel_id": name, **details}
 
 
-def _told(happened: News, channel: str, peer: str) -> tuple[str, str, dict[str, Any]]:
+def _told(happened: News, channel: str, peer: str) -> tuple[EventKind, str, dict[str, Any]]:
     match happened:
         case fx.PhaseChanged(old=old, new=new, reason=reason):
             why = f" ({reason})" if reason else ""

@@ -260,9 +260,9 @@ class RescanView(Struct, frozen=True):
 
 
 class NodeEvent(Struct, frozen=True):
-    """One thing that happened. `kind` is dotted ("peer.connected", "channel.opened", "invoice.settled",
-    "payment.succeeded", "chain.block", "chain.lost" ...); `data` holds JSON-able values (ids as hex; amounts with
-    their unit in the name)."""
+    """One thing that happened. `kind` is dotted ("peer.connected", "channel.usable", "invoice.settled",
+    "payment.succeeded", "chain.block" ...: `event_kinds` has all); `data` holds JSON-able values (ids as hex; amounts
+    with their unit in the name)."""
 
     sequence: int
     time_seconds: float

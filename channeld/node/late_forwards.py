@@ -32,6 +32,7 @@ from channeld.channel.economics import close_cost_sat, gain_sat, reason_to_close
 from channeld.channel.state import Closing, Funded, Normal, ShuttingDown
 from channeld.node.bus import EventBus
 from channeld.node.circuits import Circuit, HtlcKey, circuit_of
+from channeld.node.event_kinds import EventKind
 from channeld.node.refusals import fulfill_event
 from channeld.storage import Store, rows
 
@@ -210,7 +211,7 @@ class LateForwards:
                     if circuit is not None:
                         yield circuit
 
-    def _tell(self, kind: str, sentence: str, driver: Driver, late: _Late) -> None:
+    def _tell(self, kind: EventKind, sentence: str, driver: Driver, late: _Late) -> None:
         channel_id = late.incoming.channel_id.hex()
         self._bus.publish(
             kind,

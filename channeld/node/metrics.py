@@ -11,17 +11,14 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from channeld.node.event_kinds import EVENT_KINDS
 from channeld.node.interface import BalanceView, ChannelView, NodeInfo
 from channeld.node.node import Node
 from channeld.storage import Store
 from watchtower.client.metrics import TowersCollector
 from watchtower.rpc.metrics import counters, gauges
 
-SERIOUS_EVENTS = (
-    *("chain.lost", "chain.missed", "channel.alarm", "channel.close_stuck", "channel.frozen", "channel.funding_lost"),
-    *("channel.htlc_given_up", "channel.htlc_stuck", "channel.unconfirmed", "forward.lost", "node.failed"),
-    *("tower.trouble", "wallet.reserve_low"),
-)
+SERIOUS_EVENTS = tuple(kind for kind, about in EVENT_KINDS.items() if about.severity != "info")
 """Kinds that are counted from 0 on: Prometheus' `increase` does not see a counter that begins with 1."""
 LAG_SECONDS = 1.0
 LAGS_KEPT = 60
@@ -124,7 +121,7 @@ class NodeCollector(Collector):
             {
                 "payments_succeeded": ("Payments that succeeded since the start", counts["payment.succeeded"]),
                 "payments_failed": ("Payments that failed since the start", counts["payment.failed"]),
-                "invoices_paid": ("Invoices that were paid since the start", counts["invoice.paid"]),
+                "invoices_paid": ("Invoices that were paid since the start", counts["invoice.settled"]),
                 "forwards_settled": ("Forwarded HTLCs that were settled since the start", counts["forward.settled"]),
                 "database_commits": ("Database transactions since the start", written.transactions),
                 "database_jobs": ("What was committed in them: many share one under load", written.jobs),

@@ -22,6 +22,7 @@ from channeld.channel.state import AnyFunded, Closed, Closing, Funded
 from channeld.node import monitor_store as rows
 from channeld.node.bus import EventBus
 from channeld.node.channels import Channels, Driver
+from channeld.node.event_kinds import CANNOT_MAKE, EventKind
 from channeld.node.monitor_coins import CannotMake, Maker
 from channeld.node.monitor_facts import Facts
 from channeld.node.monitor_publish import Publisher
@@ -74,7 +75,7 @@ class _Case:
         """Something of ours is in the mempool that others may replace."""
         self.urgent_sat = 0
         """What may be lost if our commitment comes late, at the last look."""
-        self.grumbled: set[str] = set()
+        self.grumbled: set[EventKind] = set()
         """Troubles that were told and have not passed."""
 
 
@@ -556,9 +557,9 @@ class Monitor:
                 return True
             if error.short_sat and await self._make_with_anothers_coin(sweep, error.short_sat):
                 return True
-            self._grumble(case, f"onchain.cannot_{plan.group}", f"{plan.group} transaction not made: {error}")
+            self._grumble(case, CANNOT_MAKE[plan.group], f"{plan.group} transaction not made: {error}")
             return False
-        case.grumbled.discard(f"onchain.cannot_{plan.group}")
+        case.grumbled.discard(CANNOT_MAKE[plan.group])
         step = on.advance(resolution, on.Made(plan, made.attempt), env)
         await self._keep(case, case.stored._replace(resolution=step.state), *made.writes)
         if plan.group == "anchor" and not env.known.rival_tx:
@@ -594,7 +595,7 @@ class Monitor:
                 return await self._make(sweep._replace(plan=plan))
         return False
 
-    def _grumble(self, case: _Case, kind: str, sentence: str) -> None:
+    def _grumble(self, case: _Case, kind: EventKind, sentence: str) -> None:
         """Tell a trouble once until it has passed."""
         if kind not in case.grumbled:
             case.grumbled.add(kind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Protocol
+from typing import Literal, Protocol
 
 import structlog
 from sqlalchemy import Connection as DbConnection
@@ -347,7 +347,7 @@ class Peers:
         """Something is wrong, says the peer."""
         self._note(link, "warning", message.channel_id, message.data)
 
-    def _note(self, link: PeerLink, kind: str, channel_id: bytes, data: bytes) -> None:
+    def _note(self, link: PeerLink, kind: Literal["error", "warning"], channel_id: bytes, data: bytes) -> None:
         if not self._notes.may_tell_complaint(link.node_id):
             return
         # BOLT 1, "if `data` is not composed solely of printable ASCII characters [...]: SHOULD NOT print out `data`
@@ -357,7 +357,7 @@ class Peers:
         if peer is not None:
             peer.last_error = f"{kind}: {text}"
         self._bus.publish(
-            f"peer.{kind}",
+            "peer.error" if kind == "error" else "peer.warning",
             f"{link.node_id.hex()} sent a{'n' if kind == 'error' else ''} {kind}: {text}",
             node_id=link.node_id.hex(),
             channel_id=channel_id.hex(),

@@ -383,7 +383,7 @@ class Receiver:
         if record.kind == "keysend":
             what = f"{record.received_msat:,} msat that nobody asked for (keysend)"
         self._bus.publish(
-            f"invoice.{record.state}",
+            "invoice.settled" if record.state == "settled" else "invoice.accepted",
             f"received {what}" if record.state == "settled" else f"accepted {what}: settle or cancel it",
             payment_hash=payment_hash.hex(),
             received_msat=record.received_msat,

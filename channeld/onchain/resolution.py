@@ -6,7 +6,7 @@ is published can always be published again. The chain's facts are rows of their 
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Literal, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -133,10 +133,13 @@ class Tell(Struct, frozen=True):
     outcome: Outcome
 
 
-class Alarm(Struct, frozen=True):
-    """The operator must hear this; `kind` is a dotted name."""
+AlarmKind = Literal["onchain.revoked", "onchain.unknown", "onchain.lost"]
 
-    kind: str
+
+class Alarm(Struct, frozen=True):
+    """The operator must hear this."""
+
+    kind: AlarmKind
     sentence: str
 
 
@@ -277,19 +280,22 @@ def _answered(state: Resolution, event: Answered) -> Step:
 
 # --- alarms -------------------------------------------------------------------------------------------------------
 
-_SENTENCES: dict[CloseKind, str] = {
-    "revoked": "the peer published revoked commitment {number}: everything in it is being taken",
-    "unknown": "the funding output was spent by a transaction that we do not know: our state is too old, or the keys "
-    "have leaked. What can be told to be ours is being saved; the rest may be lost",
+_OF_CLOSE: dict[CloseKind, tuple[AlarmKind, str]] = {
+    "revoked": ("onchain.revoked", "the peer published revoked commitment {number}: everything in it is being taken"),
+    "unknown": (
+        "onchain.unknown",
+        "the funding output was spent by a transaction that we do not know: our state is too old, or the keys have "
+        "leaked. What can be told to be ours is being saved; the rest may be lost",
+    ),
 }
 
 
 def _alarms(state: Resolution, close: Close, away: tuple[int, int]) -> tuple[Resolution, list[Action]]:
     """BOLT 5, "MUST inform the user of potentially lost funds", and what else must not go unheard; each once."""
-    found: dict[str, str] = {}
-    sentence = _SENTENCES.get(close.kind)
-    if sentence is not None:
-        found[f"onchain.{close.kind}"] = sentence.format(number=close.commitment_number)
+    found: dict[str, Alarm] = {}
+    if close.kind in _OF_CLOSE:
+        kind, sentence = _OF_CLOSE[close.kind]
+        found[kind] = Alarm(kind, sentence.format(number=close.commitment_number))
     for output in close.outputs:
         if output.taker == "remote" and output.owner == "local" and output.final and output.outpoint is not None:
             if output.htlc is not None and output.htlc.payment_hash in close.preimages:
@@ -297,11 +303,11 @@ def _alarms(state: Resolution, close: Close, away: tuple[int, int]) -> tuple[Res
             missed = while_off(output, away)
             if missed:
                 state = replace(state, away=away)
-            found[f"onchain.lost {output.outpoint}"] = (
-                f"the peer took {output.amount_sat} sat of {output.kind} that were ours{missed}: {output.outpoint}"
+            found[f"onchain.lost {output.outpoint}"] = Alarm(
+                "onchain.lost",
+                f"the peer took {output.amount_sat} sat of {output.kind} that were ours{missed}: {output.outpoint}",
             )
-    fresh = {key: text for key, text in found.items() if key not in state.told}
+    fresh = {key: alarm for key, alarm in found.items() if key not in state.told}
     if not fresh:
         return state, []
-    alarms: list[Action] = [Alarm(key.partition(" ")[0], text) for key, text in fresh.items()]
-    return replace(state, told=state.told | fresh.keys()), alarms
+    return replace(state, told=state.told | fresh.keys()), list(fresh.values())

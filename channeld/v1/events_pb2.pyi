@@ -28,7 +28,9 @@ class SubscribeRequest(_message.Message):
     """Send what came after this event first, as far back as the daemon remembers; absent starts now."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these kinds: "payment.succeeded", or "payment" for all that begin with "payment."; empty means all."""
+        """Only these kinds: "payment.succeeded", or "payment" for all that begin with "payment."; empty means all. Kinds that
+        do not exist are refused with INVALID_ARGUMENT. docs/node.md lists them.
+        """
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class Event(_message.Message):
     time_seconds: _builtins.float
     """When it happened: seconds since 1970, UTC."""
     kind: _builtins.str
-    """What happened, dotted: "peer.connected", "channel.opened", "invoice.settled", "payment.succeeded", "chain.block" ..."""
+    """What happened, dotted: "peer.connected", "channel.usable", "invoice.settled", "payment.succeeded", "chain.block" ..."""
     sentence: _builtins.str
     """The same for people."""
     data_json: _builtins.str

@@ -10,6 +10,7 @@ import pytest
 
 from channeld.channel.state import Closing, NegotiatingSimple
 from channeld.node import monitor_warnings
+from channeld.node.event_kinds import EventKind
 from channeld.node.interface import NodeError
 from tests.onchain_net import Net, TestNode
 
@@ -38,7 +39,7 @@ async def test_a_close_that_nobody_mines(net: Net, monkeypatch: pytest.MonkeyPat
     heard: list[str] = []
     publish = net.alice.runtime.bus.publish
 
-    def listen(kind: str, sentence: str, **details: object) -> None:
+    def listen(kind: EventKind, sentence: str, **details: object) -> None:
         if kind == "channel.close_stuck":
             heard.append(sentence)
         publish(kind, sentence, **details)

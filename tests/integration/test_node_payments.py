@@ -15,6 +15,7 @@ from channeld.bolt.invoice import DEFAULT_FEATURES, Invoice, encode_invoice
 from channeld.node import receive
 from channeld.node.channels import Driver
 from channeld.node.interface import NodeError
+from channeld.node.metrics import LoopLag, NodeCollector
 from channeld.node.payment_record import PaymentRecord
 from tests.integration.world import TestNode, World, world_in
 from wallet.bitcoin.address import REGTEST, TESTNET, Network
@@ -78,6 +79,12 @@ def foreign_invoice(
     return encode_invoice(invoice, secret)
 
 
+def counts(node: TestNode) -> dict[str, float]:
+    """What a scraper reads of the node, of all that has no labels."""
+    collector = NodeCollector(node.api, node.runtime._store, LoopLag())
+    return {sample.name: sample.value for metric in collector._of_work() for sample in metric.samples}
+
+
 async def test_paying_both_ways_and_what_is_told_about_it(pair: Pair) -> None:
     alice, bob = pair.alice, pair.bob
     invoice = await bob.api.create_invoice(5_000_000, "tea")
@@ -91,6 +98,10 @@ async def test_paying_both_ways_and_what_is_told_about_it(pair: Pair) -> None:
     assert (await alice.api.get_payment(invoice.payment_hash)).state == "succeeded"
     anything = await alice.api.create_invoice(None, "as you like")
     assert (await bob.api.pay(anything.bolt11, amount_msat=1)).state == "succeeded"
+    for node in (alice, bob):
+        counted = counts(node)
+        paid, received = (f"channeld_{name}_total" for name in ("payments_succeeded", "invoices_paid"))
+        assert (counted[paid], counted[received]) == (1, 1)
 
 
 async def test_what_cannot_be_paid_is_refused_with_a_sentence(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -463,6 +463,25 @@ async def test_events_from_now_on_of_some_kinds(client: Client, node: FakeNode) 
     stream.cancel()
 
 
+@pytest.mark.parametrize(
+    ("kinds", "sentence"),
+    [
+        (["payment.paid"], "'payment.paid', but payment.failed, payment.succeeded."),
+        (
+            ["chain", "pay"],
+            "'pay', but chain, channel, forward, graph, invoice, monitor, node, onchain, payment,",
+        ),
+        ([""], "'', but chain, channel,"),
+    ],
+)
+async def test_events_of_kinds_that_do_not_exist(client: Client, kinds: list[str], sentence: str) -> None:
+    stream = client.stream(client.events.Subscribe, events_pb2.SubscribeRequest(kinds=kinds))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"There are no events of the kind {sentence}" in str(caught.value.details())
+
+
 async def test_events_since(client: Client, node: FakeNode) -> None:
     for number in range(1, 4):
         node.emit("chain.block", f"Block {number}.")

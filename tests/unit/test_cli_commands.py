@@ -286,6 +286,9 @@ def test_events(channelctl: Channelctl, daemon: Daemon) -> None:
     assert ran.status == 0
     (line,) = ran.out.splitlines()
     assert "#2  payment.succeeded   Paid.�[2J" in line
+    wrong = channelctl("events", "--kind", "payment.paid")
+    assert wrong.status == 2
+    assert "payment.failed, payment.succeeded" in wrong.err
     lines = channelctl("events", "--since", "0", "--count", "2", "--json").out.splitlines()
     assert [json.loads(line)["sequence"] for line in lines] == [1, 2]
     assert json.loads(lines[1])["data"] == {"amount_msat": 5}

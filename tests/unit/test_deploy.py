@@ -6,18 +6,19 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from channeld.config import Config
-from channeld.node.metrics import SERIOUS_EVENTS
+from channeld.node.event_kinds import CANNOT_MAKE, EVENT_KINDS, EventKind
 from watchtower.tower.config import Config as TowerConfig
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+DOCUMENT = ROOT / "docs" / "node.md"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
@@ -42,17 +43,26 @@ def test_metrics_that_are_watched_exist(path: str) -> None:
     assert [name for name in sorted(names) if not is_a_metric(name)] == []
 
 
-def test_events_that_are_watched_are_counted_from_the_start() -> None:
-    text = (DEPLOY / "prometheus/alerts.yaml").read_text()
-    watched = set()
-    for kinds in re.findall(r'kind=~?"([^"]+)"', text):
-        for each in re.findall(r"[a-z]+(?:\\\\)?\.(?:\([a-z_|]+\)|[a-z_]+)", kinds):
-            group, _, names = each.replace("\\", "").partition(".")
-            watched |= {f"{group}.{name}" for name in names.strip("()").split("|")}
-    assert len(watched) > 8
-    assert watched <= set(SERIOUS_EVENTS)
-    others = "\n".join(source for path, source in SOURCES.items() if path != "channeld/node/metrics.py")
-    assert [kind for kind in SERIOUS_EVENTS if f'"{kind}"' not in others] == [], "nothing tells of it"
+@pytest.mark.parametrize("severity", ["critical", "warning"])
+def test_events_alert_by_their_severity(severity: str) -> None:
+    watched: list[str] = []
+    for alert in (DEPLOY / "prometheus/alerts.yaml").read_text().split("- alert:"):
+        if f"severity: {severity}" in alert:
+            patterns = [text.replace(r"\\", "\\") for text in re.findall(r'kind=~?"([^"]+)"', alert)]
+            watched += [kind for kind in EVENT_KINDS for pattern in patterns if re.fullmatch(pattern, kind)]
+    assert sorted(watched) == sorted(kind for kind, about in EVENT_KINDS.items() if about.severity == severity)
+
+
+def test_all_kinds_of_events_are_described_and_documented() -> None:
+    assert sorted(EVENT_KINDS) == sorted(get_args(EventKind)) == sorted(set(get_args(EventKind)))
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.+) \| (info|warning|critical) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    assert rows == [(kind, *about) for kind, about in EVENT_KINDS.items()]
+
+
+@pytest.mark.parametrize("kind", sorted(get_args(EventKind)))
+def test_all_kinds_of_events_are_told(kind: str) -> None:
+    others = "\n".join(source for path, source in SOURCES.items() if path != "channeld/node/event_kinds.py")
+    assert f'"{kind}"' in others or kind in CANNOT_MAKE.values()
 
 
 def test_the_dashboard_can_be_read() -> None:

@@ -13,6 +13,7 @@ from channeld.channel.economics import close_cost_sat, gain_sat
 from channeld.channel.state import Funded
 from channeld.node.bus import EventBus
 from channeld.node.circuits import Circuit, HtlcKey
+from channeld.node.event_kinds import EventKind
 from channeld.node.late_forwards import LATEST_BLOCKS, NEW_CHANNEL_WEIGHT, LateForwards
 from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_of
 
@@ -108,7 +109,7 @@ class World:
     def failed(self) -> list[int]:
         return [id for id, event in self.answered if isinstance(event, ev.FailHtlc)]
 
-    def told(self, kind: str) -> int:
+    def told(self, kind: EventKind) -> int:
         return self.bus.counts[kind]
 
 

@@ -17,7 +17,16 @@ from watchtower.client import tables
 from watchtower.client.connection import TowerUri
 from watchtower.client.pace import Pace
 from watchtower.client.uploader import Behind, Uploader
-from watchtower.client.values import Backups, Check, KnownSession, KnownTower, Storage, TowerState, TowerStatus
+from watchtower.client.values import (
+    Backups,
+    Check,
+    KnownSession,
+    KnownTower,
+    NewsKind,
+    Storage,
+    TowerState,
+    TowerStatus,
+)
 from watchtower.messages import Receipt
 from watchtower.proof import Evidence
 
@@ -46,7 +55,7 @@ class Towers:
         self._changing = asyncio.Lock()
         """Of which towers there are: one after the other, or two calls would add the same one."""
         self.pace = Pace()
-        self.on_news: Callable[[str, str], None] = _log_news
+        self.on_news: Callable[[NewsKind, str], None] = _log_news
 
     @classmethod
     async def open(
@@ -75,7 +84,7 @@ class Towers:
             self._news,
         )
 
-    def _news(self, kind: str, sentence: str) -> None:
+    def _news(self, kind: NewsKind, sentence: str) -> None:
         self.on_news(kind, sentence)
 
     def start(self) -> None:
@@ -214,7 +223,7 @@ class Towers:
         return Evidence(session.terms, receipt, made.blob)
 
 
-def _log_news(kind: str, sentence: str) -> None:
+def _log_news(kind: NewsKind, sentence: str) -> None:
     _log.warning(kind, sentence=sentence)
 
 

@@ -28,6 +28,7 @@ from watchtower.client.values import (
     KitMaker,
     KnownSession,
     KnownTower,
+    NewsKind,
     Storage,
     TowerStatus,
     session_secret,
@@ -80,7 +81,7 @@ class Uploader:
         sessions: dict[bytes, dict[int, KnownSession]],
         pace: Pace,
         clock: Callable[[], float] = time.time,
-        on_news: Callable[[str, str], None] = lambda kind, sentence: None,
+        on_news: Callable[[NewsKind, str], None] = lambda kind, sentence: None,
     ) -> None:
         self.tower = tower
         self._master = master

@@ -18,6 +18,7 @@ from watchtower.messages import SessionTerms
 
 T = TypeVar("T")
 TowerState = Literal["active", "paused"]
+NewsKind = Literal["tower.trouble", "tower.works"]
 KitMaker = Callable[[], Sequence[JusticeKit | None]]
 """Makes kits, in any thread: what takes time."""
 
