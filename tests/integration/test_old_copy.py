@@ -40,7 +40,7 @@ async def test_an_old_copy_loses_nothing(world: World) -> None:
     shutil.copy(database(bob), database(bob).with_suffix(".copy"))
     await bob.start()
     await alice.connect(bob)
-    await bob.wait_active(channel_id)
+    await asyncio.gather(*(node.wait_active(channel_id) for node in (alice, bob)))
     for number in range(3):
         invoice = await bob.api.create_invoice(10_000_000, f"goods {number}")
         assert (await alice.api.pay(invoice.bolt11)).state == "succeeded"
