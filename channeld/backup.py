@@ -1,4 +1,4 @@
-"""Copies of the database while the daemon runs, and starting again from one.
+"""Copies of the database while the daemon runs, and starting again from one, or from a `channels.backup`.
 
 A copy is out of date as soon as a channel moves on, and publishing an outdated commitment costs the channel. So a data
 directory that was made from a copy has a mark: while it is there, no commitment is published by itself before the
@@ -9,18 +9,27 @@ comes back.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sqlalchemy import Table
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
+from channeld.channel.machine import decode_state
+from channeld.channel.state import Funded
 from channeld.config import Config
+from channeld.node.channel_backup import MAGIC, ChannelsBackup, NoBackup, backup_key, unseal
 from channeld.node.identity import Identity
+from channeld.node.watches import Watch
 from channeld.paths import write_private
+from channeld.storage import StorageError, make_engine, tables, upgrade
 from wallet.bitcoin.address import BY_NAME
 from wallet.db.copies import copy_database, open_database
 from wallet.keys import Keys, Seed
+from wallet.store import meta_table
 
 NEVER_BLOCKS = 1 << 31
 _MARK = (
@@ -58,14 +67,19 @@ def restore(config: Config, source: Path, seed: Seed) -> Copied:
     target = _sqlite_file(config)
     if target.exists():
         raise BackupError(f"there is a database at {target} already: move it away, with its -wal and -shm, but keep it")
-    copied = inspect(source)
+    identity = Identity(Keys.from_seed(seed, BY_NAME[config.network]).lightning_root())
+    found = _channels_backup(source, backup_key(identity))
+    copied = inspect(source) if found is None else Copied(found.network, found.node_id, len(found.channels))
     if copied.network != config.network:
         raise BackupError(f"{source} is of the network {copied.network}: start with --network {copied.network}")
-    node_id = Identity(Keys.from_seed(seed, BY_NAME[config.network]).lightning_root()).node_id
+    node_id = identity.node_id
     if copied.node_id != node_id:
         raise BackupError(f"{source} is of the node {copied.node_id.hex()}, but the seed gives {node_id.hex()}")
     write_private(config.paths.restored, _MARK)  # before there is a database that could be started without it
-    _copy(source, target)
+    if found is None:
+        _copy(source, target)
+    else:
+        _make(found, target)
     return copied
 
 
@@ -97,3 +111,53 @@ def _copy(source: Path, target: Path) -> None:
         copy_database(source, target)
     except (sqlite3.Error, OSError) as error:
         raise BackupError(f"{source} cannot be copied to {target}: {error}") from error
+
+
+def _channels_backup(source: Path, key: bytes) -> ChannelsBackup | None:
+    """What is in a `channels.backup`; None if the file is something else. Raises BackupError."""
+    try:
+        data = source.read_bytes() if source.stat().st_size and _begins_so(source) else b""
+        return unseal(data, key) if data else None
+    except OSError as error:
+        raise BackupError(f"{source} cannot be read: {error.strerror}") from error
+    except NoBackup as error:
+        raise BackupError(f"{source} cannot be used: {error}. Check the words, and --network") from error
+
+
+def _begins_so(source: Path) -> bool:
+    with source.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _make(backup: ChannelsBackup, target: Path) -> None:
+    """The database of a node that has these channels, and nothing else."""
+    temporary = target.with_name(f".{target.name}.making")
+    try:
+        temporary.unlink(missing_ok=True)
+        engine = make_engine(f"sqlite:///{temporary}")
+        upgrade(engine)
+        with engine.begin() as connection:
+            for table, row in _rows(backup):
+                connection.execute(table.insert().values(row))
+        engine.dispose()
+        copy_database(temporary, target)
+    except (StorageError, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise BackupError(f"the database {target} cannot be made: {error}") from error
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+def _rows(backup: ChannelsBackup) -> Iterator[tuple[Table, tuple[Any, ...]]]:
+    yield tables.meta, ("network", backup.network.encode())
+    yield tables.meta, ("node_id", backup.node_id)
+    yield meta_table, ("birthday_height", str(backup.birthday_height))
+    for peer in backup.peers:
+        yield tables.peers, (peer.node_id, peer.host, peer.port, 0)
+    for saved in backup.channels:
+        state = decode_state(saved.state)
+        assert isinstance(state, Funded)
+        key, params = saved.channel_key, state.params
+        row = (key, saved.channel_id, saved.peer_id, saved.phase, False, saved.state, saved.created_seconds)
+        yield tables.channels, row
+        yield tables.watches, Watch(key, params.funding_outpoint, params.funding_script_pubkey).row().parameters

@@ -47,7 +47,14 @@ class Config(ChainSettings):
     back_up_to: Path | None = Field(
         None, description="copy the database to this file, also while the daemon runs, and exit"
     )
-    restore_from: Path | None = Field(None, description="make the database from such a copy, and exit")
+    channel_backup: Path | None = Field(
+        None,
+        description="keep what brings the channels' money back in this file, too, on another disk; the first is "
+        "channels.backup in the data directory",
+    )
+    restore_from: Path | None = Field(
+        None, description="make the database from a copy of it or from a channels.backup, and exit"
+    )
     birthday_height: int | None = Field(
         None, ge=0, description="with seed_words: the block from which to look for coins (default: 0)"
     )
@@ -92,6 +99,12 @@ class Config(ChainSettings):
     def paths(self) -> DataPaths:
         """Where this daemon keeps its files."""
         return data_paths(self.network, self.datadir)
+
+    @property
+    def channel_backups(self) -> tuple[Path, ...]:
+        """The files that follow the channels."""
+        other = () if self.channel_backup is None else (self.channel_backup.expanduser(),)
+        return (self.paths.channels_backup, *other)
 
     @property
     def listen_addresses(self) -> tuple[tuple[str, int], ...]:

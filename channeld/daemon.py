@@ -123,7 +123,7 @@ def in_rows(seed: Seed) -> str:
     for start in range(0, len(seed.words), 4):
         numbered = enumerate(seed.words[start : start + 4], start + 1)
         rows.append("  ".join(f"{place:4}. {word:<8}" for place, word in numbered).rstrip())
-    good_for = "They bring back the coins on chain and the node's identity, not the channels' latest state."
+    good_for = "They bring back the coins on chain and the node's identity; with channels.backup, what is in channels."
     return "\n".join([*rows, "", good_for])
 
 
@@ -201,6 +201,7 @@ class Daemon:
             gossip,
             config.accept_keysend,
             config.gap_limit,
+            config.channel_backups,
         )
 
     def _database_failed(self, error: BaseException) -> None:

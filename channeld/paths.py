@@ -37,6 +37,11 @@ class DataPaths(DaemonPaths):
         return self.directory / "restored-from-a-copy"
 
     @property
+    def channels_backup(self) -> Path:
+        """What brings the channels' money back, with the seed's words (`channeld.node.channel_backup`)."""
+        return self.directory / "channels.backup"
+
+    @property
     def log(self) -> Path:
         """What the daemon has to say."""
         return self.directory / "channeld.log"

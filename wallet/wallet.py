@@ -143,6 +143,12 @@ class Wallet:
         birthday = self._meta.get("birthday_height")
         return None, None if birthday is None else int(birthday)
 
+    def first_height(self) -> int:
+        """The first block that may concern the seed, as far as is known: for who restores it."""
+        if (birthday := self._meta.get("birthday_height")) is not None:
+            return int(birthday)
+        return min([self.height, *(tx.height for tx in self._ledger.txs.values() if tx.height is not None)])
+
     @property
     def tip(self) -> BlockRef | None:
         """The last processed block."""

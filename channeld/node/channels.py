@@ -261,6 +261,10 @@ class Channels:
         """A channel by its id, temporary ones too."""
         return next((driver for driver in self._by_key.values() if driver.channel_id == channel_id), None)
 
+    def is_known(self, channel_id: bytes) -> bool:
+        """Whether the database has the channel, over or not."""
+        return channel_id in self._taken_ids
+
     def of_peer(self, node_id: bytes) -> list[Driver]:
         """The channels with a peer."""
         return list(self._by_peer.get(node_id, {}).values())

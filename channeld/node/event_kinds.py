@@ -16,6 +16,9 @@ from watchtower.client.values import NewsKind
 EventKind = Literal[
     AlarmKind,
     NewsKind,
+    "backup.failed",
+    "backup.unknown_channels",
+    "backup.written",
     "chain.back",
     "chain.block",
     "chain.broadcast",
@@ -74,6 +77,9 @@ class About(NamedTuple):
 
 _CANNOT = "cannot be made now, for want of coins or because it would cost more than it brings; it is tried again"
 EVENT_KINDS: Mapping[EventKind, About] = {
+    "backup.failed": About("the channels' backup cannot be written, or not to this file", "warning"),
+    "backup.unknown_channels": About("the channels' backup has channels that the database does not know", "critical"),
+    "backup.written": About("the channels' backup has changed: copy it to where it is safe"),
     "chain.back": About("layer 1 answers again"),
     "chain.block": About("a block was processed"),
     "chain.broadcast": About("layer 1's answer to a transaction of ours"),

@@ -33,7 +33,7 @@ from channeld.onchain import resolution as on
 from channeld.onchain.allies import ally_of, left_to
 from channeld.onchain.anchor import urgent_stake_sat
 from channeld.onchain.batch import Batch, Part, batches, is_joinable
-from channeld.onchain.classify import revoked_number
+from channeld.onchain.classify import ended_by, revoked_number
 from channeld.onchain.facts import Fact
 from channeld.onchain.known import Known, known_of
 from channeld.onchain.outcomes import returns, to_look_for
@@ -399,8 +399,10 @@ class Monitor:
     async def _know(self, driver: Driver, state: AnyFunded, facts: tuple[Fact, ...]) -> Known:
         point = driver.secrets.per_commitment_point(state.commitments.local.index)
         known = known_of(state, point)
-        number = revoked_number(known, facts)
-        if number is None:
+        kind, number = ended_by(known, facts)
+        if kind == "unknown" and number is not None:
+            return replace(known, own_point=driver.secrets.per_commitment_point(number))
+        if kind != "revoked" or number is None:
             return known
         key = driver.channel_key
         kept = await self._store.read(lambda connection: rows.load_revocable(connection, key, number))

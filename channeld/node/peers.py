@@ -225,6 +225,11 @@ class Peers:
     def _is_wanted(self, peer: Peer) -> bool:
         return self.channels.count_with(peer.node_id) > 0
 
+    def address_of(self, node_id: bytes) -> tuple[str, int] | None:
+        """Where a peer is called, if that is known."""
+        peer = self._peers.get(node_id)
+        return None if peer is None else peer.address
+
     def _forget_if_useless(self, peer: Peer) -> None:
         if peer.link is None and peer.address is None and not self._is_wanted(peer):
             self._peers.pop(peer.node_id, None)

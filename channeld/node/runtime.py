@@ -6,18 +6,22 @@ import asyncio
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
 from sqlalchemy import Connection
 
 from channeld.bolt.invoice import RoutingHop
+from channeld.bolt.primitives import block_of
 from channeld.channel.env import ChannelPolicy
+from channeld.channel.state import Funded
 from channeld.node import views
 from channeld.node.blinded_paths import BlindedPaths
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
 from channeld.node.chain import ChainFollower
+from channeld.node.channel_backup import ChannelBackup
 from channeld.node.channel_verbs import ChannelVerbs
 from channeld.node.channels import Channels, Driver
 from channeld.node.coins import Coins
@@ -68,6 +72,8 @@ class NodeSettings:
     """Whether payments without an invoice are taken."""
     gap_limit: int = GAP_LIMIT
     """So many scripts beyond the last used one are the wallet's."""
+    channel_backups: tuple[Path, ...] = ()
+    """Files that follow the channels: see `channeld.node.channel_backup`."""
 
 
 class Runtime:
@@ -105,6 +111,11 @@ class Runtime:
         self.peers.set_gossip(self.gossip)
         self.peers.set_messenger(self.messenger)
         self._build_chain(source)
+
+    def _first_height(self) -> int:
+        """The first block that may concern the seed."""
+        funded = [block_of(d.state.scid) for d in self.channels.all() if isinstance(d.state, Funded) and d.state.scid]
+        return min([self.wallet.first_height(), *funded])
 
     def _height(self) -> int:
         return self.wallet.height
@@ -144,6 +155,15 @@ class Runtime:
         self.messenger = OnionMessenger(self.identity, self.peers, self.channels, lambda: self.gossip.graph)
         self.channels.on_batch_done = self._batch_done
         self.policies.on_changed = self.gossip.touched
+        self.backup = ChannelBackup(
+            self.settings.channel_backups,
+            self.identity,
+            network.name,
+            self.channels,
+            self.peers.address_of,
+            self._first_height,
+            bus,
+        )
         self.channels.update_of_peer = self.gossip.core.own.remote_update
 
     def _build_money(self, source: ChainSource) -> None:
@@ -248,6 +268,7 @@ class Runtime:
         hashes = {h.payment_hash for d in self.channels.all() for h in views.htlcs(d.state) if not h.offered}
         self.invoices.load(connection, tuple(hashes))
         self.gossip.load()
+        self.backup.load()
 
     # --- start and stop
 
@@ -264,6 +285,7 @@ class Runtime:
         self._run("monitor", self.monitor.run())
         self._run("broadcasts", self._broadcasts.run())
         self._run("chain", self.chain.run())
+        self._run("channel backup", self.backup.run())
         self._run("peers", self._call_peers())
         self.towers.start()
 
@@ -307,6 +329,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.gossip.close()
+        await self.backup.close()
         await self.towers.close()
         await self._source.close()
         self.bus.close()
@@ -319,6 +342,7 @@ class Runtime:
     def _batch_done(self, driver: Driver) -> None:
         self.gossip.batch_done(driver)
         self.towers.touched(driver)
+        self.backup.touched(driver)
 
     def _on_synced(self) -> None:
         self._first_sync.set()

@@ -70,10 +70,16 @@ def _is_surely_of_peer(known: Known, tx: Tx, number: int) -> bool:
     return identify_outputs(params, tx, "remote", point, ()).to_local is not None
 
 
-def revoked_number(known: Known, facts: Iterable[Fact]) -> int | None:
-    """The number of the revoked commitment that is in the chain, if there is one: then `Known.revocable` is needed."""
+def ended_by(known: Known, facts: Iterable[Fact]) -> tuple[CloseKind | None, int | None]:
+    """What `classify` says of the transaction in the chain that ended the channel, if there is one. A "revoked" one
+    needs `Known.revocable`, an "unknown" one with a number `Known.own_point`."""
     for fact in facts:
         if any(txin.outpoint == known.params.funding_outpoint for txin in fact.tx.inputs):
-            kind, number = classify(known, fact.tx)
-            return number if kind == "revoked" else None
-    return None
+            return classify(known, fact.tx)
+    return None, None
+
+
+def revoked_number(known: Known, facts: Iterable[Fact]) -> int | None:
+    """The number of the revoked commitment that is in the chain, if there is one."""
+    kind, number = ended_by(known, facts)
+    return number if kind == "revoked" else None

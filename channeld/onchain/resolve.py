@@ -172,16 +172,7 @@ def _local(known: Known, ending: SpentBy, spent: Spent, preimages: dict[bytes, b
     built = build_commitment(params, local.spec.commitment_spec(), "local", local.index, point)
     outputs: list[Output] = []
     if found.to_local is not None:
-        spend = sweep.delayed_output(params, found.keys, *found.to_local)
-        to_local = Output(
-            kind="to_local",
-            owner="local",
-            amount_sat=found.to_local.output.value_sat,
-            claim=Sweep(spend),
-            outpoint=found.to_local.outpoint,
-            mature_height=ending.height + params.local_to_self_delay,
-        )
-        outputs.append(_taken(to_local, spent))
+        outputs.append(_taken(_to_local_of_ours(known, found.to_local, found.keys, ending), spent))
     if found.to_remote is not None:
         claim = Theirs("the peer's balance, which it takes itself")
         outputs.append(_of_peer("to_remote", found.to_remote, claim, spent))
@@ -192,6 +183,17 @@ def _local(known: Known, ending: SpentBy, spent: Spent, preimages: dict[bytes, b
         outputs += _local_htlc(known, htlc_output, signature, match, found.keys, ending, spent)
         _learn(preimages, match, spent.get(match.outpoint))
     return outputs + _trimmed(known.htlcs_at_stake(local.spec), [output.htlc for output in built.htlcs])
+
+
+def _to_local_of_ours(known: Known, found: FoundOutput, keys: CommitmentKeys, ending: SpentBy) -> Output:
+    return Output(
+        kind="to_local",
+        owner="local",
+        amount_sat=found.output.value_sat,
+        claim=Sweep(sweep.delayed_output(known.params, keys, *found)),
+        outpoint=found.outpoint,
+        mature_height=ending.height + known.params.local_to_self_delay,
+    )
 
 
 def _local_htlc(
@@ -385,12 +387,19 @@ def _revoked_htlc(known: Known, match: HtlcMatch, keys: CommitmentKeys, ending: 
 
 def _unknown(known: Known, ending: SpentBy, spent: Spent, preimages: dict[bytes, bytes]) -> list[Output]:
     """BOLT 5: after a loss of data, a node "can derive its own `remotepubkey` for the transaction, in order to salvage
-    its own funds. Note: in this scenario, the node will be unable to salvage the HTLCs"."""
+    its own funds. Note: in this scenario, the node will be unable to salvage the HTLCs". If it is our own, from before
+    the loss, the same goes for `to_local`, unless we had revoked it."""
     ours = to_remote_script_pubkey(known.params, "remote")
+    own = identify_outputs(known.params, ending.tx, "local", known.own_point, ()) if known.own_point else None
     outputs: list[Output] = []
     for vout, txout in enumerate(ending.tx.outputs):
         found = FoundOutput(OutPoint(ending.txid, vout), txout)
-        if txout.script_pubkey == ours:
+        if own is not None and found == own.to_local:
+            to_local = _to_local_of_ours(known, found, own.keys, ending)
+            by = spent.get(found.outpoint)
+            revoked = by is not None and by.witness[1:2] == (b"\x01",)
+            outputs.append(replace(to_local, spent=by, taker="remote") if revoked else _taken(to_local, spent))
+        elif txout.script_pubkey == ours:
             outputs.append(_to_remote_of_ours(known, found, ending, spent))
         else:
             outputs.append(_of_peer("unknown", found, Theirs("it cannot be told what this is"), spent))

@@ -80,6 +80,8 @@ class TestNode:
         self.name = name
         self.hook = CrashHook()
         self.port = 0
+        self.backups: tuple[Path, ...] = ()
+        """Where it keeps its channels' backup, from the next start on."""
         self._runtime: Runtime | None = None
         self._store: Store | None = None
 
@@ -112,7 +114,10 @@ class TestNode:
             BitcoindConfig(rpc), REGTEST, on_waiting=lambda reason: self.runtime.chain.waiting(reason)
         )
         settings = NodeSettings(
-            alias=self.name, listen=(("127.0.0.1", self.port),), policy=ChannelPolicy(minimum_depth_blocks=1)
+            alias=self.name,
+            listen=(("127.0.0.1", self.port),),
+            policy=ChannelPolicy(minimum_depth_blocks=1),
+            channel_backups=self.backups,
         )
         self._runtime = await Runtime.create(store, keys, source, settings)
         await self.runtime.start()

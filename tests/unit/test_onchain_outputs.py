@@ -288,6 +288,34 @@ def test_loss_of_data_saves_to_remote() -> None:
     assert Outcome(OFFERED, None) in outcomes(known(late), close, EXPIRY + 6)
 
 
+@pytest.mark.bolt5("remote.lost")
+@pytest.mark.parametrize("revoked", [False, True])
+def test_loss_of_data_saves_to_local_of_what_we_had_published(revoked: bool) -> None:
+    """Alice published a commitment, and then lost all states from some time before it on."""
+    pair = channel()
+    late = pair.clone().alice
+    pair.connect()
+    pair.settle()
+    add(pair.bob, 5_000_000, 9, EXPIRY)
+    pair.settle()
+    facts = [fact(commitment(pair.alice), H)]
+    number = pair.alice.funded.commitments.local.index
+    lost = replace(known(late), own_point=late.signer.per_commitment_point(number))
+    close = resolve(lost, tuple(facts))
+    assert close is not None
+    assert (close.kind, close.commitment_number) == ("unknown", number)
+    to_local = only(close, "to_local")
+    assert to_local.mature_height == H + DELAY
+    sweep_of(late, close, [to_local], tuple(facts))
+    assert to_local.outpoint is not None
+    witness = (b"", b"\x01") if revoked else (b"", b"")
+    taking = Tx(2, (TxIn(to_local.outpoint, b"", 0, (*witness, b"script")),), (TxOut(1, script_of("taker")),), 0)
+    facts.append(fact(taking, H + 1 if revoked else H + DELAY))
+    taken = resolve(lost, tuple(facts))
+    assert taken is not None
+    assert only(taken, "to_local").taker == ("remote" if revoked else "local")
+
+
 # --- Revoked Transaction Close Handling ---------------------------------------------------------------------------
 
 

@@ -1,0 +1,222 @@
+"""A small file that follows the channels, and brings their money back when nothing is left but the seed's words.
+
+It has each channel as it was when it was opened. Peers close channels whose state is that old, and our side of them is
+swept: what `channeld.backup` makes of the file is treated like an old copy of the database. The file is encrypted for
+the seed, so that it may be kept anywhere:
+
+    the line "channeld channels 1" | nonce (12 bytes) | ChaCha20-Poly1305 of the MessagePack of `ChannelsBackup`
+
+with the line as associated data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from msgspec import Struct
+from msgspec.structs import replace
+
+from channeld.channel import machine
+from channeld.channel.state import Funded, phase_name
+from channeld.node import openings
+from channeld.node.bus import EventBus
+from channeld.node.channels import Channels, Driver
+from channeld.node.identity import Identity
+from channeld.paths import write_private
+
+log = structlog.get_logger(__name__)
+MAGIC = b"channeld channels 1\n"
+GATHER_SECONDS = 0.5
+RETRY_SECONDS = 60.0
+_NONCE_BYTES = 12
+
+
+class SavedChannel(Struct, frozen=True, array_like=True):
+    """A row of the table `channels`."""
+
+    channel_key: int
+    channel_id: bytes
+    peer_id: bytes
+    phase: str
+    state: bytes
+    created_seconds: int
+
+
+class PeerAddress(Struct, frozen=True, array_like=True):
+    """Where a peer was reached last."""
+
+    node_id: bytes
+    host: str
+    port: int
+
+
+class ChannelsBackup(Struct, frozen=True):
+    """What is in the file. `birthday_height`: the first block that may concern the seed."""
+
+    network: str
+    node_id: bytes
+    birthday_height: int
+    channels: tuple[SavedChannel, ...] = ()
+    peers: tuple[PeerAddress, ...] = ()
+
+
+class NoBackup(ValueError):
+    """The file is not what was looked for; the text says what it is."""
+
+
+def backup_key(identity: Identity) -> bytes:
+    """Of the encryption."""
+    return identity.secret("channel backup")
+
+
+def seal(backup: ChannelsBackup, key: bytes) -> bytes:
+    """The file's content."""
+    nonce = os.urandom(_NONCE_BYTES)
+    return MAGIC + nonce + ChaCha20Poly1305(key).encrypt(nonce, msgspec.msgpack.encode(backup), MAGIC)
+
+
+def unseal(data: bytes, key: bytes) -> ChannelsBackup:
+    """What `seal` was given. Raises NoBackup."""
+    if not data.startswith(MAGIC):
+        raise NoBackup("it is no backup of channels")
+    nonce, sealed = data[len(MAGIC) : len(MAGIC) + _NONCE_BYTES], data[len(MAGIC) + _NONCE_BYTES :]
+    try:
+        return msgspec.msgpack.decode(ChaCha20Poly1305(key).decrypt(nonce, sealed, MAGIC), type=ChannelsBackup)
+    except (InvalidTag, ValueError, msgspec.MsgspecError) as error:
+        raise NoBackup("it is damaged, or of another seed") from error
+
+
+class ChannelBackup:
+    """Keeps the file, at one place or at several. `address_of` is a peer's, `first_height` the wallet's birthday."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        identity: Identity,
+        network: str,
+        channels: Channels,
+        address_of: Callable[[bytes], tuple[str, int] | None],
+        first_height: Callable[[], int],
+        bus: EventBus,
+    ) -> None:
+        self._paths = list(paths)
+        self._key = backup_key(identity)
+        self._channels = channels
+        self._address_of = address_of
+        self._first_height = first_height
+        self._bus = bus
+        self._content = ChannelsBackup(network, identity.node_id, -1)
+        self._saved: dict[int, SavedChannel] = {}
+        self._strange: dict[int, SavedChannel] = {}
+        """In a file, but not in the database."""
+        self._changed = asyncio.Event()
+        self._failed: set[Path] = set()
+
+    def load(self) -> None:
+        """Read the files; after the channels are loaded."""
+        for path in list(self._paths):
+            try:
+                found = unseal(path.read_bytes(), self._key)
+            except FileNotFoundError:
+                self._changed.set()
+            except (OSError, NoBackup) as error:
+                self._paths.remove(path)
+                self._complain(path, f"{path} is not written to: {error}. Move it away, or name another file")
+            else:
+                self._take_over(path, found)
+        self._saved = {key: saved for key, saved in self._saved.items() if key not in self._strange}
+        for driver in self._channels.all():
+            self.touched(driver)
+
+    def _take_over(self, path: Path, found: ChannelsBackup) -> None:
+        heights = [height for height in (self._content.birthday_height, found.birthday_height) if height >= 0]
+        self._content = replace(self._content, birthday_height=min(heights, default=-1))
+        strange = 0
+        for saved in found.channels:
+            driver = self._channels.by_key(saved.channel_key)
+            if driver is not None and not driver.is_over:
+                self._saved.setdefault(saved.channel_key, saved)
+            elif driver is None and not self._channels.is_known(saved.channel_id):
+                self._strange[saved.channel_key] = saved
+                strange += 1
+            else:
+                self._changed.set()  # it is over
+        if strange:
+            self._bus.publish(
+                "backup.unknown_channels",
+                f"{path} has {strange} channels that the database does not know, and keeps them. If the database was "
+                f"lost: stop the node, move the database away, and start channeld with --restore-from {path}",
+                channels=strange,
+                path=str(path),
+            )
+
+    def touched(self, driver: Driver) -> None:
+        """Something about a channel is durable."""
+        state, key = driver.state, driver.channel_key
+        saved = self._saved.get(key)
+        if driver.is_over or not isinstance(state, Funded):
+            if saved is not None:
+                del self._saved[key]
+                self._changed.set()
+            return
+        phase = phase_name(state)
+        if saved is not None and (saved.phase == phase or phase not in ("awaiting_funding", "normal")):
+            return
+        if state.commitments.has_htlcs or openings.is_unproven(state):
+            return  # what is known of HTLCs is elsewhere; strangers can propose as much as they like
+        blob = machine.encode_state(state)
+        self._saved[key] = SavedChannel(key, driver.channel_id, driver.peer_id, phase, blob, driver.created_seconds)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Write what has changed, for ever. Whatever goes wrong is told: channels go on without."""
+        while self._paths:
+            await self._changed.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            await self._write_all()
+            if self._failed.intersection(self._paths):
+                await asyncio.sleep(RETRY_SECONDS)
+                self._changed.set()
+
+    async def close(self) -> None:
+        """Write what is not written yet."""
+        if self._changed.is_set():
+            await self._write_all()
+
+    async def _write_all(self) -> None:
+        self._changed.clear()
+        content = self._now()
+        for path in self._paths:
+            await self._write(path, content)
+
+    def _now(self) -> ChannelsBackup:
+        if self._content.birthday_height < 0:
+            self._content = replace(self._content, birthday_height=self._first_height())
+        channels = tuple({**self._strange, **self._saved}.values())
+        addresses = {saved.peer_id: self._address_of(saved.peer_id) for saved in channels}
+        peers = tuple(PeerAddress(node_id, *address) for node_id, address in addresses.items() if address is not None)
+        return replace(self._content, channels=channels, peers=peers)
+
+    async def _write(self, path: Path, content: ChannelsBackup) -> None:
+        try:
+            await asyncio.to_thread(write_private, path, seal(content, self._key))
+        except OSError as error:
+            self._complain(path, f"{path}, the channels' backup, is not written: {error.strerror}; it is tried again")
+        else:
+            self._failed.discard(path)
+            number = len(content.channels)
+            what = f"{path} has what brings the money of {number} channel{'' if number == 1 else 's'} back"
+            self._bus.publish("backup.written", what, channels=number, path=str(path))
+
+    def _complain(self, path: Path, sentence: str) -> None:
+        """Once until it works again."""
+        if path not in self._failed:
+            self._failed.add(path)
+            self._bus.publish("backup.failed", sentence, path=str(path))
