@@ -21,6 +21,7 @@ from channeld.api import errors
 from channeld.api.server import MAX_REQUEST_BYTES, ApiError, ApiServer
 from channeld.node.interface import ErrorKind, NodeError
 from channeld.paths import DataPaths, data_paths
+from channeld.storage import StoreFailed
 from channeld.v1 import (
     events_pb2,
     events_pb2_grpc,
@@ -181,6 +182,9 @@ async def test_another_daemons_certificate_is_not_accepted(
 
 
 def test_every_kind_of_error_has_a_status_of_its_own() -> None:
+    full = errors.to_status(StoreFailed("the database could not be written: database or disk is full"), "Pay")
+    assert (full.code, full.kind) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
+    assert "disk is full. The daemon stops; make room" in full.sentence
     statuses = [errors.to_status(NodeError(kind, "No."), "Pay") for kind in get_args(ErrorKind)]
     assert [status.kind for status in statuses] == list(get_args(ErrorKind))
     assert len({status.code for status in statuses}) == len(statuses)

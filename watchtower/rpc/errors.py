@@ -12,6 +12,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from wallet.db import StorageError
 from watchtower.rpc import ERROR_KIND_METADATA
 
 ErrorKind = Literal[
@@ -80,6 +81,11 @@ def to_status(error: Exception, method: str, expected: type[Exception] = Refusal
     if isinstance(error, DecodeError):
         sentence = "The request is not a protobuf message that this method takes; see the .proto files."
         return Status(grpc.StatusCode.INVALID_ARGUMENT, sentence, "invalid_argument")
+    if isinstance(error, StorageError):  # of which its log is full already
+        sentence = (
+            f"Nothing was done: {error}. The daemon stops; make room on its disk if that is it, and start it again."
+        )
+        return Status(grpc.StatusCode.UNAVAILABLE, sentence, "unavailable")
     error_id = secrets.token_hex(4)
     _log.error("api_call_failed", method=method, error_id=error_id, exc_info=error)
     sentence = f"The daemon made a mistake; its log says what went wrong, under the error id {error_id}."
