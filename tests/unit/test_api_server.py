@@ -184,7 +184,7 @@ async def test_another_daemons_certificate_is_not_accepted(
 def test_every_kind_of_error_has_a_status_of_its_own() -> None:
     full = errors.to_status(StoreFailed("the database could not be written: database or disk is full"), "Pay")
     assert (full.code, full.kind) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
-    assert "disk is full. The daemon stops; make room" in full.sentence
+    assert "disk is full. The daemon stops: make room" in full.sentence
     statuses = [errors.to_status(NodeError(kind, "No."), "Pay") for kind in get_args(ErrorKind)]
     assert [status.kind for status in statuses] == list(get_args(ErrorKind))
     assert len({status.code for status in statuses}) == len(statuses)
