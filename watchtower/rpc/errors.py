@@ -82,8 +82,8 @@ def to_status(error: Exception, method: str, expected: type[Exception] = Refusal
         sentence = "The request is not a protobuf message that this method takes; see the .proto files."
         return Status(grpc.StatusCode.INVALID_ARGUMENT, sentence, "invalid_argument")
     if isinstance(error, StorageError):  # of which its log is full already
-        advice = "The daemon stops: make room on its disk if that is it, start it again, and see what became of the call."
-        sentence = f"The daemon failed: {error}. {advice}"
+        advice = "The daemon stops: make room on its disk if need be, start it again, and see what became of the call"
+        sentence = f"The daemon failed: {error}. {advice}."
         return Status(grpc.StatusCode.UNAVAILABLE, sentence, "unavailable")
     error_id = secrets.token_hex(4)
     _log.error("api_call_failed", method=method, error_id=error_id, exc_info=error)
