@@ -83,6 +83,21 @@ def restore(config: Config, source: Path, seed: Seed) -> Copied:
     return copied
 
 
+def check_not_lost(config: Config, keys: Keys) -> None:
+    """Raises BackupError if there is no database, but a `channels.backup` of one that had channels: with a new one, the
+    node would tell their peers that it knows none of them."""
+    if config.database or config.paths.database.exists():
+        return
+    key = backup_key(Identity(keys.lightning_root()))
+    for path in config.channel_backups:
+        found = _channels_backup(path, key) if path.exists() else None
+        if found is not None and found.channels:
+            raise BackupError(
+                f"{config.paths.database} is missing, but {path} has {len(found.channels)} of its channels: put the "
+                f"database back, or make a new one with --restore-from {path}, or move that file away"
+            )
+
+
 def inspect(path: Path) -> Copied:
     """What a copy holds. Raises BackupError if it is none."""
     try:

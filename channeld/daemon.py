@@ -143,6 +143,7 @@ class Daemon:
         config, paths = self.config, self.config.paths
         seed, birthday_height = load_or_make_seed(config)
         keys = Keys.from_seed(seed, BY_NAME[config.network])
+        backup.check_not_lost(config, keys)
         engine = make_engine(config.database or f"sqlite:///{paths.database}")
         upgrade(engine)
         store = Store(engine, self._database_failed, self._commit_hook)

@@ -12,6 +12,7 @@ with the line as associated data.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,27 +118,31 @@ class ChannelBackup:
         self._strange: dict[int, SavedChannel] = {}
         """In a file, but not in the database."""
         self._changed = asyncio.Event()
+        self._behind: list[Path] = []
+        """Files that could not be written as they should be now."""
         self._failed: set[Path] = set()
 
     def load(self) -> None:
         """Read the files; after the channels are loaded."""
+        found: list[ChannelsBackup] = []
         for path in list(self._paths):
             try:
-                found = unseal(path.read_bytes(), self._key)
+                found.append(unseal(path.read_bytes(), self._key))
             except FileNotFoundError:
-                self._changed.set()
+                continue
             except (OSError, NoBackup) as error:
                 self._paths.remove(path)
                 self._complain(path, f"{path} is not written to: {error}. Move it away, or name another file")
             else:
-                self._take_over(path, found)
-        self._saved = {key: saved for key, saved in self._saved.items() if key not in self._strange}
+                self._take_over(path, found[-1])
         for driver in self._channels.all():
             self.touched(driver)
+        if len(found) < len(self._paths) or any(content != self._now() for content in found):
+            self._changed.set()
 
     def _take_over(self, path: Path, found: ChannelsBackup) -> None:
         heights = [height for height in (self._content.birthday_height, found.birthday_height) if height >= 0]
-        self._content = replace(self._content, birthday_height=min(heights, default=-1))
+        self._content = replace(self._content, birthday_height=min(heights))
         strange = 0
         for saved in found.channels:
             driver = self._channels.by_key(saved.channel_key)
@@ -146,8 +151,6 @@ class ChannelBackup:
             elif driver is None and not self._channels.is_known(saved.channel_id):
                 self._strange[saved.channel_key] = saved
                 strange += 1
-            else:
-                self._changed.set()  # it is over
         if strange:
             self._bus.publish(
                 "backup.unknown_channels",
@@ -178,12 +181,11 @@ class ChannelBackup:
     async def run(self) -> None:
         """Write what has changed, for ever. Whatever goes wrong is told: channels go on without."""
         while self._paths:
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_SECONDS if self._behind else None):
+                    await self._changed.wait()
             await asyncio.sleep(GATHER_SECONDS)
             await self._write_all()
-            if self._failed.intersection(self._paths):
-                await asyncio.sleep(RETRY_SECONDS)
-                self._changed.set()
 
     async def close(self) -> None:
         """Write what is not written yet."""
@@ -191,29 +193,32 @@ class ChannelBackup:
             await self._write_all()
 
     async def _write_all(self) -> None:
-        self._changed.clear()
+        if self._changed.is_set():
+            self._changed.clear()
+            self._behind = list(self._paths)
         content = self._now()
-        for path in self._paths:
-            await self._write(path, content)
+        self._behind = [path for path in self._behind if not await self._write(path, content)]
 
     def _now(self) -> ChannelsBackup:
         if self._content.birthday_height < 0:
             self._content = replace(self._content, birthday_height=self._first_height())
-        channels = tuple({**self._strange, **self._saved}.values())
+        channels = tuple(saved for _, saved in sorted({**self._strange, **self._saved}.items()))
         addresses = {saved.peer_id: self._address_of(saved.peer_id) for saved in channels}
         peers = tuple(PeerAddress(node_id, *address) for node_id, address in addresses.items() if address is not None)
         return replace(self._content, channels=channels, peers=peers)
 
-    async def _write(self, path: Path, content: ChannelsBackup) -> None:
+    async def _write(self, path: Path, content: ChannelsBackup) -> bool:
+        """Whether it is written."""
         try:
             await asyncio.to_thread(write_private, path, seal(content, self._key))
         except OSError as error:
             self._complain(path, f"{path}, the channels' backup, is not written: {error.strerror}; it is tried again")
-        else:
-            self._failed.discard(path)
-            number = len(content.channels)
-            what = f"{path} has what brings the money of {number} channel{'' if number == 1 else 's'} back"
-            self._bus.publish("backup.written", what, channels=number, path=str(path))
+            return False
+        self._failed.discard(path)
+        number = len(content.channels)
+        what = f"{path} has what brings the money of {number} channel{'' if number == 1 else 's'} back"
+        self._bus.publish("backup.written", what, channels=number, path=str(path))
+        return True
 
     def _complain(self, path: Path, sentence: str) -> None:
         """Once until it works again."""

@@ -12,6 +12,7 @@ import pytest
 from channeld.__main__ import main
 from channeld.lab import Lab
 from channeld.lab.daemon import DaemonProcess
+from tests.programs import run
 from wallet.seedfile import read_seed
 
 
@@ -57,6 +58,11 @@ async def test_the_words_and_the_file_bring_the_money_back(
         assert main([*arguments(bob), "--restore-from", str(file)]) == 0
         assert f"{bob.node_id.hex()} with 1 open channel from {file}" in capfd.readouterr().out
         monkeypatch.delenv("CHANNELD_SEED_WORDS")
+        bob.paths.database.rename(bob.paths.database.with_suffix(".away"))
+        ran = await run(*bob.process.command)
+        assert ran.status == 1, "it would tell peers that it knows no channel of theirs"
+        assert f"channeld.sqlite is missing, but {file} has 1 of its channels: put the database back" in ran.stderr
+        bob.paths.database.with_suffix(".away").rename(bob.paths.database)
 
         await bob.start()  # it knows where Alice is
         if closes == "the peer":

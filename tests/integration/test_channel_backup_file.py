@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from channeld.channel import machine
 from channeld.node import channel_backup
@@ -40,7 +41,7 @@ def test_what_is_sealed_is_unsealed_by_the_same_seed_alone() -> None:
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(channel_backup, "GATHER_SECONDS", 0)
-    monkeypatch.setattr(channel_backup, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(channel_backup, "RETRY_SECONDS", 0.01)
     async with world_in(tmp_path) as world:
         yield world
 
@@ -146,12 +147,27 @@ async def test_a_file_that_is_not_this_nodes_is_left_alone(world: World) -> None
 
 
 async def test_a_disk_that_is_away_is_told_once_and_tried_again(world: World) -> None:
-    path = world.directory / "mount" / "channels.backup"
-    alice = await keeper(world, path)
+    own, path = world.directory / "own.backup", world.directory / "mount" / "channels.backup"
+    alice = await keeper(world, own, path)
     await told(alice, "backup.failed", path=str(path))
+    await told(alice, "backup.written", path=str(own))
     path.parent.mkdir()
     await told(alice, "backup.written", path=str(path))
-    assert alice.runtime.bus.counts["backup.failed"] == 1
+    counts = alice.runtime.bus.counts
+    assert (counts["backup.failed"], counts["backup.written"]) == (1, 2), "what is there is not written again"
+
+
+async def test_a_file_that_stayed_behind_is_written_at_the_next_start(world: World) -> None:
+    own, other = world.directory / "own.backup", world.directory / "other.backup"
+    alice, bob = await keeper(world, own), await world.node("bob")
+    await world.fund(alice, 2_000_000)
+    await world.open(alice, bob, 1_000_000)
+    await told(alice, "backup.written", channels=1)
+    other.write_bytes(seal(replace(content(alice, own), channels=()), backup_key(alice.runtime.identity)))
+    alice.backups = (own, other)
+    await alice.restart()
+    await told(alice, "backup.written", channels=1, path=str(other))
+    assert content(alice, own) == content(alice, other)
 
 
 async def test_a_channel_with_htlcs_gets_in_when_they_are_gone(world: World) -> None:
