@@ -4,9 +4,10 @@ It has each channel as it was when it was opened. Peers close channels whose sta
 swept: what `channeld.backup` makes of the file is treated like an old copy of the database. The file is encrypted for
 the seed, so that it may be kept anywhere:
 
-    the line "channeld channels 1" | nonce (12 bytes) | ChaCha20-Poly1305 of the MessagePack of `ChannelsBackup`
+    the line "channeld channels 1" | nonce (12 bytes) | ChaCha20-Poly1305 of
+        length (4 bytes) | MessagePack of `ChannelsBackup` | zeros
 
-with the line as associated data.
+with the line as associated data. Peers that keep blobs for others have it, too (`peer_storage`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ log = structlog.get_logger(__name__)
 MAGIC = b"channeld channels 1\n"
 GATHER_SECONDS = 0.5
 RETRY_SECONDS = 60.0
+MAX_PEERS_TOLD = 400
+"""So many addresses of peers a peer is given to keep: less than half of what it keeps."""
 _NONCE_BYTES = 12
+OVERHEAD_BYTES = len(MAGIC) + _NONCE_BYTES + 16 + 4
 
 
 class SavedChannel(Struct, frozen=True, array_like=True):
@@ -77,10 +81,12 @@ def backup_key(identity: Identity) -> bytes:
     return identity.secret("channel backup")
 
 
-def seal(backup: ChannelsBackup, key: bytes) -> bytes:
-    """The file's content."""
+def seal(backup: ChannelsBackup, key: bytes, size: int = 0) -> bytes:
+    """The file's content, of at least `size` bytes."""
     nonce = os.urandom(_NONCE_BYTES)
-    return MAGIC + nonce + ChaCha20Poly1305(key).encrypt(nonce, msgspec.msgpack.encode(backup), MAGIC)
+    packed = msgspec.msgpack.encode(backup)
+    plain = (len(packed).to_bytes(4, "big") + packed).ljust(size - OVERHEAD_BYTES + 4, b"\0")
+    return MAGIC + nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, MAGIC)
 
 
 def unseal(data: bytes, key: bytes) -> ChannelsBackup:
@@ -89,7 +95,8 @@ def unseal(data: bytes, key: bytes) -> ChannelsBackup:
         raise NoBackup("it is no backup of channels")
     nonce, sealed = data[len(MAGIC) : len(MAGIC) + _NONCE_BYTES], data[len(MAGIC) + _NONCE_BYTES :]
     try:
-        return msgspec.msgpack.decode(ChaCha20Poly1305(key).decrypt(nonce, sealed, MAGIC), type=ChannelsBackup)
+        plain = ChaCha20Poly1305(key).decrypt(nonce, sealed, MAGIC)
+        return msgspec.msgpack.decode(plain[4 : 4 + int.from_bytes(plain[:4], "big")], type=ChannelsBackup)
     except (InvalidTag, ValueError, msgspec.MsgspecError) as error:
         raise NoBackup("it is damaged, or of another seed") from error
 
@@ -118,6 +125,7 @@ class ChannelBackup:
         self._strange: dict[int, SavedChannel] = {}
         """In a file, but not in the database."""
         self._changed = asyncio.Event()
+        self.on_changed: Callable[[], None] = lambda: None
         self._behind: list[Path] = []
         """Files that could not be written as they should be now."""
         self._failed: set[Path] = set()
@@ -127,20 +135,26 @@ class ChannelBackup:
         found: list[ChannelsBackup] = []
         for path in list(self._paths):
             try:
-                found.append(unseal(path.read_bytes(), self._key))
+                found.append(self.unseal(path.read_bytes()))
             except FileNotFoundError:
                 continue
             except (OSError, NoBackup) as error:
                 self._paths.remove(path)
                 self._complain(path, f"{path} is not written to: {error}. Move it away, or name another file")
             else:
-                self._take_over(path, found[-1])
+                self._take_over(found[-1], str(path))
         for driver in self._channels.all():
             self.touched(driver)
         if len(found) < len(self._paths) or any(content != self._now() for content in found):
-            self._changed.set()
+            self._mark_changed()
 
-    def _take_over(self, path: Path, found: ChannelsBackup) -> None:
+    def returned(self, found: ChannelsBackup, where: str) -> None:
+        """What a peer kept: channels that nobody here knows are kept from now on."""
+        if self._take_over(found, where):
+            self._mark_changed()
+
+    def _take_over(self, found: ChannelsBackup, where: str) -> bool:
+        """Whether there was anything new in it."""
         heights = [height for height in (self._content.birthday_height, found.birthday_height) if height >= 0]
         self._content = replace(self._content, birthday_height=min(heights))
         strange = 0
@@ -149,16 +163,18 @@ class ChannelBackup:
             if driver is not None and not driver.is_over:
                 self._saved.setdefault(saved.channel_key, saved)
             elif driver is None and not self._channels.is_known(saved.channel_id):
+                strange += saved.channel_key not in self._strange
                 self._strange[saved.channel_key] = saved
-                strange += 1
         if strange:
+            path = self._paths[0]
             self._bus.publish(
                 "backup.unknown_channels",
-                f"{path} has {strange} channels that the database does not know, and keeps them. If the database was "
+                f"the database does not know {strange} channels of {where}; {path} keeps them. If the database was "
                 f"lost: stop the node, move the database away, and start channeld with --restore-from {path}",
                 channels=strange,
                 path=str(path),
             )
+        return strange > 0
 
     def touched(self, driver: Driver) -> None:
         """Something about a channel is durable."""
@@ -167,7 +183,7 @@ class ChannelBackup:
         if driver.is_over or not isinstance(state, Funded):
             if saved is not None:
                 del self._saved[key]
-                self._changed.set()
+                self._mark_changed()
             return
         phase = phase_name(state)
         if saved is not None and (saved.phase == phase or phase not in ("awaiting_funding", "normal")):
@@ -176,7 +192,44 @@ class ChannelBackup:
             return  # what is known of HTLCs is elsewhere; strangers can propose as much as they like
         blob = machine.encode_state(state)
         self._saved[key] = SavedChannel(key, driver.channel_id, driver.peer_id, phase, blob, driver.created_seconds)
+        self._mark_changed()
+
+    # --- for peers that keep it
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file at all."""
+        return bool(self._paths)
+
+    def seal(self, content: ChannelsBackup, size: int) -> bytes:
+        """See `seal`."""
+        return seal(content, self._key, size)
+
+    def unseal(self, data: bytes) -> ChannelsBackup:
+        """Of this node. Raises NoBackup."""
+        found = unseal(data, self._key)
+        if (found.network, found.node_id) != (self._content.network, self._content.node_id):
+            raise NoBackup(f"it is of the network {found.network}")
+        return found
+
+    def for_peer(self, node_id: bytes, size: int) -> ChannelsBackup:
+        """What fits into `size` bytes when it is sealed: the peer's own channels first, then the latest."""
+        now = self._now()
+        now = replace(now, peers=now.peers[:MAX_PEERS_TOLD])
+        room = size - OVERHEAD_BYTES - len(msgspec.msgpack.encode(replace(now, channels=()))) - 8
+        fits = []
+        for saved in sorted(now.channels, key=lambda saved: (saved.peer_id != node_id, -saved.channel_key)):
+            room -= len(msgspec.msgpack.encode(saved))
+            if room < 0:
+                break
+            fits.append(saved)
+        return replace(now, channels=tuple(sorted(fits, key=lambda saved: saved.channel_key)))
+
+    # --- the files
+
+    def _mark_changed(self) -> None:
         self._changed.set()
+        self.on_changed()
 
     async def run(self) -> None:
         """Write what has changed, for ever. Whatever goes wrong is told: channels go on without."""

@@ -277,6 +277,10 @@ class Channels:
         """Whether there is a channel with a peer that cost it something, or that we wanted."""
         return any(not (d.is_over or openings.is_unproven(d.state)) for d in self._by_peer.get(node_id, {}).values())
 
+    def is_in_use_with(self, node_id: bytes) -> bool:
+        """Whether there is a channel with a peer that has been usable, and is not closed."""
+        return any(isinstance(driver.state, Normal) for driver in self.of_peer(node_id))
+
     def _forget(self, driver: Driver) -> None:
         """The channel is over: from memory; its row stays, unless it never held money."""
         self._by_key.pop(driver.channel_key, None)

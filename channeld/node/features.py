@@ -24,6 +24,7 @@ LOCAL_FEATURES = required(
     Feature.option_route_blinding,
     Feature.option_attribution_data,
     Feature.option_onion_messages,
+    Feature.option_provide_storage,
 )
 """Assumed features are required; the rest is optional."""
 

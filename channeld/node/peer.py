@@ -28,8 +28,6 @@ from channeld.bolt.messages import (
     ErrorMessage,
     Init,
     Message,
-    PeerStorage,
-    PeerStorageRetrieval,
     Ping,
     Pong,
     UnknownMessage,
@@ -231,9 +229,6 @@ class PeerLink:
         self.has_quarrelled = True
         self._handler.warning(self, message)
 
-    def _ignore(self, message: Message) -> None:
-        """Peer storage, which this node does not offer: read, and let go."""
-
 
 def public_address(address: tuple[str, int]) -> bytes | None:
     """Where we see a peer that called us, as an address descriptor; None if that says nothing to others.
@@ -306,5 +301,4 @@ _CONTROL: dict[type[Message], Callable[[PeerLink, Message], None]] = {
     Pong: PeerLink._on_pong,
     ErrorMessage: PeerLink._on_error,
     WarningMessage: PeerLink._on_warning,
-    **dict.fromkeys((PeerStorage, PeerStorageRetrieval), PeerLink._ignore),
 }

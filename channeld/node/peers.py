@@ -16,7 +16,14 @@ from sqlalchemy import Connection as DbConnection
 from sqlalchemy import select
 
 from channeld.bolt.features import describe
-from channeld.bolt.messages import ErrorMessage, Message, OnionMessage, WarningMessage
+from channeld.bolt.messages import (
+    ErrorMessage,
+    Message,
+    OnionMessage,
+    PeerStorage,
+    PeerStorageRetrieval,
+    WarningMessage,
+)
 from channeld.gossip.service import GOSSIP_MESSAGES
 from channeld.node import transport
 from channeld.node.bus import EventBus
@@ -51,8 +58,8 @@ class PeerChannels(Protocol):
     def has_stake(self, node_id: bytes) -> bool: ...
 
 
-class PeerGossip(Protocol):
-    """What gossip wants to know of peers."""
+class PeerService(Protocol):
+    """What gossip and the storage for peers want to know of them."""
 
     def peer_connected(self, link: PeerLink) -> None: ...
     def peer_disconnected(self, link: PeerLink) -> None: ...
@@ -96,7 +103,8 @@ class Peers:
         self._peers: dict[bytes, Peer] = {}
         self._starting: dict[PeerLink, None] = {}  # in order of arrival
         self._channels: PeerChannels | None = None
-        self._gossip: PeerGossip | None = None
+        self._gossip: PeerService | None = None
+        self._storage: PeerService | None = None
         self._messenger: PeerMessenger | None = None
         self._turns = Turns()
         self._notes = Notes(lambda node_id: self.channels.has_stake(node_id))
@@ -108,9 +116,13 @@ class Peers:
         """Who gets the channels' messages."""
         self._channels = channels
 
-    def set_gossip(self, gossip: PeerGossip) -> None:
+    def set_gossip(self, gossip: PeerService) -> None:
         """Who gets the messages of BOLT 7."""
         self._gossip = gossip
+
+    def set_storage(self, storage: PeerService) -> None:
+        """Who gets `peer_storage` and what peers return of it."""
+        self._storage = storage
 
     def set_messenger(self, messenger: PeerMessenger) -> None:
         """Who gets onion messages."""
@@ -308,14 +320,18 @@ class Peers:
                 "peer.connected", f"connected to {link.node_id.hex()} ({direction})", node_id=link.node_id.hex()
             )
         self._resolve(link.node_id, link)
+        # BOLT 1, "`peer_storage_retrieval` should not be sent after `channel_reestablish`"
+        if self._storage is not None:
+            self._storage.peer_connected(link)
         self.channels.peer_connected(link)
         if self._gossip is not None:
             self._gossip.peer_connected(link)
 
     def _tell_disconnected(self, link: PeerLink) -> None:
         self.channels.peer_disconnected(link)
-        if self._gossip is not None:
-            self._gossip.peer_disconnected(link)
+        for service in (self._storage, self._gossip):
+            if service is not None:
+                service.peer_disconnected(link)
 
     def _keeps_old(self, peer: Peer, old: PeerLink, new: PeerLink) -> bool:
         """Crossing connections: both sides keep the one that the smaller node id opened. Otherwise the new one wins:
@@ -335,6 +351,9 @@ class Peers:
         if isinstance(message, GOSSIP_MESSAGES):
             if self._gossip is not None:
                 self._gossip.peer_message(link, message)
+        elif isinstance(message, PeerStorage | PeerStorageRetrieval):
+            if self._storage is not None:
+                self._storage.peer_message(link, message)
         elif isinstance(message, OnionMessage):
             if self._messenger is not None:
                 self._messenger.peer_message(link, message)

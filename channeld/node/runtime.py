@@ -39,6 +39,7 @@ from channeld.node.payment_orders import Orders
 from channeld.node.payment_plan import Planner
 from channeld.node.payment_verbs import InvoicesToOurselves, PaymentVerbs
 from channeld.node.payments import Payments
+from channeld.node.peer_storage import PeerStorage
 from channeld.node.peers import Peers
 from channeld.node.policies import Policies
 from channeld.node.receive import Receiver
@@ -109,6 +110,7 @@ class Runtime:
         self.channels.connect_parts(self._switch, self.coins)
         self.peers.set_channels(self.channels)
         self.peers.set_gossip(self.gossip)
+        self.peers.set_storage(self.peer_storage)
         self.peers.set_messenger(self.messenger)
         self._build_chain(source)
 
@@ -164,6 +166,7 @@ class Runtime:
             self._first_height,
             bus,
         )
+        self.peer_storage = PeerStorage(store, self.backup, self.channels)
         self.channels.update_of_peer = self.gossip.core.own.remote_update
 
     def _build_money(self, source: ChainSource) -> None:
@@ -269,6 +272,7 @@ class Runtime:
         self.invoices.load(connection, tuple(hashes))
         self.gossip.load()
         self.backup.load()
+        self.peer_storage.theirs.load(connection)
 
     # --- start and stop
 
@@ -324,6 +328,7 @@ class Runtime:
         self.receiver.close()
         self.payments.close()
         await self.peers.stop()
+        self.peer_storage.close()
         await self.coins.close()
         for task in self._tasks:
             task.cancel()
@@ -337,7 +342,7 @@ class Runtime:
 
     def _on_height(self, height: int) -> list[Write]:
         self.invoices.forget_expired()
-        return [*self._switch.expire(height), *self.router.save()]
+        return [*self._switch.expire(height), *self.router.save(), *self.peer_storage.theirs.at_height(height)]
 
     def _batch_done(self, driver: Driver) -> None:
         self.gossip.batch_done(driver)

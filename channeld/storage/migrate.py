@@ -12,7 +12,7 @@ from wallet.db import migrate
 from wallet.db.migrate import NewerDatabase, Schema
 from watchtower.client import tables as tower_tables
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest revision under `migrations/versions` (a test compares)."""
 SCHEMA = Schema(
     "channeld",

@@ -31,6 +31,11 @@ FORGET_WATCH = delete(tables.watches, "channel_key")
 
 SAVE_PEER = upsert(tables.peers)
 
+SAVE_PEER_STORAGE = upsert(tables.peer_storage)
+FIND_PEER_STORAGE = lookup(tables.peer_storage, ["blob"], ["node_id"])
+IDLE_PEER_STORAGE = update(tables.peer_storage, ["idle_height"], ["node_id"])
+FORGET_PEER_STORAGE = delete(tables.peer_storage, "node_id")
+
 SAVE_INVOICE = upsert(tables.invoices)
 FIND_INVOICE = lookup(tables.invoices, ["state"], ["payment_hash"])
 SAVE_PAYMENT = upsert(tables.payments)

@@ -116,6 +116,15 @@ peers = Table(
 )
 """The address at which a peer was reached last."""
 
+peer_storage = Table(
+    "peer_storage",
+    metadata,
+    Column("node_id", LargeBinary(33), primary_key=True),
+    Column("blob", LargeBinary, nullable=False),
+    Column("idle_height", BigInteger),
+)
+"""What we keep for peers (BOLT 1, "Peer storage"), and since which block they have had no channel with us."""
+
 invoices = Table(
     "invoices",
     metadata,

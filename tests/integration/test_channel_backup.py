@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,39 @@ async def test_the_words_and_the_file_bring_the_money_back(
         await told(bob, "onchain.published", what="sweep")
         await lab.mine(1)
         assert (await bob.balance()).confirmed_sat > 1_740_000
+
+
+async def test_with_the_words_alone_a_peer_gives_the_backup_back(tmp_path: Path) -> None:
+    async with Lab(tmp_path) as lab:
+        alice, bob = await lab.daemons("alice", "bob")
+        await lab.fund(bob, 2_000_000)
+        await lab.open_channel(bob, alice, 1_000_000, push_msat=300_000_000)
+        async with asyncio.timeout(60):
+            while not keeps_something(alice):
+                await alice.pay((await bob.invoice(1_000)).bolt11)
+        words = read_seed(bob.paths.seed).mnemonic
+        await bob.kill()
+        shutil.rmtree(bob.paths.directory)
+        bob.process.set_module("channeld", {"CHANNELD_SEED_WORDS": words})
+        await bob.start()
+        bob.process.set_module("channeld")
+        await bob.connect(alice)
+        file = bob.paths.channels_backup
+        await told(bob, "backup.unknown_channels", channels=1, path=str(file))
+        await told(bob, "backup.written", channels=1)
+        await bob.stop()
+        for part in bob.paths.directory.glob("channeld.sqlite*"):
+            part.unlink()
+        assert main([*arguments(bob), "--restore-from", str(file)]) == 0
+        await bob.start()
+        await lab.mine(1)
+        await told(bob, "onchain.published", what="sweep")
+        await lab.mine(1)
+        assert (await bob.balance()).confirmed_sat > 1_690_000
+
+
+def keeps_something(daemon: DaemonProcess) -> bool:
+    """Whether a daemon's database has a peer's blob."""
+    with closing(sqlite3.connect(daemon.paths.database)) as database:
+        (blobs,) = database.execute("SELECT count(*) FROM peer_storage").fetchone()
+    return bool(blobs)
