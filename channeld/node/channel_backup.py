@@ -213,12 +213,14 @@ class ChannelBackup:
         return found
 
     def for_peer(self, node_id: bytes, size: int) -> ChannelsBackup:
-        """What fits into `size` bytes when it is sealed: the peer's own channels first, then the latest."""
+        """What fits into `size` bytes when it is sealed: the peer's own channels first, then the latest. Only channels
+        that were in use: of others the database keeps nothing when they come to nothing."""
         now = self._now()
         now = replace(now, peers=now.peers[:MAX_PEERS_TOLD])
         room = size - OVERHEAD_BYTES - len(msgspec.msgpack.encode(replace(now, channels=()))) - 8
         fits = []
-        for saved in sorted(now.channels, key=lambda saved: (saved.peer_id != node_id, -saved.channel_key)):
+        in_use = [saved for saved in now.channels if saved.phase != "awaiting_funding"]
+        for saved in sorted(in_use, key=lambda saved: (saved.peer_id != node_id, -saved.channel_key)):
             room -= len(msgspec.msgpack.encode(saved))
             if room < 0:
                 break
