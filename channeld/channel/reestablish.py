@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from channeld.bolt.messages import ChannelReestablish, ErrorMessage, Shutdown, WarningMessage
+from channeld.bolt.shachain import MAX_COMMITMENT_NUMBER
 from channeld.bolt.transactions.signing import ChannelSecrets
 from channeld.channel import chain, closing, normal
 from channeld.channel import open as opening
@@ -63,8 +64,10 @@ def compare(c: Commitments, message: ChannelReestablish, signer: ChannelSecrets)
     """What follows from the peer's `channel_reestablish`, whose numbers count what it has received from us."""
     revoked = c.local.index  # we revoked 0 .. revoked - 1
     claimed = message.next_revocation_number
+    if claimed > MAX_COMMITMENT_NUMBER:
+        return Impossible(f"next_revocation_number {claimed} is beyond the last commitment that a channel can have")
     # BOLT 2, "if `next_revocation_number` equals 0: MUST set `your_last_per_commitment_secret` to all zeroes"
-    expected = signer.per_commitment_secret(claimed - 1) if 0 < claimed <= 1 << 47 else bytes(32)
+    expected = signer.per_commitment_secret(claimed - 1) if claimed else bytes(32)
     proven = message.your_last_per_commitment_secret == expected
     if claimed > revoked:
         # BOLT 2, "if `next_revocation_number` is greater than expected above, AND `your_last_per_commitment_secret` is

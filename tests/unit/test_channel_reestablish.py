@@ -201,6 +201,15 @@ def test_the_table_of_answers() -> None:
             assert isinstance(answer, RemoteBehind)
 
 
+@pytest.mark.parametrize("claimed", [(1 << 47) + 1, (1 << 48) - 1, 1 << 48, (1 << 64) - 1])
+@pytest.mark.parametrize("secret", [bytes(32), b"\x07" * 32], ids=["zeros", "another"])
+def test_a_number_without_a_secret_of_its_own_proves_nothing(claimed: int, secret: bytes) -> None:
+    """Else any peer could have us believe that our state is outdated, and our commitment would never be published."""
+    pair = used()
+    numbers = {"next_revocation_number": claimed, "your_last_per_commitment_secret": secret}
+    assert isinstance(answer_to(pair.bob, greeting(pair.alice), **numbers), Impossible)
+
+
 def synced(pair: Pair) -> None:
     pair.disconnect()
     pair.bob.step(ev.Connected(pair.alice.features))
