@@ -12,6 +12,7 @@ from channeld.bolt.messages import ErrorMessage
 from channeld.bolt.messages.control import told_to_peer
 from channeld.bolt.primitives import short_channel_id
 from channeld.bolt.transactions import build_commitment, commitment_number_of
+from channeld.bolt.transactions.closing import has_dust_output
 from channeld.bolt.transactions.fees import weight_fee_sat
 from channeld.bolt.transactions.signing import complete
 from channeld.channel import economics, normal, unconfirmed
@@ -176,12 +177,13 @@ def _patience(state: NegotiatingLegacy | NegotiatingSimple, env: Env) -> Transit
 
 
 def _usable_close(state: NegotiatingLegacy | NegotiatingSimple, env: Env) -> Tx | None:
-    """The newest closing transaction that can be mined: a peer may have chosen a fee or a locktime that cannot."""
+    """The newest closing transaction that can be mined: a peer may have chosen a fee, a locktime or a dust output with
+    which it cannot."""
     for raw in reversed(state.closing_txs):
         tx = Tx.parse(raw)
         fee_sat = state.params.capacity_sat - sum(output.value_sat for output in tx.outputs)
         relayed = fee_sat >= weight_fee_sat(tx.weight(), env.policy.min_feerate_per_kw)
-        if relayed and tx.locktime <= env.block_height:
+        if relayed and tx.locktime <= env.block_height and not has_dust_output(tx):
             return tx
     return None
 

@@ -9,6 +9,7 @@ import pytest
 
 from channeld.bolt.features import Feature
 from channeld.bolt.messages import (
+    ClosingComplete,
     ClosingSigned,
     CommitmentSigned,
     ErrorMessage,
@@ -19,6 +20,7 @@ from channeld.bolt.messages import (
     decode,
     encode,
 )
+from channeld.bolt.transactions.closing import ClosingBalances, simple_closing_tx
 from channeld.channel import close_legacy, reestablish
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
@@ -442,6 +444,45 @@ def test_an_error_counts_if_no_closing_transaction_can_be_mined() -> None:
     pair.alice.step(ev.PeerMessage(ErrorMessage(pair.alice.funded.params.channel_id, b"oops")))
     assert isinstance(pair.alice.state, Closing)
     assert pair.alice.state.kind == "local"
+
+
+def test_a_closing_transaction_with_a_dust_output_is_none_that_can_be_mined() -> None:
+    """The closee has to sign it (BOLT 2 lets it refuse only its own dust); nobody relays it."""
+    pair = open_pair(push_msat=1_000_000)
+    shut(pair)
+    while not isinstance(pair.alice.state, NegotiatingSimple):
+        pair.deliver(pair.bob)
+    while not isinstance(pair.bob.state, NegotiatingSimple):
+        pair.deliver(pair.alice)
+    alice, bob = pair.alice, pair.bob
+    params = bob.funded.params
+    tx = simple_closing_tx(
+        params.funding_outpoint,
+        ClosingBalances(1_000, script_of("bob"), 999_000, script_of("alice")),
+        local_is_closer=True,
+        fee_sat=900,
+        locktime=0,
+        variant="closer_and_closee_outputs",
+    )
+    signature = bob.signer.sign_funding_input(params.commitment, tx)
+    alice.step(
+        ev.PeerMessage(
+            ClosingComplete(
+                params.channel_id,
+                script_of("bob"),
+                script_of("alice"),
+                900,
+                0,
+                closer_and_closee_outputs=signature,
+            )
+        )
+    )
+    assert min(output.value_sat for output in closed_by(alice).outputs) == 100
+    alice.step(ev.NewBlock())
+    alice.height += alice.policy.closing_patience_blocks
+    alice.step(ev.NewBlock())
+    assert isinstance(alice.state, Closing)
+    assert alice.state.kind == "local"
 
 
 @pytest.mark.parametrize("features", [FEATURES, LEGACY])
