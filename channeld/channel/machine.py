@@ -443,7 +443,8 @@ def resume(state: State, env: Env) -> Transition:
     if not isinstance(state, Funded):
         return chain.abandon(state, "the daemon stopped before the channel was funded", tell=False)
     if isinstance(state, Open):
-        state = replace(state, unconfirmed=Unconfirmed())
+        failure = state.unconfirmed.failure if state.unconfirmed else ""
+        state = replace(state, unconfirmed=Unconfirmed(failure=failure))
     transition = _disconnected(state)
     following = transition.state
     assert isinstance(following, Funded)

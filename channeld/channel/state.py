@@ -185,7 +185,7 @@ class Unconfirmed(Struct, frozen=True):
     """The tip when the chain was caught up with; then the peer began to be called."""
     since_seconds: int = 0
     failure: str = ""
-    """Why the channel fails as soon as our commitment may be published."""
+    """Why the channel fails as soon as our commitment may be published; kept over further starts."""
     told: str = ""
     """What the operator was told last."""
 

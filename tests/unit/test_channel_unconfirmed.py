@@ -107,6 +107,22 @@ def test_an_error_is_remembered_over_connections_and_counts_in_the_end() -> None
     assert pair.bob.broadcast
 
 
+def test_an_error_is_remembered_over_restarts() -> None:
+    pair = restarted()
+    pair.connect()
+    fails(pair.bob)
+    pair.disconnect()
+    start_again(pair.bob)
+    assert "internal error" in unconfirmed.sentence(pair.bob.funded)
+    blocks(pair.bob, pair.bob.policy.unconfirmed_failure_blocks - 1)
+    assert isinstance(pair.bob.state, Normal)
+    start_again(pair.bob)  # it may be another copy of the database: the wait begins again
+    pair.connect()
+    pair.deliver(pair.alice)
+    assert isinstance(pair.bob.state, Closing)
+    assert "internal error" in pair.bob.state.reason
+
+
 def test_a_peer_that_is_behind_itself_confirms_ours() -> None:
     pair = restarted(5)
     pair.connect()
