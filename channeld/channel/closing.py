@@ -32,6 +32,8 @@ from channeld.channel.writes import Write
 
 def close_channel(state: Open, event: CloseChannel, env: Env) -> Transition:
     """Closes together, or pays more for a close under way. Raises CommandRejected."""
+    if not event.feerate_per_kw and not isinstance(state, AwaitingFunding | Normal) and state.local_script:
+        return Transition(state)  # NeedShutdownScript is answered after somebody who has wishes has closed the channel
     script = _our_script(state, event.script_pubkey, env)
     feerate_per_kw = max(event.feerate_per_kw, env.policy.min_feerate_per_kw) if event.feerate_per_kw else 0
     match state:

@@ -56,6 +56,29 @@ def test_shutdown_asks_for_our_script_and_answers() -> None:
     assert Shutdown(pair.bob.funded.params.channel_id, P2TR) in pair.bob.sent()
 
 
+def test_a_script_of_the_nodes_own_that_comes_late_changes_nothing() -> None:
+    """Bob's node was asked for a script, and the operator, who has wishes, was quicker."""
+    pair = open_pair(push_msat=300_000_000)
+    add(pair.bob, 2_000_000)  # not signed for: Bob's shutdown has to wait
+    close(pair.alice)
+    pair.deliver(pair.alice)
+    close(pair.bob, P2TR, feerate_per_kw=5000)
+    for _ in range(2):
+        close(pair.bob, script_of("bob"), feerate_per_kw=0)
+        assert isinstance(pair.bob.state, ShuttingDown)
+        assert (pair.bob.state.local_script, pair.bob.state.closing_feerate_per_kw) == (P2TR, 5000)
+        pair.bob.sign()
+        assert pair.bob.state.local_sent
+    pair.settle()
+    pair.alice.step(ev.FailHtlc(0, bytes(292)))
+    pair.settle()
+    assert P2TR in {output.script_pubkey for output in closed_by(pair.bob).outputs}
+    before = pair.bob.state
+    assert isinstance(before, NegotiatingSimple)
+    close(pair.bob, script_of("bob"), feerate_per_kw=0)
+    assert pair.bob.state == before
+
+
 def test_the_upfront_script_answers_by_itself_and_is_enforced() -> None:
     pair = open_pair(upfront_shutdown_script=script_of("cold"))
     with pytest.raises(ev.CommandRejected, match="fixed when it opened"):
