@@ -32,7 +32,12 @@ class _Entry(Struct):
     """Its row is in the database: before, it must not be published."""
     last_answer: str = ""
     offered: asyncio.Event = field(default_factory=asyncio.Event)
-    """Layer 1 was asked, whatever it said, or is away."""
+    """Layer 1 was asked, whatever it said, or is away; or it need not be asked."""
+
+    @property
+    def is_settled(self) -> bool:
+        """It is in a block, or cannot be any more: it is not published, unless the chain is reorganised."""
+        return self.confirmed_height is not None or self.beaten_height is not None
 
 
 class Broadcasts:
@@ -66,6 +71,8 @@ class Broadcasts:
 
     def _insert(self, txid: bytes, entry: _Entry) -> None:
         self._entries[txid] = entry
+        if entry.is_settled:
+            entry.offered.set()
         for txin in entry.tx.inputs:
             self._spends.setdefault(txin.outpoint, set()).add(txid)
 
@@ -87,6 +94,8 @@ class Broadcasts:
             self._entries[rival].beaten_height = height
         if txid in self._entries:
             self._entries[txid].confirmed_height = height
+        for settled in changed:
+            self._entries[settled].offered.set()
         return [self._row(rival, self._entries[rival]) for rival in sorted(changed)]
 
     def disconnected(self, height: int) -> list[Write]:
@@ -122,6 +131,7 @@ class Broadcasts:
     def _forget(self, txid: bytes, entry: _Entry) -> Write:
         del self._entries[txid]
         self._due.pop(txid, None)
+        entry.offered.set()
         for txin in entry.tx.inputs:
             self._spends[txin.outpoint].discard(txid)
             if not self._spends[txin.outpoint]:
@@ -141,15 +151,18 @@ class Broadcasts:
     def publish_all(self) -> None:
         """Publish everything that is not in a block: after each block, and when layer 1 is back."""
         for txid, entry in self._entries.items():
-            if entry.durable and entry.confirmed_height is None and entry.beaten_height is None:
+            if entry.durable and not entry.is_settled:
                 self._due[txid] = None
         self._wake.set()
 
     async def wait_offered(self, txid: bytes) -> None:
-        """Until layer 1 was asked to take the transaction (or could not be asked)."""
+        """Until layer 1 was asked to take the transaction (or could not, or need not be asked)."""
         entry = self._entries.get(txid)
-        if entry is not None:
-            await entry.offered.wait()
+        if entry is None:
+            return
+        if entry.durable and not entry.offered.is_set():
+            self.publish(txid)  # since a restart nobody may have asked
+        await entry.offered.wait()
 
     async def run(self) -> None:
         """Publishes what is due, in order, for ever. While layer 1 is away it tries again after a while, and at once
@@ -167,7 +180,7 @@ class Broadcasts:
                 txid = next(iter(self._due))
                 del self._due[txid]
                 entry = self._entries.get(txid)
-                if entry is None or entry.confirmed_height is not None or entry.beaten_height is not None:
+                if entry is None or entry.is_settled:
                     continue
                 try:
                     result = await self._source.broadcast(entry.tx)

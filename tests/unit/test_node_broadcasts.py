@@ -185,3 +185,45 @@ async def test_layer_1_is_asked_again_without_waiting_for_a_block(
     assert await source.next() == tx
     await asyncio.sleep(0)
     assert not broadcasts._due
+
+
+async def test_who_waits_for_a_transaction_that_need_not_be_offered_any_more_goes_on(
+    broadcasts: Broadcasts, source: FakeSource
+) -> None:
+    """In a block, beaten, or given up with its channel: nobody will ask layer 1 about it again."""
+    mined, beaten, given_up = spend(0, 1000), spend(1, 1000), spend(2, 1000)
+    rival = spend(1, 900)
+    for tx in (mined, beaten, given_up):
+        broadcasts.add(tx, "test", 1)
+    waiting = [asyncio.create_task(broadcasts.wait_offered(tx.txid())) for tx in (mined, beaten, given_up)]
+    await asyncio.sleep(0)
+    stored = [*broadcasts.scan(mined, mined.txid(), 100), *broadcasts.scan(rival, rival.txid(), 100)]
+    broadcasts.channel_over(1)
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        tables.metadata.create_all(connection)
+        for row in stored:
+            connection.execute(tables.broadcasts.insert().values(row.parameters))
+        again = Broadcasts(cast(ChainSource, source), EventBus())
+        again.load(connection)
+    for tx in (mined, beaten):
+        await asyncio.wait_for(again.wait_offered(tx.txid()), 5)
+    assert source.offered.empty()
+
+
+async def test_who_waits_after_a_restart_has_layer_1_asked(source: FakeSource) -> None:
+    """Before the chain was caught up with, which layer 1 may keep from happening, nothing is published by itself."""
+    tx = spend(0, 1000)
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        tables.metadata.create_all(connection)
+        row = {"txid": tx.txid(), "raw": tx.serialize(), "label": "test", "channel_key": None, "created_seconds": 0}
+        connection.execute(tables.broadcasts.insert().values(row))
+        broadcasts = Broadcasts(cast(ChainSource, source), EventBus())
+        broadcasts.load(connection)
+    source.away = True
+    task = asyncio.create_task(broadcasts.run())
+    await asyncio.wait_for(broadcasts.wait_offered(tx.txid()), 5)
+    assert await source.next() == tx
+    task.cancel()
