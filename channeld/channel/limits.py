@@ -164,7 +164,7 @@ def available_to_receive_msat(c: Commitments, params: ChannelParams) -> int:
     return max(0, min(room_msat, local.max_htlc_value_in_flight_msat - view.received_msat))
 
 
-def check_received_add(params: ChannelParams, htlc: Htlc, after: Preview) -> None:
+def check_received_add(c: Commitments, params: ChannelParams, htlc: Htlc, after: Preview) -> None:
     """Whether the peer may offer `htlc`; `after` is our next commitment with it. Raises ProtocolViolation."""
     local = params.local
     # BOLT 2, "receiving an `amount_msat` equal to 0, OR less than its own `htlc_minimum_msat`"
@@ -183,7 +183,7 @@ def check_received_add(params: ChannelParams, htlc: Htlc, after: Preview) -> Non
     # maintaining its channel reserve and any `to_local_anchor` and `to_remote_anchor` costs)"
     left_msat = after.spec.to_remote_msat - local.channel_reserve_sat * 1000
     if not params.is_opener:
-        left_msat -= after.cost_msat(params.anchors)
+        left_msat -= after.cost_msat(params.anchors, -_crossing_htlcs(c, after))
     if left_msat < 0:
         raise ProtocolViolation(
             f"update_add_htlc: the sender lacks {-left_msat:,} msat for it, its reserve and the fee"
@@ -242,8 +242,9 @@ def check_received_fee(c: Commitments, params: ChannelParams, feerate_per_kw: in
 
 
 def _crossing_htlcs(c: Commitments, after: Preview) -> int:
-    """HTLCs of ours in the next commitment that the opener need not have known when it chose a fee rate that it says
-    again after a reconnection (BOLT 2, "the recipient can add new HTLCs before it receives the `update_fee`")."""
+    """HTLCs of ours in the next commitment that the opener need not have known when it chose a fee rate, or offered an
+    HTLC, that it says again after a reconnection (BOLT 2, "the recipient can add new HTLCs before it receives the
+    `update_fee`"). It would be excused as well if the connection had lasted."""
     adds = (update.htlc for update in c.ours.acked if isinstance(update, HtlcAdd))
     return sum(htlc.amount_msat >= after.offered_limit_msat for htlc in adds)
 

@@ -210,7 +210,7 @@ def on_update_add_htlc(state: Normal | ShuttingDown, message: UpdateAddHtlc, raw
     htlc = Htlc(message.id, message.amount_msat, message.payment_hash, message.cltv_expiry, False)
     update = HtlcAdd(htlc)
     after = cm.apply(params.commitment, "local", cm.next_local(c), (update,), False)
-    limits.check_received_add(params, htlc, after)
+    limits.check_received_add(c, params, htlc, after)
     c = replace(cm.receive(c, params.commitment, update, after), remote_next_htlc_id=htlc.id + 1)
     if not raw or len(raw) > MAX_ADD_BYTES:
         raw = encode(dataclasses.replace(message, unknown_tlvs=()))

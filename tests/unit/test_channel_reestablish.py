@@ -20,7 +20,7 @@ from channeld.bolt.messages import (
 )
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
-from channeld.channel import machine, reestablish
+from channeld.channel import limits, machine, reestablish
 from channeld.channel.reestablish import Impossible, InStep, LocalBehind, RemoteBehind
 from channeld.channel.state import Closing, Live, NegotiatingLegacy, NegotiatingSimple, Syncing, WaitingForRemoteClose
 from tests.machine.harness import FEATURES, Pair, Peer, add, open_pair, script_of
@@ -166,6 +166,25 @@ def test_both_lost_signature_first() -> None:
     pair.connect()
     pair.settle()
     assert len(pair.alice.locked_in) == 1
+
+
+def test_an_htlc_that_crossed_ours_is_no_fault_when_it_is_said_again() -> None:
+    """Alice, who pays the fee, offered all she could before she knew of Bob's HTLCs, and signed after them."""
+    pair = open_pair(push_msat=500_000_000)
+    alice, bob = pair.alice, pair.bob
+    for number in range(1, 31):
+        add(bob, 2_000_000, number)
+    bob.sign()
+    most_msat = limits.available_to_send_msat(alice.commitments, alice.funded.params, alice.policy)
+    add(alice, most_msat)
+    pair.deliver_all(bob)
+    alice.sign()
+    assert [type(message) for message in alice.sent()] == [UpdateAddHtlc, RevokeAndAck, CommitmentSigned]
+    pair.disconnect()
+    pair.connect()
+    pair.settle()
+    assert [locked_in.htlc.amount_msat for locked_in in bob.locked_in] == [most_msat]
+    assert len(alice.locked_in) == 30
 
 
 # --- disagreement -------------------------------------------------------------------------------------------------
