@@ -30,7 +30,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import channel_id_of, commitment_feerate_per_kw
-from channeld.channel.state import Closed, Closing, FundingCreatedSent, Normal, OpenReceived, State, phase_name
+from channeld.channel.state import Closed, Closing, FundingCreatedSent, OpenReceived, State, phase_name
 from channeld.node import channel_news, openings, views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus
@@ -593,7 +593,7 @@ class Channels:
         """Where we pay the fee and it is off by more than a fifth, propose another (BOLT 2, "Updating Fees")."""
         for driver in self.all():
             state = driver.state
-            if not isinstance(state, Normal) or not views.is_usable(state) or not state.params.is_opener:
+            if not views.takes_fees(state) or not state.params.is_opener:
                 continue
             wanted = commitment_feerate_per_kw(self.env(driver), state.params.anchors)
             current = state.commitments.latest_remote.spec.feerate_per_kw

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from msgspec.structs import replace
 
 from channeld.bolt.features import decode_features, describe
@@ -33,6 +35,14 @@ from wallet.bitcoin import Tx
 def is_usable(state: State | Funded) -> bool:
     """Whether HTLCs may be offered now."""
     return isinstance(state, Normal) and isinstance(state.link, Live) and state.is_deep
+
+
+def takes_fees(state: State) -> TypeGuard[Normal | ShuttingDown]:
+    """Whether its opener may propose another fee rate now: also while it is closed together, for as long as it has
+    HTLCs, whose deadlines may yet ask for our commitment."""
+    if isinstance(state, ShuttingDown):
+        return isinstance(state.link, Live) and state.commitments.has_htlcs
+    return is_usable(state)
 
 
 def available_to_send_msat(state: State | Funded, policy: ChannelPolicy) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from channeld.channel.state import Closing, NegotiatingSimple
+from channeld.channel import events as ev
+from channeld.channel.state import Closing, NegotiatingSimple, ShuttingDown
 from channeld.node import monitor_warnings
 from channeld.node.event_kinds import EventKind
 from channeld.node.interface import NodeError
-from tests.onchain_net import Net, TestNode
+from tests.onchain_net import STRANGER, Net, TestNode
 
 
 @pytest.fixture
@@ -96,3 +97,19 @@ async def test_a_mutual_close_that_leaves_the_chain_for_good(net: Net) -> None:
     await net.mine(1)
     assert net.alice.report().kind == "local"
     assert 585_000 < net.alice.balance_sat() - before < 600_000
+
+
+async def test_the_fee_rate_follows_layer_1_while_htlcs_hold_a_close_up(net: Net) -> None:
+    """Who opened the channel pays for our commitment, which an HTLC's deadline may yet ask for."""
+    await net.add(net.bob, 50_000_000, 1)
+    await net.alice.command(ev.CloseChannel(STRANGER, 300))
+    assert isinstance(net.alice.state, ShuttingDown)
+    net.alice.set_feerate(2_000)
+    await net.mine(1)
+    for node in net.nodes:
+        await node.until(lambda node=node: node.state.commitments.local.spec.feerate_per_kw == 2_000)  # type: ignore[misc]
+    await net.alice.command(ev.FailHtlc(0, bytes(292)))
+    await net.alice.until(lambda: isinstance(net.alice.state, NegotiatingSimple))
+    net.alice.set_feerate(1_000)
+    await net.mine(1)
+    assert net.alice.state.commitments.local.spec.feerate_per_kw == 2_000
