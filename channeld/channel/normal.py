@@ -349,9 +349,6 @@ def on_commitment_signed(
 ) -> tuple[OperatingState, list[Effect], list[Write]]:
     """The peer signed our next commitment: we have it, so the one before is revoked."""
     c, params = state.commitments, state.params
-    if not c.ours.acked and not c.theirs.proposed:
-        # BOLT 2, "MUST NOT send a `commitment_signed` message that does not include any updates."
-        raise ProtocolViolation("commitment_signed without any updates", "warning")
     spec, index = cm.next_local(c).spec, c.local.index + 1
     built = build_commitment(
         params.commitment, spec.commitment_spec(), "local", index, env.signer.per_commitment_point(index)
@@ -359,6 +356,10 @@ def on_commitment_signed(
     try:
         verify_commitment(built, message.signature, message.htlc_signature, env.parallel)
     except InvalidSignature as error:
+        if not c.ours.acked and not c.theirs.proposed:
+            # BOLT 2, "MUST NOT send a `commitment_signed` message that does not include any updates." Who does all the
+            # same (LND is known to) would say it again on each connection, and is answered if it is valid.
+            raise ProtocolViolation(f"commitment_signed without any updates: {error}", "warning") from error
         # BOLT 1, "when failure was caused by an invalid signature check: SHOULD include the raw, hex-encoded
         # transaction"
         raise ProtocolViolation(f"commitment_signed: {error}", tx=built.tx.serialize()) from error

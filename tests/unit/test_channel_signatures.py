@@ -15,13 +15,14 @@ from channeld.bolt.messages import (
     RevokeAndAck,
     Stfu,
     decode,
+    encode,
 )
 from channeld.bolt.messages.control import MAX_REASON_BYTES, MAX_TOLD_BYTES, told_to_peer
 from channeld.bolt.transactions.commitment import _keyed
 from channeld.channel import commitments as cm
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
-from channeld.channel import machine
+from channeld.channel import machine, normal
 from channeld.channel.state import Normal
 from tests.machine.harness import FEATURES, HEIGHT, Pair, add, both_signed, open_pair, preimage_of
 from tests.unit.operation_support import command, rejected, violates, with_htlc
@@ -35,6 +36,30 @@ def test_no_signature_without_changes() -> None:
     assert pair.alice.step(ev.Sign()) == []
     empty = CommitmentSigned(pair.bob.funded.params.channel_id, bytes(64), ())
     assert violates(pair.bob, empty, "without any updates").action == "warning"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_signature_without_changes_is_answered_all_the_same(lost: bool) -> None:
+    """BOLT 2 has the receiver of any valid `commitment_signed` respond with `revoke_and_ack`. A peer that was refused
+    would say it again on each connection, and the channel could never be used again."""
+    pair = with_htlc()
+    alice, bob = pair.alice, pair.bob
+    c, params = alice.commitments, alice.funded.params
+    assert not machine.can_sign(alice.funded)
+    spec, point = cm.next_remote(c).spec, c.remote_next.next_point
+    message, commit, _ = normal.sign_remote(params, spec, c.remote.index + 1, point, alice.env())
+    alice.state = replace(alice.funded, commitments=cm.sign(c, commit))
+    alice.outbox.append(encode(message))
+    if lost:
+        alice.committed = machine.encode_state(alice.funded)
+        pair.reconnect()
+    pair.settle()
+    assert bob.commitments.local.index == c.remote.index + 1
+    assert alice.commitments.remote.index == c.remote.index + 1
+    bob.step(ev.FulfillHtlc(0, preimage_of(0)))
+    pair.settle()
+    assert alice.commitments.is_settled
+    assert not alice.commitments.has_htlcs
 
 
 def test_one_signature_at_a_time() -> None:
