@@ -274,7 +274,9 @@ class Net:
 
     # --- a channel
 
-    async def open_channel(self, amount_sat: int = 1_000_000, push_msat: int = 400_000_000) -> None:
+    async def open_channel(
+        self, amount_sat: int = 1_000_000, push_msat: int = 400_000_000, close_to_address: str = ""
+    ) -> None:
         """Alice's channel with Bob; each has coins on chain beside it."""
         for node in self.nodes:
             script = await node.runtime.wallet.new_script()
@@ -286,7 +288,9 @@ class Net:
         host, port = self.bob.runtime.listening[0].rsplit(":", 1)
         bob_id = self.bob.runtime.identity.node_id
         await self.alice.node.connect_peer(bob_id, host, int(port))
-        opening = await self.alice.node.open_channel(bob_id, amount_sat, push_msat, announce=False)
+        opening = await self.alice.node.open_channel(
+            bob_id, amount_sat, push_msat, announce=False, close_to_address=close_to_address
+        )
         assert opening.funding_txid is not None
         await self.mine(2)
         for node in self.nodes:

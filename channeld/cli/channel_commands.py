@@ -246,7 +246,12 @@ def close(
         bool, typer.Option("--force", help="Without the peer: our money comes back after a delay, and costs more.")
     ] = False,
     address: Annotated[
-        str, typer.Option("--address", metavar="ADDRESS", help="Where our side goes; without it, the wallet.")
+        str,
+        typer.Option(
+            "--address",
+            metavar="ADDRESS",
+            help="Where our side goes; without it, where it was said to go before, or the wallet.",
+        ),
     ] = "",
     feerate: FeerateOption = None,
     even_if_outdated: OutdatedFlag = False,

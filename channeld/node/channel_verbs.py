@@ -11,7 +11,16 @@ from sqlalchemy import select
 from channeld.bolt.features import Feature
 from channeld.channel import events as ev
 from channeld.channel import machine, unconfirmed
-from channeld.channel.state import Closed, Closing, Funded, NegotiatingLegacy, NegotiatingSimple, Opening, State
+from channeld.channel.state import (
+    Closed,
+    Closing,
+    Funded,
+    NegotiatingLegacy,
+    NegotiatingSimple,
+    Opening,
+    ShuttingDown,
+    State,
+)
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.channels import Channels, Driver
@@ -277,8 +286,11 @@ class ChannelVerbs:
                 raise NodeError(
                     "unavailable", "the peer is not connected: try again when it is back, or close by force"
                 )
-            any_segwit = link.negotiated.has(Feature.option_shutdown_anysegwit)
-            script = self._coins.script_of(address) if address else await self._coins.new_script(any_segwit)
+            if address:
+                script = self._coins.script_of(address)
+            else:
+                any_segwit = link.negotiated.has(Feature.option_shutdown_anysegwit)
+                script = chosen_script(driver.state) or await self._coins.new_script(any_segwit)
             event = ev.CloseChannel(script, feerate_per_kw or self._feerates.closing_per_kw)
         await self._channels.command(driver, event, mark(channel_id))
         patience = HTLC_PATIENCE_SECONDS if views.htlcs(driver.state) else CLOSE_TIMEOUT_SECONDS
@@ -301,6 +313,16 @@ class ChannelVerbs:
 
 def _has_left_opening(driver: Driver) -> bool:
     return not isinstance(driver.state, Opening)
+
+
+def chosen_script(state: State) -> bytes:
+    """Where our share goes if nobody says anything else: what was fixed when the channel opened, or is on its way since
+    it was closed; else empty."""
+    if not isinstance(state, Funded):
+        return b""
+    if isinstance(state, ShuttingDown | NegotiatingLegacy | NegotiatingSimple) and state.local_script:
+        return state.local_script
+    return state.params.local.upfront_shutdown_script
 
 
 def doubt_of(state: State) -> str:

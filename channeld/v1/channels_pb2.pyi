@@ -401,7 +401,7 @@ class CloseChannelRequest(_message.Message):
     force: _builtins.bool
     """Do not ask the peer: broadcast our commitment transaction. Our money comes back after a delay."""
     address: _builtins.str
-    """Where our side goes; empty means the wallet."""
+    """Where our side goes; empty means where the last close, or the opening, said, else the wallet."""
     feerate_per_kw: _builtins.int
     """Of the closing transaction, in satoshi per 1000 weight units; absent lets the daemon estimate."""
     idempotency_key: _builtins.str

@@ -14,6 +14,7 @@ from channeld.node import monitor_warnings
 from channeld.node.event_kinds import EventKind
 from channeld.node.interface import NodeError
 from tests.onchain_net import STRANGER, Net, TestNode
+from wallet.bitcoin.address import REGTEST, address_of
 
 
 @pytest.fixture
@@ -23,6 +24,12 @@ async def net(tmp_path: Path) -> AsyncIterator[Net]:
         yield net
 
 
+def pays_to_stranger(net: Net) -> bool:
+    """Whether the one closing transaction that waits does."""
+    (txid,) = waiting(net)
+    return any(output.script_pubkey == STRANGER for output in net.server.node.mempool.pool.entries[txid].tx.outputs)
+
+
 def waiting(net: Net) -> list[bytes]:
     """What layer 1 has to spend the funding output."""
     funding = net.alice.state.params.funding_outpoint
@@ -30,8 +37,8 @@ def waiting(net: Net) -> list[bytes]:
     return [txid for txid, entry in pool.items() if any(txin.outpoint == funding for txin in entry.tx.inputs)]
 
 
-async def close(node: TestNode, *, force: bool = False, feerate_per_kw: int | None = None) -> None:
-    await node.node.close_channel(node.channel_id, force=force, feerate_per_kw=feerate_per_kw)
+async def close(node: TestNode, *, force: bool = False, feerate_per_kw: int | None = None, address: str = "") -> None:
+    await node.node.close_channel(node.channel_id, force=force, feerate_per_kw=feerate_per_kw, address=address)
 
 
 async def test_a_close_that_nobody_mines(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,3 +120,24 @@ async def test_the_fee_rate_follows_layer_1_while_htlcs_hold_a_close_up(net: Net
     net.alice.set_feerate(1_000)
     await net.mine(1)
     assert net.alice.state.commitments.local.spec.feerate_per_kw == 2_000
+
+
+async def test_a_close_that_pays_more_goes_where_the_first_one_went(net: Net) -> None:
+    """What the warning about a stuck close says to do names no address."""
+    address = address_of(STRANGER, REGTEST)
+    assert address is not None
+    await close(net.alice, feerate_per_kw=300, address=address)
+    assert pays_to_stranger(net)
+    (first,) = waiting(net)
+    await close(net.alice, feerate_per_kw=1_000)
+    assert waiting(net) != [first]
+    assert pays_to_stranger(net)
+
+
+async def test_a_channel_with_a_fixed_address_is_closed_without_naming_it(tmp_path: Path) -> None:
+    address = address_of(STRANGER, REGTEST)
+    assert address is not None
+    async with Net(tmp_path) as net:
+        await net.open_channel(close_to_address=address)
+        await close(net.alice, feerate_per_kw=300)
+        assert pays_to_stranger(net)
