@@ -25,7 +25,7 @@ class ChannelKnowledge(Struct, frozen=True, array_like=True):
             raise ValueError(
                 f"scores of channel {format_short_channel_id(self.short_channel_id)} contradict themselves"
             )
-        if not 0 <= self.short_channel_id < 2**63 or not math.isfinite(self.learnt_seconds):
+        if not 0 <= self.short_channel_id < 2**64 or not math.isfinite(self.learnt_seconds):
             raise ValueError(f"scores of channel {format_short_channel_id(self.short_channel_id)} cannot be")
 
 

@@ -165,6 +165,17 @@ def test_export_import_reset() -> None:
     assert other.export() == Scorer().export()
 
 
+def test_what_a_hinted_alias_taught_is_read_again() -> None:
+    # aliases are random numbers of 64 bits, or lie at heights beyond any block: LND's and ours begin at 16,000,000
+    graph, scorer = build(Link(0, 1)), Scorer()
+    scorer.passed(graph, FORTH, 1_000, NOW)
+    for alias in (16_000_000 << 40 | 5, (1 << 64) - 1):
+        scorer.stuck(graph, EdgeKey(alias, 1), 2_000, NOW)
+    other = Scorer()
+    assert other.import_(scorer.export()) == 3
+    assert other.export() == scorer.export()
+
+
 @pytest.mark.parametrize(
     "data",
     [
