@@ -157,11 +157,11 @@ class Receiver:
                 if error is None:
                     self.announce(payment_hash)
 
-            for event in reaction.events:
-                driver.post(event, writes, done)
-                writes = ()
+            # Before any channel of the set learns of it, in whose commit these rows are not: the others must find them.
             if writes:
                 self._store.submit(writes, done)
+            for event in reaction.events:
+                driver.post(event)
 
     def _decided(self, record: InvoiceRecord, part: _Part) -> Reaction:
         """An HTLC of an invoice that is not open: one that belongs to it was handed out again after a restart."""

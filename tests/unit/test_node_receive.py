@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from channeld.bolt.onion.failures import Failure, IncorrectOrUnknownPaymentDetails, decode_failure
@@ -47,13 +49,27 @@ class FakeBook:
         return self.record.state == "settled"
 
 
+class FakeStore:
+    """What is committed, in order: rows, and what a channel makes of an event in the next turn of the event loop."""
+
+    def __init__(self) -> None:
+        self.committed: list[object] = []
+
+    def submit(self, writes: Iterable[object], done: Callable[[None], None]) -> None:
+        self.committed += writes
+        asyncio.get_running_loop().call_soon(done, None)
+
+
 class FakeDriver:
-    def __init__(self, channel_key: int) -> None:
+    def __init__(self, store: FakeStore, channel_key: int) -> None:
+        self.store = store
         self.channel_key = channel_key
+        self.state = None
         self.posted: list[ev.Event] = []
 
-    def post(self, event: ev.Event, *_: object) -> None:
+    def post(self, event: ev.Event, writes: Iterable[object] = (), *_: object) -> None:
         self.posted.append(event)
+        asyncio.get_running_loop().call_soon(self.store.committed.extend, (*writes, type(event)))
 
 
 class Recipient:
@@ -64,10 +80,11 @@ class Recipient:
         self.height = 100
         self.knows_height = True
         self.stale_seconds = 0.0
-        self.drivers = FakeDriver(0), FakeDriver(1)
+        self.store = FakeStore()
+        self.drivers = FakeDriver(self.store, 0), FakeDriver(self.store, 1)
         book = cast(InvoiceBook, self.book)
         self.receiver = Receiver(
-            cast(Any, None),
+            cast(Any, self.store),
             book,
             EventBus(),
             lambda: self.height,
@@ -133,6 +150,19 @@ async def test_nothing_is_decided_before_the_height_is_known() -> None:
     for driver in recipient.drivers:
         assert [type(event) for event in driver.posted] == [ev.FulfillHtlc]
     assert recipient.book.settled
+
+
+async def test_what_came_early_is_settled_in_the_books_before_any_channel_tells_its_preimage() -> None:
+    # dying between the commits of two channels must leave who fulfils the other part: BOLT 4, "MUST fulfill the entire
+    # HTLC set."
+    recipient = Recipient()
+    recipient.knows_height = False
+    recipient.part(0, 145)
+    recipient.part(1, 145)
+    recipient.knows_height = True
+    recipient.receiver.height_known()
+    await asyncio.sleep(0)
+    assert recipient.store.committed == ["the row", ev.FulfillHtlc, ev.FulfillHtlc]
 
 
 async def test_what_came_early_and_is_late_by_now_is_failed() -> None:
