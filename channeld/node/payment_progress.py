@@ -84,8 +84,11 @@ class Live:
     # --- who wants to know
 
     async def wait(self, timeout_seconds: float) -> PaymentView:
-        """The outcome, or how it stands after `timeout_seconds`. Raises NodeError if it never came to be."""
+        """The outcome, or how it stands after `timeout_seconds`, but no sooner than it is durable: until then its
+        idempotency key is only in memory, kept by who waits. Raises NodeError if it never came to be."""
         await asyncio.wait((self._outcome,), timeout=timeout_seconds)
+        if not self._outcome.done():
+            await self.exists()
         return (self._outcome.result() if self._outcome.done() else self.record).view()
 
     async def exists(self) -> PaymentRecord:

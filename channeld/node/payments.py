@@ -168,8 +168,9 @@ class Payments:
     # --- paying
 
     async def pay(self, order: PaymentOrder, timeout_seconds: float, extra: Extra = lambda _: ()) -> PaymentView:
-        """Pay and wait for the outcome, `timeout_seconds` at most (then it is still in flight). `extra(payment_id)`:
-        rows for the transaction that makes the payment exist. Raises NodeError if there is no payment."""
+        """Pay and wait for the outcome, `timeout_seconds` at most once it exists (then it is still in flight).
+        `extra(payment_id)`: rows for the transaction that makes the payment exist. Raises NodeError if there is no
+        payment."""
         return await (await self._begin(order, extra)).wait(timeout_seconds)
 
     async def start(self, order: PaymentOrder, extra: Extra = lambda _: ()) -> PaymentView:

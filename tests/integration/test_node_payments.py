@@ -17,6 +17,7 @@ from channeld.node.channels import Driver
 from channeld.node.interface import NodeError
 from channeld.node.metrics import LoopLag, NodeCollector
 from channeld.node.payment_record import PaymentRecord
+from channeld.node.payment_views import KeysendOrder, PaymentLimits
 from tests.integration.world import TestNode, World, world_in
 from wallet.bitcoin.address import REGTEST, TESTNET, Network
 from wallet.bitcoin.secp import pubkey_of
@@ -159,6 +160,24 @@ async def test_the_same_key_pays_once_and_answers_the_same(pair: Pair) -> None:
     assert await pair.alice.api.pay(invoice.bolt11, idempotency_key="k") == answers[0]
     with pytest.raises(NodeError, match="used before, for something else"):
         await pair.alice.api.pay(foreign_invoice(b"\7" * 32), idempotency_key="k")
+    assert len(await pair.alice.api.list_payments()) == 1
+
+
+async def test_a_key_is_kept_until_the_payment_is_in_the_database(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the channel is slow to take the part, the caller's time is over, and it asks again
+    (driver,) = pair.alice.runtime.channels.all()
+    order = KeysendOrder(pair.bob.runtime.identity.node_id, 1_000, (), PaymentLimits(timeout_seconds=0.01))
+    with monkeypatch.context() as patch:
+        offered = asyncio.Event()
+        patch.setattr(driver, "_begin", offered.set)
+        calls = [asyncio.create_task(pair.alice.api.send(order, "k"))]
+        await offered.wait()
+        for _ in range(2):
+            await asyncio.wait(calls, timeout=0.1)  # an answer now would be too early
+            calls.append(asyncio.create_task(pair.alice.api.send(order, "k")))
+    driver._begin()
+    answers = await asyncio.wait_for(asyncio.gather(*calls), 60)
+    assert len({answer.payment_hash for answer in answers}) == 1
     assert len(await pair.alice.api.list_payments()) == 1
 
 
