@@ -151,13 +151,15 @@ class Forwarder:
         return driver
 
     def _check(self, asked: Driver, htlc: Htlc, onion: Forward) -> f.Failure | None:
-        terms = ForwardTerms(htlc.amount_msat, htlc.cltv_expiry, onion.amt_to_forward, onion.outgoing_cltv_value)
+        is_blinded = onion.next_path_key is not None
+        incoming, outgoing = (htlc.amount_msat, htlc.cltv_expiry), (onion.amt_to_forward, onion.outgoing_cltv_value)
+        terms = ForwardTerms(*incoming, *outgoing, is_blinded)
         failure = check_forward(
             terms, self._policies.accepted(asked), self._height(), lambda: self._update(asked, onion)
         )
         if failure is None and not isinstance(asked.state, Normal):
             return f.ChannelDisabled(0, self._update(asked, onion))
-        if failure is None and onion.next_path_key is not None and not _knows_blinding(asked):
+        if failure is None and is_blinded and not _knows_blinding(asked):
             return f.UnknownNextPeer()  # it would have to end the connection over a record it does not know
         return failure
 

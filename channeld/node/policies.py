@@ -44,12 +44,19 @@ class StoredPolicy(Struct, frozen=True):
 
 
 class ForwardTerms(Struct, frozen=True):
-    """An HTLC that came, and the one that its onion asks for."""
+    """An HTLC that came, and the one that its onion asks for. `is_blinded`: the latter follows from the former."""
 
     incoming_msat: int
     incoming_expiry: int
     outgoing_msat: int
     outgoing_expiry: int
+    is_blinded: bool = False
+
+    @property
+    def fee_msat(self) -> int:
+        """What is left for us, as it is held against our terms. Inside a blinded path BOLT 4 rounds `amt_to_forward`
+        up, which may cost us 1 msat of what a payer has paid."""
+        return self.incoming_msat - self.outgoing_msat + self.is_blinded
 
 
 def fee_msat(policy: ForwardingPolicy, outgoing_msat: int) -> int:
@@ -82,7 +89,7 @@ def _check_policy(
 ) -> f.Failure | None:
     if terms.outgoing_msat < max(1, policy.htlc_minimum_msat):
         return f.AmountBelowMinimum(terms.outgoing_msat, channel_update())
-    if terms.incoming_msat - terms.outgoing_msat < fee_msat(policy, terms.outgoing_msat):
+    if terms.fee_msat < fee_msat(policy, terms.outgoing_msat):
         return f.FeeInsufficient(terms.incoming_msat, channel_update())
     if terms.incoming_expiry - terms.outgoing_expiry < policy.cltv_expiry_delta:
         return f.IncorrectCltvExpiry(terms.outgoing_expiry, channel_update())

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from channeld.bolt.features import Feature, optional
 from channeld.bolt.messages import AttributionData, UpdateFailHtlc, encode
 from channeld.bolt.onion import failures as f
+from channeld.bolt.onion.blinding import BlindedPayInfo, PaymentRelay
 from channeld.bolt.onion.payment import BlindedRole
 from channeld.bolt.onion.returns import ReturnPacket, create_failure, read_failure
 from channeld.channel import effects as fx
@@ -64,6 +65,22 @@ def test_what_keeps_every_rule_exactly_is_let_through() -> None:
 )
 def test_what_breaks_a_rule_gets_its_code(terms: dict[str, Any], expected: f.Failure) -> None:
     assert check(**terms) == expected
+
+
+def test_what_a_blinded_path_leaves_is_enough_whatever_was_rounded() -> None:
+    # BOLT 4, "`amt_to_forward = ((amount_msat - fee_base_msat) * 1000000 + 1000000 + fee_proportional_millionths - 1) /
+    # (1000000 + fee_proportional_millionths)`"
+    relay = PaymentRelay(34, 3_000, 1_000)
+    policy = POLICY._replace(fee_base_msat=1_000, fee_proportional_millionths=3_000)
+    payinfo = BlindedPayInfo(relay.fee_base_msat, relay.fee_proportional_millionths, 34, 1, AMOUNT_MSAT)
+    short = 0
+    for amount_msat in range(AMOUNT_MSAT, AMOUNT_MSAT + 2_000):
+        incoming_msat = amount_msat + payinfo.fee_msat(amount_msat)
+        outgoing_msat = relay.amount_to_forward_msat(incoming_msat)
+        terms = ForwardTerms(incoming_msat, HEIGHT + 134, outgoing_msat, HEIGHT + 100, is_blinded=True)
+        assert check_forward(terms, (policy,), HEIGHT, lambda: UPDATE) is None
+        short += incoming_msat - outgoing_msat < fee_msat(policy, outgoing_msat)
+    assert short
 
 
 def test_the_policy_before_still_holds_for_a_while() -> None:
