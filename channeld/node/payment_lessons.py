@@ -23,7 +23,7 @@ from channeld.bolt.primitives import DecodeError, format_short_channel_id
 from channeld.channel import effects as fx
 from channeld.node import failures
 from channeld.node.payment_record import PartRecord, PaymentRecord
-from channeld.routing.values import MAX_AMOUNT_MSAT, EdgeKey, Hop, Policy, Route
+from channeld.routing.values import MAX_AMOUNT_MSAT, EdgeKey, Policy, Route
 from wallet.bitcoin.secp import InvalidKey, verify
 
 if TYPE_CHECKING:
@@ -355,10 +355,4 @@ class Teacher:
         elif code == f.TemporaryChannelFailure.CODE:
             scorer.route_failed(graph, route, part.failing_hop + 1, now, in_flight)
         else:
-            for passed in _passed(route, part.failing_hop):
-                scorer.passed(graph, passed.key, passed.amount_msat + in_flight.get(passed.key, 0), now)
-
-
-def _passed(route: Route, failing_hop: int) -> tuple[Hop, ...]:
-    """The channels that the HTLC went through before a node failed it."""
-    return route.hops[: failing_hop + 1]
+            scorer.route_passed(graph, route, part.failing_hop + 1, now, in_flight)

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from channeld.routing.graph import Floats, Graph, Indices, Topology
 from channeld.routing.knowledge import ChannelKnowledge, NodeKnowledge
-from channeld.routing.values import EdgeKey, Route
+from channeld.routing.values import EdgeKey, Hop, Route
 
 _VERSION = 1
 _FIRST_SCID = 1 << 40
@@ -160,14 +160,25 @@ class Scorer:
         With `failing_hop == len(route.hops)` all passed, and the destination refused: a probe that arrived.
         `in_flight`: our other HTLCs at the time, msat.
         """
-        others = in_flight or {}
-        for index, hop in enumerate(route.hops[: failing_hop + 1]):
-            amount_msat = hop.amount_msat + others.get(hop.key, 0)
-            self._learn(graph, hop.key, amount_msat, now_seconds, passed=index != failing_hop)
+        self.route_passed(graph, route, failing_hop, now_seconds, in_flight)
+        for hop in _true_hops(graph, route, failing_hop, failing_hop + 1):
+            self._learn(graph, hop.key, _beside(hop, in_flight), now_seconds, passed=False)
+
+    def route_passed(
+        self,
+        graph: Graph,
+        route: Route,
+        hops: int,
+        now_seconds: float,
+        in_flight: Mapping[EdgeKey, int] | None = None,
+    ) -> None:
+        """So many hops, from the first on, passed a payment that came back."""
+        for hop in _true_hops(graph, route, 0, hops):
+            self._learn(graph, hop.key, _beside(hop, in_flight), now_seconds, passed=True)
 
     def route_succeeded(self, graph: Graph, route: Route, now_seconds: float) -> None:
         """A payment was settled: every channel had the amount, and it is at the other side now."""
-        for hop in route.hops:
+        for hop in _true_hops(graph, route, 0, len(route.hops)):
             self._learn(graph, hop.key, hop.amount_msat, now_seconds, passed=True)
             if (row := self._row_of.get(hop.short_channel_id)) is not None:
                 moved = hop.amount_msat if hop.direction else -hop.amount_msat
@@ -369,6 +380,24 @@ class Scorer:
                 start, end = topology.out_start[index : index + 2]
                 extra[topology.out_edges[start:end]] = self._node_nats(node_id, now_seconds)
         return extra
+
+
+def _true_hops(graph: Graph, route: Route, start: int, end: int) -> list[Hop]:
+    """Some hops of a route, without those that an invoice's hint gave the name of a public channel of other nodes: what
+    happens there says nothing of that one, however often it fails."""
+    true = []
+    for index in range(start, min(end, len(route.hops))):
+        hop = route.hops[index]
+        source = route.hops[index - 1].node_id if index else route.source
+        public = graph.channel(hop.short_channel_id)
+        if public is None or {public.node_id_1, public.node_id_2} == {source, hop.node_id}:
+            true.append(hop)
+    return true
+
+
+def _beside(hop: Hop, in_flight: Mapping[EdgeKey, int] | None) -> int:
+    """What a channel was asked to hold: this HTLC and our others."""
+    return hop.amount_msat + (in_flight or {}).get(hop.key, 0)
 
 
 def _capacity_msat(graph: Graph, key: EdgeKey) -> int | None:

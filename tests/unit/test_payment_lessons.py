@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ from channeld.node.payment_lessons import (
 from channeld.node.payment_record import PartRecord, PaymentRecord, attempt_view, decode, save
 from channeld.routing import Graph, Scorer
 from channeld.routing.values import EdgeKey, Hop, Policy, Route
-from tests.routing_support import NOW, Link, build, scid
+from tests.routing_support import NOW, scid
 from wallet.bitcoin.secp import pubkey_of, sign
 
 CHAIN = bytes(range(32))
@@ -237,8 +238,9 @@ def test_hold_times_of_a_success() -> None:
 
 
 def test_what_is_learnt_for_all_payments() -> None:
-    graph: Graph = build(Link(0, 1), Link(0, 1), Link(0, 1))
-    scorer = Scorer()
+    graph, scorer = Graph(), Scorer()
+    for number, ends in enumerate(pairwise((ROUTE.source, *NODES))):
+        graph.add_channel(scid(number), *sorted(ends), 10_000_000)
     teacher = Teacher(lambda: scorer, lambda: graph, lambda: NOW)
     stuck = ended(said(f.TemporaryChannelFailure(), 0))
     assert teacher.teach(stuck, {})

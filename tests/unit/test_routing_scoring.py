@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channeld.bolt.invoice import RoutingHop
 from channeld.routing import EdgeKey, Route, RouteRequest, Scorer, find_route
+from channeld.routing.hints import hint_edges
 from channeld.routing.scoring import Distribution, ScorerConfig
 from channeld.routing.values import Hop
 from tests.routing_support import NOW, Link, build, node, scid
@@ -95,6 +97,22 @@ def test_a_failure_teaches_of_every_hop_up_to_it() -> None:
     assert scorer.bounds(graph, EdgeKey(scid(2), 0), NOW) is None
     scorer.route_failed(graph, route, 3, NOW)
     assert scorer.bounds(graph, EdgeKey(scid(2), 0), NOW) == (1_000_000, CAPACITY_MSAT)
+
+
+def test_a_hint_that_names_a_channel_of_others_teaches_nothing_of_it() -> None:
+    # else whoever makes an invoice could have any channel avoided, by the name of one that fails
+    graph, scorer = build(Link(0, 1), Link(1, 2), Link(3, 4)), Scorer()
+    victim = scid(2)
+    edges = hint_edges(node(9), [(RoutingHop(node(2), victim, 0, 0, 0),)])
+    request = RouteRequest(source=node(0), destination=node(9), amount_msat=1_000_000, extra_edges=edges)
+    route = find_route(graph, scorer, request, NOW)
+    assert isinstance(route, Route)
+    assert route.hops[2].short_channel_id == victim
+    scorer.route_failed(graph, route, 2, NOW)
+    assert scorer.bounds(graph, route.hops[1].key, NOW) is not None
+    scorer.route_passed(graph, route, 3, NOW)
+    scorer.route_succeeded(graph, route, NOW)
+    assert scorer.bounds(graph, route.hops[2].key, NOW) is None
 
 
 def test_nodes_that_fail_are_avoided_for_a_while() -> None:
