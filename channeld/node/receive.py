@@ -112,6 +112,8 @@ class Receiver:
             return Reaction()
         if self._stale_seconds() > MOST_STALE_SECONDS:
             return refuse(driver, htlc.id, onion.context.refusal(TemporaryNodeFailure(), "layer 1 is away"))
+        if _is_unfunded(driver):  # now: it was not, when this HTLC was locked in before a restart
+            return refuse(driver, htlc.id, onion.context.refusal(TemporaryNodeFailure(), "the funding left the chain"))
         waiting = self._sets.get(htlc.payment_hash)
         if record is None:
             record = waiting.record if waiting is not None else self._unasked(htlc, onion)
@@ -133,8 +135,9 @@ class Receiver:
         waiting.parts.append(part)
         if waiting.received_msat() < waiting.total_msat:
             return Reaction()
-        if any(p.htlc.cltv_expiry < self._height() + LATEST_BLOCKS for p in waiting.parts):
-            # They were in time when they came, which may be long ago: we may have been off, without layer 1 at hand.
+        latest = self._height() + LATEST_BLOCKS
+        if any(p.htlc.cltv_expiry < latest or _is_unfunded(p.driver) for p in waiting.parts):
+            # They were good when they came, which may be long ago: we may have been off, without layer 1 at hand.
             self._fail_set(htlc.payment_hash, MppTimeout())
             return Reaction()
         waiting.timer.cancel()

@@ -6,16 +6,21 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+from msgspec.structs import replace
+
 from channeld.bolt.onion.failures import Failure, IncorrectOrUnknownPaymentDetails, decode_failure
 from channeld.bolt.onion.payment import BlindedRole, OnionContext, Receive
 from channeld.bolt.onion.returns import ReturnPacket, read_failure
 from channeld.bolt.transactions import Htlc
 from channeld.channel import events as ev
+from channeld.channel.normal import is_unfunded
+from channeld.channel.state import State
 from channeld.node.bus import EventBus
 from channeld.node.driver import Reaction
 from channeld.node.invoice_record import InvoiceRecord
 from channeld.node.invoices import LATEST_BLOCKS, InvoiceBook
 from channeld.node.receive import MOST_STALE_SECONDS, Receiver
+from tests.machine.harness import open_pair
 
 HASH = bytes(range(32))
 SECRET = bytes(32)
@@ -64,7 +69,7 @@ class FakeDriver:
     def __init__(self, store: FakeStore, channel_key: int) -> None:
         self.store = store
         self.channel_key = channel_key
-        self.state = None
+        self.state: State | None = None
         self.posted: list[ev.Event] = []
 
     def post(self, event: ev.Event, writes: Iterable[object] = (), *_: object) -> None:
@@ -175,6 +180,27 @@ async def test_what_came_early_and_is_late_by_now_is_failed() -> None:
     assert not recipient.book.settled
     for driver in recipient.drivers:
         assert [type(event) for event in driver.posted] == [ev.FailHtlc]
+
+
+async def test_no_preimage_for_a_part_whose_channel_may_be_taken_back() -> None:
+    bob = open_pair().bob.funded
+    unfunded = replace(bob, funding_depth=0)
+    assert is_unfunded(unfunded) > is_unfunded(bob)
+    recipient = Recipient()
+    first, last = recipient.drivers
+    first.state = last.state = bob
+    assert recipient.part(0, 145) == Reaction()
+    first.state = unfunded  # a reorganisation, while the rest is on its way
+    assert recipient.part(1, 145) == Reaction()
+    assert not recipient.book.settled
+    for driver in recipient.drivers:
+        assert [type(event) for event in driver.posted] == [ev.FailHtlc]
+    recipient.knows_height = False
+    recipient.part(0, 145, amount_msat=1000)  # or before a restart, and that is told only now
+    recipient.knows_height = True
+    recipient.receiver.height_known()
+    assert not recipient.book.settled
+    assert [type(event) for event in first.posted] == [ev.FailHtlc, ev.FailHtlc]
 
 
 async def test_no_preimage_for_long_by_a_height_that_nobody_renews() -> None:
