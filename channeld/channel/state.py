@@ -211,8 +211,9 @@ class Funded(Struct, frozen=True, kw_only=True):
 
     @property
     def is_deep(self) -> bool:
-        """Whether the funding transaction is as deep as it has to be: a reorganisation may have changed that."""
-        return self.funding_depth >= self.required_depth_blocks
+        """Whether the funding transaction is as deep as it has to be: a reorganisation may have changed that. One that
+        was double-spent is not, also where no depth was asked for."""
+        return self.funding_depth >= self.required_depth_blocks and not self.double_spent_by
 
     @property
     def required_depth_blocks(self) -> int:

@@ -138,6 +138,25 @@ def test_a_double_spend_ends_the_channel_when_it_is_irrevocable() -> None:
     assert not bob.broadcast
 
 
+def test_who_needs_no_depth_is_not_believed_after_a_double_spend() -> None:
+    alice, bob = Peer("alice", seed_secrets("alice")), Peer("bob", seed_secrets("bob"))
+    bob.policy = ChannelPolicy(accept_zero_conf_from=frozenset({harness.NODE_IDS["alice"]}))
+    pair = start_open(alice, bob, zero_conf=True, announce=False, push_msat=300_000_000)
+    fund(pair)
+    depth(bob, 0, 1)
+    assert not views.is_usable(bob.funded)
+    assert bob.state is not None
+    assert "double-spent" in views.why_unusable(bob.state, None)
+    add(alice, 1_000_000)
+    pair.settle()
+    (locked_in,) = bob.locked_in
+    assert locked_in.unfunded
+    with pytest.raises(ev.CommandRejected, match="not deep enough"):
+        add(bob, 1_000_000)
+    assert depth(bob, 0) == [fx.ChannelUsable()]
+    add(bob, 1_000_000)
+
+
 def test_a_double_spend_that_is_reorganised_away_leaves_the_channel_alive() -> None:
     pair = with_htlcs()
     depth(pair.bob, 0, 50)
