@@ -176,6 +176,8 @@ class Forwarder:
     def _prepare(self, driver: Driver, htlc: Htlc, onion: Forward, asked: Driver) -> _Offer:
         # BOLT 4, "Non-strict Forwarding": another channel with the same peer does as well.
         others = [d for d in self._channels.usable_with(asked.peer_id) if d is not asked]
+        if onion.next_path_key is not None:  # the channel asked for may not have heard yet who its peer is now
+            others = [d for d in others if _knows_blinding(d)]
         context = onion.context
         circuit = Circuit(
             driver.channel_key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,14 +13,15 @@ from channeld.bolt.features import Feature, optional
 from channeld.bolt.messages import AttributionData, UpdateFailHtlc, encode
 from channeld.bolt.onion import failures as f
 from channeld.bolt.onion.blinding import BlindedPayInfo, PaymentRelay
-from channeld.bolt.onion.payment import BlindedRole
+from channeld.bolt.onion.payment import BlindedRole, Forward, OnionContext
 from channeld.bolt.onion.returns import ReturnPacket, create_failure, read_failure
+from channeld.bolt.transactions import Htlc
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel.state import Live, Offline, Syncing
 from channeld.gossip.own import ForwardingPolicy
 from channeld.node.circuits import Circuit, circuit_of
-from channeld.node.forwarding import MOST_REASON_BYTES, _knows_blinding, failure_event
+from channeld.node.forwarding import MOST_REASON_BYTES, Forwarder, _knows_blinding, failure_event
 from channeld.node.policies import MAX_CLTV_BLOCKS, SOONEST_EXPIRY_BLOCKS, ForwardTerms, check_forward, fee_msat
 from tests.machine.harness import open_pair
 
@@ -148,6 +150,23 @@ def test_a_path_key_is_for_those_who_know_it(link: type[Live | Syncing]) -> None
     assert knows(link(optional(Feature.option_route_blinding)))
     assert not knows(link(frozenset())), "another channel with the same peer may be ready"
     assert knows(Offline()), "it is not asked then"
+
+
+def test_no_other_channel_takes_a_path_key_to_a_peer_that_does_not_know_it() -> None:
+    asked, *others = (SimpleNamespace(peer_id=b"peer", state=open_pair().alice.funded) for _ in range(3))
+    asked.state = replace(asked.state, link=Offline())  # its peer is back, but it is busy
+    others[0].state = replace(others[0].state, link=Live(optional(Feature.option_route_blinding)))
+    others[1].state = replace(others[1].state, link=Live(frozenset()))
+    channels = SimpleNamespace(usable_with=lambda peer_id: others)
+    nothing = cast(Any, None)
+    forwarder = Forwarder(nothing, cast(Any, channels), nothing, nothing, lambda: 1, lambda: True, lambda *_: b"")
+    onion = Forward(1, 2, 3, None, bytes(1366), None, OnionContext(bytes(32), bytes(32), BlindedRole.NONE))
+    incoming, htlc = cast(Any, SimpleNamespace(channel_key=7)), Htlc(0, 1, bytes(32), 9, False)
+    offer = forwarder._prepare(incoming, htlc, onion, cast(Any, asked))
+    assert offer.candidates == (asked, *others)
+    blinded = dataclasses.replace(onion, next_path_key=bytes(33))
+    offer = forwarder._prepare(incoming, htlc, blinded, cast(Any, asked))
+    assert offer.candidates == (asked, others[0])
 
 
 def test_inside_a_blinded_path_all_failures_look_alike() -> None:
