@@ -15,13 +15,14 @@ from tests.tower_support import key, revoked, running_client, until
 from tests.unit.test_tower_intake import FakeSource, tower_of
 from wallet.bitcoin import OutPoint
 from watchtower.appointment import JusticeKit
-from watchtower.client.connection import TowerUri
+from watchtower.client.connection import Connection, TowerUri
 from watchtower.client.pace import Pace
 from watchtower.client.towers import Towers, TowersError
 from watchtower.client.uploader import Uploader
 from watchtower.client.values import KitMaker, session_secret
 from watchtower.rpc.errors import Refusal
 from watchtower.tower.daemon import Tower
+from watchtower.v1 import tower_pb2
 
 CHANNELS = (b"\x01" * 32, b"\x02" * 32)
 
@@ -335,6 +336,42 @@ async def test_one_channel_that_fails_does_not_keep_the_others_waiting(tmp_path:
         await until(lambda: tower.sessions.total_appointments == len(others))
         await until(lambda: towers.statuses()[0].problem == "a bug with this channel")
         assert towers.statuses()[0].backlog == 1
+
+
+async def test_a_call_without_an_answer_does_not_end_the_backups_of_other_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        await use(towers, tower)
+        revoke(towers, node, CHANNELS[0], 1)
+        revoke(towers, node, CHANNELS[1], 1)
+        await settled(towers)
+        take, call_stub = tower.intake.add, Connection._call_stub
+        asked, answer, calls = asyncio.Event(), asyncio.Event(), 0
+
+        async def hold(*args: Any) -> Any:
+            asked.set()
+            await answer.wait()
+            return await take(*args)
+
+        async def hurry(self: Connection, method: Any, request: Any, seconds: float, metadata: Any = ()) -> Any:
+            nonlocal calls
+            calls += isinstance(request, tower_pb2.AddAppointmentsRequest)
+            if calls == 2:  # the second channel's, while the first one's is under way
+                monkeypatch.setattr(Connection, "_call_stub", call_stub)
+                await asked.wait()
+                seconds = 0.02
+            return await call_stub(self, method, request, seconds, metadata)
+
+        monkeypatch.setattr(tower.intake, "add", hold)
+        monkeypatch.setattr(Connection, "_call_stub", hurry)
+        revoke(towers, node, CHANNELS[0], 1)
+        revoke(towers, node, CHANNELS[1], 1)
+        await until(lambda: bool(towers.statuses()[0].problem))
+        answer.set()
+        await settled(towers)
+        assert tower.sessions.total_appointments == 4
 
 
 async def test_a_tower_that_kept_its_sessions_is_used_again_in_another_mode(tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ class Connection:
     async def _call_stub(self, method: Any, request: Any, seconds: float, metadata: Any = ()) -> Any:
         try:
             return await method(request, timeout=seconds, metadata=metadata)
+        except asyncio.CancelledError:
+            # Closing a channel, for another call that failed, cancels those that are under way in it.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise TowerAway("the connection was closed while the tower was being asked") from None
         except grpc.aio.AioRpcError as error:
             trailing: Any = error.trailing_metadata() or ()
             kind = next((value for key, value in trailing if key == ERROR_KIND_METADATA), None)
