@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -261,6 +262,50 @@ async def test_sessions_end_and_are_extended(tmp_path: Path) -> None:
         await tower.sessions.wait_removed()
         assert tower.sessions.total_appointments == 0
         await refused(connection.get_appointment(renewed, bytes(16)), "not_found")
+        await connection.close()
+
+
+class Turnstile:
+    """Lets as many commits through as it is told to."""
+
+    def __init__(self) -> None:
+        self.turns = threading.Semaphore(0)
+
+    def before(self) -> None:
+        self.turns.acquire()
+
+    def after(self) -> None:
+        """Nothing."""
+
+
+async def test_a_session_that_ends_while_it_still_takes_appointments_is_removed_with_them(tmp_path: Path) -> None:
+    """While others are being removed, and the database is slow: no row may stay behind its session."""
+    async with tower_of(tmp_path) as tower:
+        store, connection = tower.sessions._store, connect(tower)
+        store._may_share = False  # the writer's thread waits at the turnstile, not the loop
+        first, second = secrets.token_bytes(32), secrets.token_bytes(32)
+        for secret in (first, second):
+            await connection.create_session(secret, "own", 0)
+        await connection.add(first, some())
+        hook = store._hook = Turnstile()
+        ending = [asyncio.create_task(connection.delete_session(first))]
+        hook.turns.release()
+        await asyncio.wait(ending)
+        await until(lambda: store._unheard == 1)  # its appointments are about to go
+        session = tower.sessions.get(pubkey_of(second))
+        adding = asyncio.create_task(connection.add(second, some()))
+        await until(lambda: session.appointments == 1)
+        ending.append(asyncio.create_task(connection.delete_session(second)))
+        await until(lambda: session in tower.sessions._ended)
+        transactions = store.figures.transactions
+        hook.turns.release()  # the first one's appointments are gone, and the second's turn comes
+        await until(lambda: store.figures.transactions > transactions)
+        for _ in range(2):
+            await store.read(lambda _: None)
+        hook.turns.release(10)
+        await until(lambda: tower.failure is not None or tower.sessions.total_appointments == 0)
+        assert tower.failure is None
+        await asyncio.gather(adding, *ending)
         await connection.close()
 
 

@@ -128,15 +128,16 @@ class Intake:
                     )
                     for row in fresh
                 ]
-                breached = await asyncio.shield(self._commit(writes, fresh))
+                # Submitted here and now: a session that ends in the next moment must not overtake it.
+                breached = await asyncio.shield(self._commit(self._store.commit_nowait(writes), fresh))
             finally:
                 self._pending_bytes -= size
         return [self.receipt(session_id, row) for row in stored], breached
 
-    async def _commit(self, writes: list[Write], fresh: Sequence[Stored]) -> list[bytes]:
+    async def _commit(self, durable: asyncio.Future[None], fresh: Sequence[Stored]) -> list[bytes]:
         """Nothing is awaited after the commit: a block is searched either before, and then `on_stored` knows it, or
         after, and then the index has the locators."""
-        await self._store.commit(writes)
+        await durable
         self._index.add(prefix_of(row.locator) for row in fresh)
         self.accepted += len(fresh)
         return self._on_stored(fresh)

@@ -233,6 +233,7 @@ class Sessions:
         while self._ended:
             session = self._ended[-1]
             key = session.key
+            await self._store.commit(())  # what was taken just before the end is there to be found
             ids = await self._store.read(partial(tables.ids_of_session, session_key=key, limit=_REMOVED_AT_ONCE))
             if ids:
                 await self._store.commit(tables.delete_appointments(ids))
