@@ -75,6 +75,7 @@ class FakeSource:
         return [tx.txid() for tx in (await self.get_block(block_hash)).txs]
 
     async def get_tx(self, txid: bytes, block_hash: bytes) -> Tx | None:
+        self.asked += 1
         return next((tx for ref, block in self.blocks for tx in block.txs if tx.txid() == txid), None)
 
     async def broadcast(self, tx: Tx) -> BroadcastResult:

@@ -425,13 +425,14 @@ class Watcher:
     async def _search_again(
         self, rows: Sequence[Stored], ref: BlockRef, changed: dict[int, Breach], news: list[Alert]
     ) -> None:
-        """A block that was searched before the appointments came."""
-        by_locator = {locator_of(txid): txid for txid in await self._source.get_block_txids(ref.hash)}
+        """A block that was searched before the appointments came. It is had as a whole: to ask for each transaction
+        would leave it to clients how long layer 1 is kept busy."""
+        block = await self._source.get_block(ref.hash)
+        txids = await asyncio.to_thread(txids_of, block)
+        by_locator = {locator_of(txid): (txid, tx) for txid, tx in zip(txids, block.txs, strict=True)}
         for row in rows:
-            txid = by_locator.get(row.locator)
-            tx = None if txid is None else await self._source.get_tx(txid, ref.hash)
-            if txid is not None and tx is not None:
-                self._breach(row, tx, txid, ref.height, changed, news)
+            if (found := by_locator.get(row.locator)) is not None:
+                self._breach(row, found[1], found[0], ref.height, changed, news)
 
     async def _spends_since(self, height: int, changed: dict[int, Breach], news: list[Alert]) -> None:
         """What was done since with the outputs of breaches that were found late."""
