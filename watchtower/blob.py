@@ -19,8 +19,8 @@ from wallet.bitcoin.encoding import tagged_hash
 LOCATOR_BYTES = 16
 OVERHEAD_BYTES = 12 + 16
 MIN_PADDED_BYTES = 384
-MAX_CONTENT_BYTES = 4 << 20
-"""What a blob may unpack to: more is somebody's joke."""
+MAX_CONTENT_BYTES = 2 << 20
+"""What a blob may unpack to: more is somebody's joke. (966 HTLCs come to a third of it.)"""
 _LENGTH_BYTES = 4
 
 

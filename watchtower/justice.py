@@ -8,13 +8,14 @@ outputs can be spent at any fee rate, among them those of the cheater's own tran
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from wallet.bitcoin.encoding import compact_size, hash160
 from wallet.bitcoin.script import p2wpkh, p2wpkh_script_code, p2wsh
-from wallet.bitcoin.secp import compact_to_der, is_valid_secret, sign
+from wallet.bitcoin.secp import InvalidKey, compact_to_der, is_valid_secret, pubkey_of, sign, verify_once
 from wallet.bitcoin.sighash import SIGHASH_ALL, SegwitV0Inputs, SighashCache, segwit_v0_sighash
 from wallet.bitcoin.tx import SEQUENCE_RBF, OutPoint, Tx, TxIn, TxOut
 from wallet.fees import dust_threshold_sat, fee_for_tx
@@ -28,6 +29,16 @@ ELSEWHERE_PERMILLE = 100
 than the client's: a tower's reward. More looks like a thief with a copy of the key."""
 NEAR_BLOCKS = 6
 """They do not rely on each other so few blocks before the cheater may take an output for good."""
+
+MAX_OUTPUTS: Final = 2 * 483 + 2
+"""Of a commitment that are worth taking (BOLT 2, `max_accepted_htlcs`): HTLCs of both sides, and both balances."""
+MAX_BUNDLES: Final = MAX_OUTPUTS + 2
+MAX_RUNGS: Final = 16
+"""More than any ladder has."""
+MAX_SCRIPT_BYTES: Final = 520
+"""More than any of BOLT 3's scripts has."""
+MAX_ITEM_BYTES: Final = 80
+"""Of a witness, for relay."""
 
 OutputKind = Literal["to_local", "to_remote", "htlc", "htlc_tx"]
 
@@ -44,8 +55,8 @@ class Penalty(msgspec.Struct, frozen=True, array_like=True):
     kind: OutputKind
     vout: int
     amount_sat: int
-    script: bytes
-    tail: tuple[bytes, ...]
+    script: Annotated[bytes, Meta(max_length=MAX_SCRIPT_BYTES)]
+    tail: Annotated[tuple[Annotated[bytes, Meta(max_length=MAX_ITEM_BYTES)], ...], Meta(max_length=2)]
     sequence: int = SEQUENCE_RBF
 
     @property
@@ -91,21 +102,22 @@ class Rung(msgspec.Struct, frozen=True, array_like=True):
 class Bundle(msgspec.Struct, frozen=True, array_like=True):
     """Outputs (by their place in `Justice.outputs`) that one pre-signed transaction takes, at rising fee rates."""
 
-    places: tuple[int, ...]
-    rungs: tuple[Rung, ...]
+    places: Annotated[tuple[int, ...], Meta(max_length=MAX_OUTPUTS)]
+    rungs: Annotated[tuple[Rung, ...], Meta(max_length=MAX_RUNGS)]
 
 
 class Justice(msgspec.Struct, frozen=True, array_like=True):
-    """The content of a blob. `revocation_secret` and `second_stage_script` (the witness script of outputs of the
-    cheater's HTLC transactions) are empty in blind mode."""
+    """The content of a blob, which anybody may have made: there is a limit to what a tower has to go through for it, in
+    every block that the breach is open. `revocation_secret` and `second_stage_script` (the witness script of outputs
+    of the cheater's HTLC transactions) are empty in blind mode."""
 
     version: int
     sweep_script: bytes
     reward_script: bytes
     reward_permille: int
     to_self_delay_blocks: int
-    outputs: tuple[Penalty, ...]
-    bundles: tuple[Bundle, ...]
+    outputs: Annotated[tuple[Penalty, ...], Meta(max_length=MAX_OUTPUTS)]
+    bundles: Annotated[tuple[Bundle, ...], Meta(max_length=MAX_BUNDLES)]
     revocation_secret: bytes = b""
     second_stage_script: bytes = b""
 
@@ -136,7 +148,7 @@ def decode(content: bytes) -> Justice:
 
 
 def check(justice: Justice, breach: Tx) -> None:
-    """Whether everything fits the breach transaction, signatures included. Raises InvalidJustice."""
+    """Whether everything fits the breach transaction, and something can be taken. Raises InvalidJustice."""
     if not justice.outputs:
         raise InvalidJustice("the blob names no output")
     places = [penalty.vout for penalty in justice.outputs]
@@ -152,8 +164,12 @@ def check(justice: Justice, breach: Tx) -> None:
         raise InvalidJustice("the reward is out of bounds")
     if not 1 <= len(justice.sweep_script) <= 42 or len(justice.reward_script) > 42:
         raise InvalidJustice("the blob pays to no known kind of script")
+    if sum(len(bundle.places) for bundle in justice.bundles) > 2 * len(justice.outputs):
+        raise InvalidJustice("the blob's transactions take the same outputs again and again")
     for bundle in justice.bundles:
         _check_bundle(justice, bundle)
+    if not _takes_anything(justice, breach.txid()):
+        raise InvalidJustice("nothing in the blob is signed with the keys that the outputs ask for")
 
 
 def _check_penalty(penalty: Penalty, breach: Tx) -> None:
@@ -178,6 +194,46 @@ def _check_bundle(justice: Justice, bundle: Bundle) -> None:
             raise InvalidJustice("a transaction of the blob lacks signatures")
         if rung.client_sat <= 0 or rung.reward_sat < 0 or rung.client_sat + rung.reward_sat > total_sat:
             raise InvalidJustice("a transaction of the blob pays more than it takes, or nothing")
+
+
+def _takes_anything(justice: Justice, breach_txid: bytes) -> bool:
+    """Of each transaction that is signed beforehand, the dearest stands for all."""
+    if justice.is_own and any(is_taken_with_key(justice, each) for each in justice.outputs if each.kind != "to_remote"):
+        return True
+    return any(
+        is_signed_rung(justice, breach_txid, bundle, bundle.rungs[-1]) for bundle in justice.bundles if bundle.rungs
+    )
+
+
+def is_taken_with_key(justice: Justice, penalty: Penalty) -> bool:
+    """Whether the revocation key that the blob tells is the one that the output asks for."""
+    return pubkey_of(justice.revocation_secret) == _signer_of(penalty)
+
+
+def is_signed_rung(justice: Justice, breach_txid: bytes, bundle: Bundle, rung: Rung) -> bool:
+    """Whether all signatures of a pre-signed transaction are right."""
+    penalties, tx, signatures = _rung_parts(justice, breach_txid, bundle, rung)
+    return all(_signs(each, tx, i, s) for i, (each, s) in enumerate(zip(penalties, signatures, strict=True)))
+
+
+def _signs(penalty: Penalty, tx: Tx, index: int, signature: bytes) -> bool:
+    signer = _signer_of(penalty)
+    try:
+        return signer is not None and verify_once(signer, penalty.sighash(tx, index, SighashCache(tx)), signature)
+    except InvalidKey:
+        return False
+
+
+def _signer_of(penalty: Penalty) -> bytes | None:
+    """The key whose signature the penalty needs (BOLT 3's scripts), or None for a script of another form."""
+    script, tail = penalty.script, penalty.tail
+    if penalty.kind == "to_local":
+        return script[2:35] if script[:2] == b"\x63\x21" and tail == (b"\x01",) else None
+    if penalty.kind == "to_remote":
+        return script[1:34] if script else tail[0]
+    if penalty.kind == "htlc" and len(tail) == 1 and script[:3] == b"\x76\xa9\x14":
+        return tail[0] if hash160(tail[0]) == script[3:23] else None
+    return None
 
 
 # --- transactions -------------------------------------------------------------------------------------------------
@@ -278,12 +334,20 @@ def with_witnesses(tx: Tx, penalties: Sequence[Penalty], signatures: Sequence[by
     )
 
 
-def rung_tx(justice: Justice, breach_txid: bytes, bundle: Bundle, rung: Rung) -> Tx:
-    """A pre-signed transaction, complete. Raises InvalidJustice if a signature is none."""
+def _rung_parts(
+    justice: Justice, breach_txid: bytes, bundle: Bundle, rung: Rung
+) -> tuple[list[Penalty], Tx, list[bytes]]:
+    """What it takes, the transaction without witnesses, and a signature for each input."""
     penalties = [justice.outputs[place] for place in bundle.places]
     outpoints = [OutPoint(breach_txid, penalty.vout) for penalty in penalties]
     tx = make_tx(outpoints, penalties, justice.sweep_script, rung.client_sat, justice.reward_script, rung.reward_sat)
     signatures = [rung.signatures[at : at + 64] for at in range(0, len(rung.signatures), 64)]
+    return penalties, tx, signatures
+
+
+def rung_tx(justice: Justice, breach_txid: bytes, bundle: Bundle, rung: Rung) -> Tx:
+    """A pre-signed transaction, complete. Raises InvalidJustice if a signature is none."""
+    penalties, tx, signatures = _rung_parts(justice, breach_txid, bundle, rung)
     try:
         return with_witnesses(tx, penalties, signatures)
     except ValueError as error:

@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from wallet.bitcoin import BlockHeader, OutPoint, SerializationError, Tx
-from wallet.bitcoin.encoding import hash160, sha256, sha256d
-from wallet.bitcoin.secp import InvalidKey, pubkey_of, verify_once
-from wallet.bitcoin.sighash import SighashCache
+from wallet.bitcoin.encoding import sha256, sha256d
 from watchtower.blob import Undecipherable, locator_of, unseal
-from watchtower.justice import InvalidJustice, Justice, Penalty, check, decode, make_tx
+from watchtower.justice import InvalidJustice, Justice, check, decode, is_signed_rung, is_taken_with_key
 from watchtower.messages import Receipt, SessionTerms
 
 
@@ -124,37 +122,10 @@ def _was_takeable(justice: Justice, breach_txid: bytes, place: int) -> bool:
     """Whether the blob let the tower take the output: with the key, or by a transaction whose signatures are right."""
     penalty = justice.outputs[place]
     if justice.is_own and penalty.kind != "to_remote":
-        return pubkey_of(justice.revocation_secret) == _signer_of(penalty)
-    for bundle in justice.bundles:
-        if place not in bundle.places:
-            continue
-        penalties = [justice.outputs[each] for each in bundle.places]
-        outpoints = [OutPoint(breach_txid, each.vout) for each in penalties]
-        for rung in bundle.rungs:
-            tx = make_tx(
-                outpoints, penalties, justice.sweep_script, rung.client_sat, justice.reward_script, rung.reward_sat
-            )
-            signatures = [rung.signatures[at : at + 64] for at in range(0, len(rung.signatures), 64)]
-            if all(_signs(each, tx, i, s) for i, (each, s) in enumerate(zip(penalties, signatures, strict=True))):
-                return True
-    return False
-
-
-def _signs(penalty: Penalty, tx: Tx, index: int, signature: bytes) -> bool:
-    signer = _signer_of(penalty)
-    try:
-        return signer is not None and verify_once(signer, penalty.sighash(tx, index, SighashCache(tx)), signature)
-    except InvalidKey:
-        return False
-
-
-def _signer_of(penalty: Penalty) -> bytes | None:
-    """The key whose signature the penalty needs (BOLT 3's scripts), or None for a script of another form."""
-    script, tail = penalty.script, penalty.tail
-    if penalty.kind == "to_local":
-        return script[2:35] if script[:2] == b"\x63\x21" and tail == (b"\x01",) else None
-    if penalty.kind == "to_remote":
-        return script[1:34] if script else tail[0]
-    if penalty.kind == "htlc" and len(tail) == 1 and script[:3] == b"\x76\xa9\x14":
-        return tail[0] if hash160(tail[0]) == script[3:23] else None
-    return None
+        return is_taken_with_key(justice, penalty)
+    return any(
+        is_signed_rung(justice, breach_txid, bundle, rung)
+        for bundle in justice.bundles
+        if place in bundle.places
+        for rung in bundle.rungs
+    )

@@ -20,7 +20,7 @@ from wallet.bitcoin.encoding import tagged_hash
 from wallet.bitcoin.script import p2wpkh
 from wallet.fees import CREDIBLE_FEERATE_SAT_PER_KW, fee_for_tx
 from watchtower import justice as jus
-from watchtower.appointment import JusticeKit, Terms, fit_appointment, make_appointment, make_justice
+from watchtower.appointment import JusticeKit, Mode, Terms, fit_appointment, make_appointment, make_justice
 from watchtower.blob import MAX_CONTENT_BYTES, OVERHEAD_BYTES, Undecipherable, padded_size, seal, unseal
 from watchtower.tower import breach as br
 from watchtower.tower.index import LocatorIndex, from_columns, prefix_of, prefixes_of_txids, to_column
@@ -133,6 +133,10 @@ def test_to_remote_without_anchors_is_a_p2wpkh_output() -> None:
         ({"to_self_delay_blocks": -1}, "delay"),
         ({"to_self_delay_blocks": 1 << 16}, "delay"),
         ({"bundles": (jus.Bundle((0, 0), ()),)}, "twice"),
+        ({"bundles": (jus.Bundle((0,), ()),) * (jus.MAX_BUNDLES + 1)}, "not readable"),
+        ({"bundles": (jus.Bundle((0,), ()),) * 9}, "again and again"),
+        ({"revocation_secret": b"\x01" * 32, "bundles": ()}, "nothing in the blob is signed"),
+        ({"revocation_secret": b"", "bundles": (jus.Bundle((1,), (jus.Rung(253, 1, 0, bytes(64)),)),)}, "nothing"),
     ],
 )
 def test_nonsense_in_a_blob_is_named(changes: dict[str, object], words: str) -> None:
@@ -140,6 +144,17 @@ def test_nonsense_in_a_blob_is_named(changes: dict[str, object], words: str) -> 
     bad = msgspec.structs.replace(make_justice(revoked_.kit, OWN), **changes)
     with pytest.raises(jus.InvalidJustice, match=words):
         jus.check(jus.decode(jus.encode(bad)), revoked_.tx)
+
+
+@pytest.mark.parametrize("mode", ["blind", "own"])
+def test_as_many_htlcs_as_a_commitment_can_have_fit_into_a_blob(mode: Mode) -> None:
+    amounts = [10_000 + number for number in range(jus.MAX_OUTPUTS - 2)]
+    revoked_ = revoked("many", FUNDING, 20_000_000, htlcs_sat=amounts)
+    blob = make_appointment(revoked_.kit, Terms(mode)).blob
+    justice = jus.decode(unseal(revoked_.kit.txid, blob))
+    jus.check(justice, revoked_.tx)
+    assert len(justice.outputs) == jus.MAX_OUTPUTS
+    assert len(jus.encode(justice)) < MAX_CONTENT_BYTES // 2
 
 
 def test_outputs_that_are_not_the_transactions_are_refused() -> None:
