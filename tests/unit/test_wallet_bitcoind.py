@@ -177,6 +177,17 @@ async def test_package_without_submitpackage(fake: FakeBitcoind, source: Bitcoin
     assert [method for method, _ in fake.calls] == ["submitpackage", "sendrawtransaction", "sendrawtransaction"]
 
 
+async def test_package_for_a_bitcoind_that_takes_packages_on_regtest_alone(
+    fake: FakeBitcoind, source: BitcoindChainSource
+) -> None:
+    """Version 25, on any other network. A commitment's child would never be sent, and held to be of no use."""
+    fake.methods["submitpackage"] = failing(-1, "submitpackage is for regression testing (-regtest mode) only")
+    results = await source.broadcast_package([PARENT, CHILD])
+    assert [result.ok for result in results] == [True, True]
+    sent = [params[0] for method, params in fake.calls if method == "sendrawtransaction"]
+    assert sent == [PARENT.serialize().hex(), CHILD.serialize().hex()]
+
+
 async def test_fee_rates(fake: FakeBitcoind) -> None:
     now = [0.0]
     config = BitcoindConfig(RpcConfig(fake.url, "user", "pass"), fallback_feerate_sat_per_kw=1_234)
