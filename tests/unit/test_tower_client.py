@@ -258,6 +258,30 @@ async def test_a_tower_that_goes_away_or_falls_behind_while_nothing_is_revoked_i
             assert news == ["tower.trouble", "tower.works"] * 2
 
 
+async def test_a_tower_that_is_out_of_step_is_in_trouble_for_as_long_as_that_lasts(tmp_path: Path) -> None:
+    """It takes what it is given meanwhile, and that does not make it well."""
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        news: list[str] = []
+        towers.on_news = lambda kind, sentence: news.append(kind)
+        await use_for(towers, tower, node, 1)
+        (uploader,) = uploaders(towers)
+        tower.watcher.synced = False
+        uploader._look_again = 0.0
+        uploader.notify()
+        await until(lambda: bool(towers.statuses()[0].problem))
+        for _ in range(2):
+            revoke(towers, node, CHANNELS[0], 1)
+            await towers.wait_idle()
+        (status,) = towers.statuses()
+        assert "not in step with the chain" in status.problem
+        assert (status.backlog, status.reachable, news) == (0, False, ["tower.trouble"])
+        tower.watcher.synced = True
+        look(towers)
+        await until(lambda: towers.statuses()[0].reachable)
+        assert news == ["tower.trouble", "tower.works"]
+
+
 async def test_a_receipt_that_the_tower_did_not_sign_is_no_backup(tmp_path: Path) -> None:
     node = Node()
     async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:

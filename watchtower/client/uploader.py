@@ -46,6 +46,8 @@ GATHER_SECONDS = 0.5
 """How long what is revoked next may wait for company, after a call: one for each would cost more than the blobs."""
 LOOK_SECONDS = 60.0
 """How often a tower is looked after when nothing is revoked."""
+LOOK_SOON_SECONDS = 5.0
+"""The same while it is not in step with the chain."""
 SPARE_KEYS = 8
 """So many keys are tried for a new session: the tower may know some, in another mode, from before it was removed."""
 LEAST_BLOB_BYTES = 64 << 10
@@ -104,6 +106,9 @@ class Uploader:
         """By channel, a session that replaced one that was refused, and has taken nothing yet."""
         self._problem = ""
         self._problem_since = 0.0
+        self._out_of_step = ""
+        """Why the tower would punish nothing now, as it said when it was looked after last. It is given everything all the
+        same."""
         self.sent = 0
         self._seen: set[tuple[bytes, int]] = set()
         """Sessions (channel, number) that the tower was seen to have, with all that it confirmed."""
@@ -125,7 +130,8 @@ class Uploader:
                 busy = await self._round()
                 if not 0.0 < self._until_look() <= self.look_seconds:
                     await self._look_after()
-                self._well()
+                self._failures = 0
+                self._say(self._out_of_step)
             except (TowerAway, TowerRefuses, TowerLies) as error:
                 self._trouble(error)
                 await self._pause()
@@ -157,17 +163,19 @@ class Uploader:
         """Close the connection; `run` must have been cancelled."""
         await self._connection.close()
 
-    def _well(self) -> None:
-        if self._problem:
-            self._on_news("tower.works", f"the tower {self.tower.uri} works again")
-        self._failures, self._problem, self._problem_since = 0, "", 0.0
-
     def _trouble(self, error: Exception) -> None:
         self._failures += 1
-        if not self._problem:
+        self._say(str(error) or repr(error))
+
+    def _say(self, problem: str) -> None:
+        """What is wrong now; empty: nothing."""
+        if problem and not self._problem:
             self._problem_since = self._clock()
-            self._on_news("tower.trouble", f"the tower {self.tower.uri} does not work: {error}")
-        self._problem = str(error)
+            self._on_news("tower.trouble", f"the tower {self.tower.uri} does not work: {problem}")
+        elif self._problem and not problem:
+            self._problem_since = 0.0
+            self._on_news("tower.works", f"the tower {self.tower.uri} works again")
+        self._problem = problem
 
     async def _pause(self) -> None:
         """Longer after each failure. New backups do not shorten it: busy nodes must not hammer a tower that is down."""
@@ -281,9 +289,12 @@ class Uploader:
                 self._seen.add((channel, number))
                 if ends:
                     await self._new_session(channel, number)
-        self._look_again = self._clock() + self.look_seconds
+        self._out_of_step = ""
         if not info.synced_to_chain:
-            raise TowerAway(f"it is not in step with the chain: it has searched blocks to height {info.block_height}")
+            searched = f"it has searched blocks to height {info.block_height}"
+            self._out_of_step = f"it is not in step with the chain: {searched}"
+        pause = min(self.look_seconds, LOOK_SOON_SECONDS) if self._out_of_step else self.look_seconds
+        self._look_again = self._clock() + pause
 
     async def _is_there(self, channel: bytes, session: KnownSession) -> bool:
         """Whether the tower has a session, and as many appointments in it as it confirmed."""
