@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -22,6 +23,7 @@ from watchtower.client.uploader import Uploader
 from watchtower.client.values import KitMaker, session_secret
 from watchtower.rpc.errors import Refusal
 from watchtower.tower.daemon import Tower
+from watchtower.tower.sessions import Sessions
 from watchtower.v1 import tower_pb2
 
 CHANNELS = (b"\x01" * 32, b"\x02" * 32)
@@ -237,6 +239,30 @@ async def test_sessions_that_end_soon_are_extended_though_nothing_is_revoked(tmp
         look(towers)
         await until(lambda: {s.terms.expires_height for s in tower.sessions.newest(9)} == {650 + 1_100})
         assert towers.statuses()[0].sessions == 2
+
+
+@pytest.mark.parametrize("change", [{"session_blocks": 200}, {"reward_permille": 1, "reward_script": b"\x51" * 22}])
+async def test_terms_that_take_back_what_was_agreed_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """They would be all that is left to prove by what the tower once signed."""
+    node, source = Node(), FakeSource()
+    async with tower_of(tmp_path, source, session_blocks=1_100) as tower, client(tmp_path, node) as towers:
+        uri = await use_for(towers, tower, node, 1)
+        (uploader,) = uploaders(towers)
+        uploader.tower = msgspec.structs.replace(uploader.tower, max_reward_permille=10)
+        for _ in range(150):
+            height = source.mine()
+        while tower.watcher.height < height:
+            await tower.watcher.changed()
+        sessions = tower.sessions
+        sessions.policy = msgspec.structs.replace(sessions.policy, **change)
+        monkeypatch.setattr(sessions, "_terms", lambda *args: Sessions._terms(sessions, *args[:-1], None))
+        look(towers)
+        await until(lambda: "takes back" in towers.statuses()[0].problem)
+        evidence = await towers.evidence(uri.tower_id, CHANNELS[0], 0)
+        assert evidence.terms.expires_height == 500 + 1_100
+        assert hashlib.sha256(evidence.blob).digest() == evidence.receipt.blob_hash
 
 
 async def test_a_tower_that_goes_away_or_falls_behind_while_nothing_is_revoked_is_noticed(tmp_path: Path) -> None:

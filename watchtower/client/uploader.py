@@ -107,8 +107,8 @@ class Uploader:
         self._problem = ""
         self._problem_since = 0.0
         self._out_of_step = ""
-        """Why the tower would punish nothing now, as it said when it was looked after last. It is given everything all the
-        same."""
+        """Why the tower would punish nothing now, as it said when it was looked after last. It is given everything all
+        the same."""
         self.sent = 0
         self._seen: set[tuple[bytes, int]] = set()
         """Sessions (channel, number) that the tower was seen to have, with all that it confirmed."""
@@ -341,9 +341,17 @@ class Uploader:
         raise refusal
 
     async def _new_session(self, channel: bytes, number: int) -> KnownSession:
-        """Created, or given more time."""
+        """Created, or given more time. With terms that take back what was agreed a tower could make what it signed for
+        the blobs that it has worthless as a proof: they are not taken."""
         secret = session_secret(self._master, self.tower.uri.tower_id, channel, number)
         terms = await self._connection.create_session(secret, self.tower.mode, self.tower.max_reward_permille)
+        known = self._sessions.get(channel, {}).get(number)
+        if known is not None and (
+            terms.expires_height < known.terms.expires_height
+            or terms.reward_permille != known.terms.reward_permille
+            or terms.reward_script != known.terms.reward_script
+        ):
+            raise TowerLies("the tower takes back what it agreed to: a session's time or the reward")
         session = KnownSession(number, terms, DEFAULT_LADDER_PER_KW)
         encoded = msgspec.msgpack.encode(session)
         await self._storage.commit([tables.SAVE_SESSION(self.tower.key, channel, number, encoded)])
