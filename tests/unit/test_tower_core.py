@@ -352,13 +352,29 @@ def test_what_the_cheater_moves_on_is_followed_in_own_mode() -> None:
     own = spend(breach_of(revoked_, OWN), stage)
     assert [target.state for target in br.targets(own)] == ["open", "open", "second stage", "open", "open"]
     assert br.targets(own)[-1].deadline_height == 101 + DELAY_BLOCKS
-    (made, _) = br.plan(own, 101, 1_000)
-    assert stage.outpoint(0) in made.outpoints
-    spent = [revoked_.tx.outputs[0], revoked_.tx.outputs[3], stage.outputs[0]]
-    assert all(script_ok(made.tx, index, spent) for index in range(3))
+    (made, raced, _) = br.plan(own, 101, 1_000)
+    assert made.outpoints == (revoked_.outpoint(0), stage.outpoint(0))
+    spent = [revoked_.tx.outputs[0], stage.outputs[0]]
+    assert all(script_ok(made.tx, index, spent) for index in range(2))
+    assert raced.outpoints == (revoked_.outpoint(3),)
     blind = spend(breach_of(revoked_, BLIND), stage)
     assert [target.state for target in br.targets(blind)] == ["open", "open", "second stage", "open"]
     assert sorted(len(made.outpoints) for made in br.plan(blind, 101, 1_000)) == [1, 2]
+
+
+def test_a_cheater_with_an_htlc_for_every_block_does_not_hold_up_what_it_cannot_take_yet() -> None:
+    """Each of its transactions would void one for all outputs, until the delay of the first is over."""
+    revoked_ = cheat((60_000, 70_000, 80_000))
+    breach = breach_of(revoked_, OWN)
+    (everything, _) = br.plan(breach, 100, 1_000)
+    assert len(everything.outpoints) == 4
+    breach = spend(with_attempts(breach, attempt(everything)), revoked_.second_stage(2), 101)
+    first = br.plan(breach, 101, 1_000)
+    raced = with_attempts(breach, *map(attempt, first))
+    again = spend(raced, revoked_.second_stage(3), 102)
+    live = br.live_attempts(again, br.targets(again))
+    assert [revoked_.outpoint(0) in each.outpoints for each in live] == [True, False], "it may be mined all the same"
+    assert {len(made.outpoints) for made in br.plan(again, 102, 1_000)} == {1}
 
 
 def test_theft_is_lost_and_justice_is_saved() -> None:

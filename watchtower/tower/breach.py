@@ -225,7 +225,8 @@ def plan(breach: Breach, height: int, race_feerate_per_kw: int, left: frozenset[
     planned = [made for made in raised if made is not None]
     taken = {outpoint for attempt in live for outpoint in attempt.outpoints}
     free = [target for target in open_.values() if target.outpoint not in taken]
-    for pack in _packs(breach, free, race_feerate_per_kw):
+    raced = any(target.state == "second stage" for target in found)
+    for pack in _packs(breach, free, race_feerate_per_kw, raced):
         if taken.isdisjoint(pack.outpoints):
             made = _make(breach, pack, height, race_feerate_per_kw)
             if made is not None:
@@ -246,8 +247,12 @@ class _Pack(Struct, frozen=True):
         return tuple(target.outpoint for target in self.targets)
 
 
-def _packs(breach: Breach, free: Sequence[Target], feerate_per_kw: int) -> Iterator[_Pack]:
-    """Ways to take outputs that are in no live attempt: as few transactions as possible, after a refusal the parts."""
+def _packs(breach: Breach, free: Sequence[Target], feerate_per_kw: int, raced: bool) -> Iterator[_Pack]:
+    """Ways to take outputs that are in no live attempt: as few transactions as possible, after a refusal the parts.
+
+    `raced`: the cheater has taken an HTLC. With another in each block it would void a transaction for all again and
+    again, until its delay is over, so what it cannot take yet goes by itself.
+    """
     refused = {attempt.outpoints for attempt in breach.attempts if attempt.problem}
     if breach.justice.is_own:
         whole = [target for target in free if target.penalty.kind != "to_remote"]
@@ -255,7 +260,9 @@ def _packs(breach: Breach, free: Sequence[Target], feerate_per_kw: int) -> Itera
         safe = [target for target in mine if target.deadline_height is not None]
         # What would be lost for good is tried with all that it is worth where that is less than the estimate.
         poor = [target for target in whole if target not in mine and target.deadline_height is not None]
-        for members in (mine, safe, *([target] for target in (*mine, *poor))):
+        contested = [target for target in mine if target.deadline_height is None]
+        together = (safe, contested) if raced else (mine, safe)
+        for members in (*together, *([target] for target in (*mine, *poor))):
             pack = _Pack(tuple(members))
             if len(members) == 1 or (members and pack.outpoints not in refused):
                 yield pack
