@@ -3,7 +3,8 @@
 A copy is out of date as soon as a channel moves on, and publishing an outdated commitment costs the channel. So a data
 directory that was made from a copy has a mark: while it is there, no commitment is published by itself before the
 channel's peer was compared with, however long that takes. An honest peer then closes the channel, and our side of it
-comes back.
+comes back. What a `channels.backup` has is older still: its channels wait for their peers to close them, and never
+publish a commitment by themselves.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from sqlalchemy import Table
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from channeld.channel.machine import decode_state
-from channeld.channel.state import Funded
+from channeld.channel.machine import decode_state, encode_state
+from channeld.channel.reestablish import from_backup
+from channeld.channel.state import AwaitingFunding, Funded, Normal, ShuttingDown, phase_name
 from channeld.config import Config
 from channeld.node.channel_backup import MAGIC, ChannelsBackup, NoBackup, backup_key, unseal
 from channeld.node.identity import Identity
@@ -62,8 +64,8 @@ def back_up(config: Config, target: Path) -> Copied:
 
 
 def restore(config: Config, source: Path, seed: Seed) -> Copied:
-    """Makes the database and the mark from a copy. The data directory must be locked, and have no database. Raises
-    BackupError."""
+    """Makes the database from a copy, with the mark, or from a `channels.backup`. The data directory must be locked,
+    and have no database. Raises BackupError."""
     target = _sqlite_file(config)
     if target.exists():
         raise BackupError(f"there is a database at {target} already: move it away, with its -wal and -shm, but keep it")
@@ -75,8 +77,8 @@ def restore(config: Config, source: Path, seed: Seed) -> Copied:
     node_id = identity.node_id
     if copied.node_id != node_id:
         raise BackupError(f"{source} is of the node {copied.node_id.hex()}, but the seed gives {node_id.hex()}")
-    write_private(config.paths.restored, _MARK)  # before there is a database that could be started without it
     if found is None:
+        write_private(config.paths.restored, _MARK)  # before there is a database that could be started without it
         _copy(source, target)
     else:
         _make(found, target)
@@ -172,7 +174,10 @@ def _rows(backup: ChannelsBackup) -> Iterator[tuple[Table, tuple[Any, ...]]]:
     for saved in backup.channels:
         state = decode_state(saved.state)
         assert isinstance(state, Funded)
+        if isinstance(state, AwaitingFunding | Normal | ShuttingDown):  # later nothing is revoked any more
+            state = from_backup(state)
         key, params = saved.channel_key, state.params
-        row = (key, saved.channel_id, saved.peer_id, saved.phase, False, saved.state, saved.created_seconds)
+        phase, blob = phase_name(state), encode_state(state)
+        row = (key, saved.channel_id, saved.peer_id, phase, False, blob, saved.created_seconds)
         yield tables.channels, row
         yield tables.watches, Watch(key, params.funding_outpoint, params.funding_script_pubkey).row().parameters

@@ -197,6 +197,8 @@ _OUTDATED = "our state is outdated: publishing it would lose everything in the c
 def force_close(state: AnyFunded, event: ForceClose, env: Env) -> Transition:
     """The operator's or the driver's wish. Raises CommandRejected if our commitment must not be broadcast."""
     if isinstance(state, WaitingForRemoteClose):
+        if state.is_from_backup and event.even_if_outdated:
+            return fail(state, event.reason, env)
         # BOLT 2, "MUST NOT broadcast its commitment transaction."
         raise CommandRejected("invalid", _OUTDATED)
     if isinstance(state, Closing):
@@ -250,7 +252,7 @@ def fail_when_safe(state: Open, reason: str, env: Env, wrongly_signed: bytes = b
     return Transition(following, tuple(effects))
 
 
-def fail(state: Open, reason: str, env: Env, wrongly_signed: bytes = b"") -> Transition:
+def fail(state: Open | WaitingForRemoteClose, reason: str, env: Env, wrongly_signed: bytes = b"") -> Transition:
     """Fails the channel: the peer is told, and our latest commitment is published (BOLT 5, "Failing a Channel"). The
     peer's signature of `wrongly_signed` was not valid."""
     tell = _error(state, reason, wrongly_signed)
@@ -273,11 +275,11 @@ def fail(state: Open, reason: str, env: Env, wrongly_signed: bytes = b"") -> Tra
     return Transition(following, tuple(effects), tuple(writes), reason)
 
 
-def _error(state: Open | Closing, reason: str, tx: bytes = b"") -> Send:
+def _error(state: AnyFunded, reason: str, tx: bytes = b"") -> Send:
     return Send(ErrorMessage(state.params.channel_id, told_to_peer(reason, tx).encode()))
 
 
-def signed_local_commitment(state: Open | Closing, env: Env) -> Tx:
+def signed_local_commitment(state: AnyFunded, env: Env) -> Tx:
     """Our latest commitment with both signatures. It is never one that we revoked: `local` changes in the same step
     that reveals the secret of the one before."""
     params, local = state.params.commitment, state.commitments.local

@@ -221,7 +221,13 @@ def _on_message(state: State, event: PeerMessage, env: Env) -> Transition:
         return Transition(state)
     if isinstance(state, Closing | WaitingForRemoteClose):
         # BOLT 2, "if a channel is in an error state: SHOULD retransmit the error packet and ignore any other packets"
-        return Transition(state, tuple(_repeat_error(state)) if kind is ChannelReestablish else ())
+        if not isinstance(message, ChannelReestablish):
+            return Transition(state)
+        if isinstance(state, WaitingForRemoteClose):
+            return Transition(
+                reestablish.on_reestablish_while_waiting(state, message, env), tuple(_repeat_error(state))
+            )
+        return Transition(state, tuple(_repeat_error(state)))
     if isinstance(state, Funded):
         if isinstance(state.link, Offline):
             return Transition(state)

@@ -22,6 +22,7 @@ from channeld.channel.state import (
     NegotiatingLegacy,
     NegotiatingSimple,
     Normal,
+    Offline,
     Open,
     ShuttingDown,
     Syncing,
@@ -103,6 +104,8 @@ def compare(c: Commitments, message: ChannelReestablish, signer: ChannelSecrets)
     return InStep(("signature",) if resend_signature else ())
 
 
+_OUTDATED = "the peer proved that our state is outdated: waiting for it to close the channel"
+
 # --- the exchange -------------------------------------------------------------------------------------------------
 
 
@@ -115,13 +118,31 @@ def where_we_stand(state: AnyFunded, env: Env) -> ChannelReestablish:
     """Our `channel_reestablish`."""
     c = state.commitments
     received = c.remote.index  # the peer revoked 0 .. received - 1
+    # BOLT 2, "if `next_commitment_number` is zero: MUST immediately fail the channel and broadcast any relevant latest
+    # commitment transaction": that is what we want of the peer if nobody can tell whether our state is outdated.
+    is_from_backup = isinstance(state, WaitingForRemoteClose) and state.is_from_backup
     return ChannelReestablish(
         state.params.channel_id,
-        c.local.index + 1,
+        0 if is_from_backup else c.local.index + 1,
         received,
         c.remote_secrets.secret(received - 1) if received else bytes(32),
         env.signer.per_commitment_point(c.local.index),
     )
+
+
+def from_backup(state: Open) -> WaitingForRemoteClose:
+    """A channel as `channels.backup` has it. What a peer says cannot show that our commitment is not revoked, and may
+    be an answer to what we say; a tower of an honest one that lost its state, too, may punish us."""
+    reason = "what is left of the channel is from channels.backup: waiting for the peer to close it"
+    bare = replace(state, unconfirmed=None, link=Offline())
+    return WaitingForRemoteClose(**shared(bare), reason=reason, is_from_backup=True)
+
+
+def on_reestablish_while_waiting(state: WaitingForRemoteClose, message: ChannelReestablish, env: Env) -> AnyFunded:
+    """The peer may prove now what we only suspect."""
+    if state.is_from_backup and isinstance(compare(state.commitments, message, env.signer), LocalBehind):
+        return replace(state, reason=_OUTDATED, is_from_backup=False)
+    return state
 
 
 def on_channel_reestablish(state: Open, message: ChannelReestablish, env: Env) -> Transition:
@@ -142,10 +163,9 @@ def on_channel_reestablish(state: Open, message: ChannelReestablish, env: Env) -
         case InStep(resend=resend):
             return _back_in_step(state, message, resend, env)
         case LocalBehind():
-            reason = "the peer proved that our state is outdated: waiting for it to close the channel"
             tell = ErrorMessage(state.params.channel_id, b"we lost state, please close the channel")
-            waiting = WaitingForRemoteClose(**shared(state), reason=reason)
-            return Transition(waiting, (Send(tell),), (), reason)
+            waiting = WaitingForRemoteClose(**shared(state), reason=_OUTDATED)
+            return Transition(waiting, (Send(tell),), (), _OUTDATED)
         case RemoteBehind(reason=reason):
             # BOLT 2, "The other node should wait for that `error` to give the fallen-behind node an opportunity to fix
             # its state first"

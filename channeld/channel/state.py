@@ -6,7 +6,8 @@
                       Closed <- Closing <- NegotiatingLegacy or NegotiatingSimple <-----------------'
 
 Any phase from AwaitingFunding on may go to Closing when the channel fails, or to WaitingForRemoteClose when the peer
-proves that our state is too old to be broadcast. An opening that fails is Closed without a `closing_txid`.
+proves that our state is too old to be broadcast, or when it comes from a backup. An opening that fails is Closed
+without a `closing_txid`.
 The connection is no phase but the field `link`.
 """
 
@@ -299,6 +300,9 @@ class WaitingForRemoteClose(Funded, frozen=True, kw_only=True, tag="waiting_for_
     "Message Retransmission"). The peer was asked to close."""
 
     reason: str
+    is_from_backup: bool = False
+    """Our state is that of a `channels.backup`, as it was at the opening; the peer has not proved that it is outdated.
+    Whatever the peer says instead, only the operator may have our commitment published."""
 
 
 CloseKind = Literal["mutual", "local", "remote_current", "remote_next", "revoked", "unknown"]

@@ -20,6 +20,7 @@ from channeld.channel.state import (
     Opening,
     ShuttingDown,
     State,
+    WaitingForRemoteClose,
 )
 from channeld.node import views
 from channeld.node.broadcasts import Broadcasts
@@ -43,6 +44,11 @@ OUTDATED = (
     "this channel's state was not compared with the peer since the daemon started: if the database is an old copy, a "
     "forced close loses everything in the channel. Wait until the peer was connected, or, if you are sure, repeat with "
     "--even-if-outdated"
+)
+FROM_BACKUP = (
+    "this channel's state is that of channels.backup, from when it was opened: if anything was paid over it since, a "
+    "forced close loses everything in the channel. Wait for the peer to close it (`channelctl peer connect` calls it), "
+    "or, if there is no hope of that and you are sure that nothing was paid, repeat with --even-if-outdated"
 )
 COPIED = (
     "who closed this channel has a copy of this node or of its keys, and may have revoked our commitment since: a "
@@ -330,4 +336,6 @@ def doubt_of(state: State) -> str:
     if isinstance(state, Closing):
         gone = not state.local_tx and state.confirmed_height is None
         return COPIED if gone and state.standing == "doubtful" else ""
+    if isinstance(state, WaitingForRemoteClose) and state.is_from_backup:
+        return FROM_BACKUP
     return OUTDATED if isinstance(state, Funded) and unconfirmed.is_doubtful(state) else ""
