@@ -33,7 +33,6 @@ from wallet.db.copies import copy_database, open_database
 from wallet.keys import Keys, Seed
 from wallet.store import meta_table
 
-NEVER_BLOCKS = 1 << 31
 _MARK = (
     b"The database here was made from a copy. While this file exists, no commitment is published before the peer of\n"
     b"its channel was compared with. Delete it when `channelctl channel list` shows none of the copy's channels.\n"

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from channeld import backup
 from channeld.api.server import ApiServer
-from channeld.backup import NEVER_BLOCKS
 from channeld.channel.env import ChannelPolicy
 from channeld.config import Config
 from channeld.node.gossip import GossipSettings
@@ -191,7 +190,7 @@ class Daemon:
             policy = replace(policy, unconfirmed_deadline_seconds=0)
         if config.paths.restored.exists():
             log.warning("the database was made from a copy", mark=str(config.paths.restored))
-            policy = replace(policy, unconfirmed_deadline_blocks=NEVER_BLOCKS, unconfirmed_failure_blocks=NEVER_BLOCKS)
+            policy = replace(policy, database_is_copy=True)
         gossip = GossipSettings(config.paths.gossip, config.announced_addresses)
         return NodeSettings(
             config.alias,

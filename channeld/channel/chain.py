@@ -333,8 +333,10 @@ def on_error(state: Open, reason: str, env: Env) -> Transition:
 def on_forgotten(state: Open, reason: str, env: Env) -> Transition:
     """The peer knows nothing of the channel any more (BOLT 2, "MUST immediately fail the channel and broadcast any
     relevant latest commitment transaction"), and cannot punish us either. LDK says so as soon as it has the closing
-    transaction."""
-    return _closed_together_anyway(state, env) or fail(state, reason, env)
+    transaction, or has closed by force, and it does punish then: an old copy has no "relevant latest" one."""
+    if (closed := _closed_together_anyway(state, env)) is not None:
+        return closed
+    return fail_when_safe(state, reason, env) if env.policy.database_is_copy else fail(state, reason, env)
 
 
 def _closed_together_anyway(state: Open, env: Env) -> Transition | None:

@@ -41,6 +41,8 @@ class ChannelPolicy(Struct, frozen=True):
     """And so long: an absent peer is called every five minutes."""
     unconfirmed_failure_blocks: int = 144
     """The same for a channel that was failed without such an HTLC."""
+    database_is_copy: bool = False
+    """`--restore-from` made the database: it does not get less doubtful by waiting."""
     closing_patience_blocks: int = 1008
     """So long a closing transaction is negotiated for before our commitment is published instead."""
     burial_depth_blocks: int = 6

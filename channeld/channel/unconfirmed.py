@@ -41,9 +41,9 @@ def at_tip(state: AnyFunded, env: Env) -> AnyFunded:
 
 def waited_for_deadline(doubt: Unconfirmed, env: Env) -> bool:
     """Whether an HTLC past its deadline may wait no longer."""
-    if doubt.since_height is None:
-        return False
     policy = env.policy
+    if doubt.since_height is None or policy.database_is_copy:
+        return False
     # A clock that was put back tells nothing: then blocks have to do.
     is_too_soon = 0 <= env.time_seconds - doubt.since_seconds < policy.unconfirmed_deadline_seconds
     return env.block_height - doubt.since_height >= policy.unconfirmed_deadline_blocks and not is_too_soon
@@ -51,10 +51,10 @@ def waited_for_deadline(doubt: Unconfirmed, env: Env) -> bool:
 
 def waited_for_failure(doubt: Unconfirmed, env: Env) -> bool:
     """Whether a channel that was failed may wait no longer."""
-    return (
-        doubt.since_height is not None
-        and env.block_height - doubt.since_height >= env.policy.unconfirmed_failure_blocks
-    )
+    policy = env.policy
+    if doubt.since_height is None or policy.database_is_copy:
+        return False
+    return env.block_height - doubt.since_height >= policy.unconfirmed_failure_blocks
 
 
 def held(state: AnyFunded, reason: str, *, failed: bool) -> tuple[AnyFunded, list[Effect]]:

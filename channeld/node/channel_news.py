@@ -48,7 +48,8 @@ def _told(happened: News, channel: str, peer: str) -> tuple[EventKind, str, dict
             sentence = (
                 f"{channel} is not closed yet, although {reason}: its state was not compared with the peer since the "
                 "start, and may be outdated if the database is an old copy. It is closed when the peer was compared "
-                "with, or later without it; `channelctl channel close --force --even-if-outdated` closes it now"
+                "with, or later without it (after --restore-from, never without it); "
+                "`channelctl channel close --force --even-if-outdated` closes it now"
             )
             return "channel.unconfirmed", sentence, {"reason": reason}
         case ev.ProtocolViolation():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from msgspec import structs
 
 from channeld.bolt.messages import ChannelReestablish, ErrorMessage, decode
 from channeld.channel import effects as fx
@@ -176,6 +177,34 @@ def test_a_peer_that_knows_nothing_any_more_gets_the_commitment() -> None:
     pair.bob.step(ev.PeerMessage(nothing))
     assert isinstance(pair.bob.state, Closing)
     assert pair.bob.broadcast
+
+
+@pytest.mark.parametrize("closes", ["nothing is known", "error", "deadline"])
+def test_a_database_that_is_a_copy_waits_for_ever(closes: str) -> None:
+    """LDK knows nothing of a channel that it has closed by force, and punishes all the same."""
+    pair = restarted()
+    pair.bob.policy = structs.replace(pair.bob.policy, database_is_copy=True)
+    pair.connect()
+    hello = decode(pair.alice.outbox[0])
+    assert isinstance(hello, ChannelReestablish)
+    if closes == "nothing is known":
+        nothing = dataclasses.replace(
+            hello, next_commitment_number=0, next_revocation_number=0, your_last_per_commitment_secret=bytes(32)
+        )
+        pair.bob.step(ev.PeerMessage(nothing))
+    elif closes == "error":
+        fails(pair.bob)
+    else:
+        overdue(pair.bob)
+    blocks(pair.bob, 500)
+    assert isinstance(pair.bob.state, Normal)
+    assert len(pair.bob.logged(fx.StateUnconfirmed)) == 1
+    assert not pair.bob.broadcast
+    pair.disconnect()
+    pair.connect()
+    pair.settle()
+    pair.bob.step(ev.NewBlock())
+    assert isinstance(pair.bob.state, Closing), "now the peer was compared with"
 
 
 def test_zero_with_proof_that_we_are_behind_does_not() -> None:
