@@ -400,13 +400,12 @@ class Monitor:
         point = driver.secrets.per_commitment_point(state.commitments.local.index)
         known = known_of(state, point)
         kind, number = ended_by(known, facts)
-        if kind == "unknown" and number is not None:
-            return replace(known, own_point=driver.secrets.per_commitment_point(number))
-        if kind != "revoked" or number is None:
+        if number is None or kind not in ("revoked", "unknown"):
             return known
         key = driver.channel_key
         kept = await self._store.read(lambda connection: rows.load_revocable(connection, key, number))
-        return known_of(state, point, kept)
+        # Its number does not tell whose it is: after a loss of data ours may be among those that the peer has revoked.
+        return replace(known_of(state, point, kept), own_point=driver.secrets.per_commitment_point(number))
 
     async def _keep(self, case: _Case, now: StoredClose, *writes: Write) -> None:
         """Store what has changed, and wait until that and all before it is durable."""

@@ -31,9 +31,16 @@ def classify(known: Known, tx: Tx) -> tuple[CloseKind, int | None]:
     if number is None:
         expected = all(output.script_pubkey in known.shutdown_scripts for output in tx.outputs)
         return ("mutual" if expected else "unknown"), None
-    if number < known.secrets.count and (known.revocable is None or known.revocable.txid == txid):
+    if number < known.secrets.count and _is_the_revoked(known, tx, txid):
         return "revoked", number
     return "unknown", number
+
+
+def _is_the_revoked(known: Known, tx: Tx, txid: bytes) -> bool:
+    """Whether a commitment with a number that the peer has revoked is the peer's, as far as can be told."""
+    if known.revocable is not None:
+        return known.revocable.txid == txid
+    return not known.own_point or identify_outputs(known.params, tx, "local", known.own_point, ()).to_local is None
 
 
 def is_safe_to_publish(known: Known, tx: Tx) -> bool:
@@ -71,8 +78,8 @@ def _is_surely_of_peer(known: Known, tx: Tx, number: int) -> bool:
 
 
 def ended_by(known: Known, facts: Iterable[Fact]) -> tuple[CloseKind | None, int | None]:
-    """What `classify` says of the transaction in the chain that ended the channel, if there is one. A "revoked" one
-    needs `Known.revocable`, an "unknown" one with a number `Known.own_point`."""
+    """What `classify` says of the transaction in the chain that ended the channel, if there is one. One that is
+    "revoked", or "unknown" with a number, needs `Known.revocable` and `Known.own_point`."""
     for fact in facts:
         if any(txin.outpoint == known.params.funding_outpoint for txin in fact.tx.inputs):
             return classify(known, fact.tx)

@@ -33,8 +33,8 @@ class Known(Struct, frozen=True):
     """What was in the chain to close the channel and is not `local_tx`: the peer's as a rule. After a reorganisation it
     may have to be published again, if that is safe."""
     own_point: bytes = b""
-    """Our `per_commitment_point` for the commitment in the chain, if that is neither side's that we know of: it may be
-    ours, published before we lost our state."""
+    """Our `per_commitment_point` for the commitment in the chain, if that is neither side's latest: it may be ours,
+    published before we lost our state."""
     rival_tx: bytes = b""
     """The peer's commitment, if layer 1 keeps that one waiting and therefore refuses ours: it is as good."""
 

@@ -316,6 +316,34 @@ def test_loss_of_data_saves_to_local_of_what_we_had_published(revoked: bool) -> 
     assert only(taken, "to_local").taker == ("remote" if revoked else "local")
 
 
+@pytest.mark.bolt5("remote.lost")
+@pytest.mark.parametrize("is_kept", [True, False], ids=["revocable", "nothing"])
+def test_loss_of_data_saves_to_local_where_the_peer_had_revoked_that_number(is_kept: bool) -> None:
+    """The sides' numbers are not the same: the peer had revoked more commitments than Alice's number."""
+    pair = channel()
+    late = pair.clone().alice
+    pair.connect()
+    pair.settle()
+    add(pair.bob, 5_000_000, 9, EXPIRY)
+    pair.settle()
+    published = commitment(pair.alice)
+    number = pair.alice.funded.commitments.local.index
+    add(pair.bob, 5_000_000, 10, EXPIRY)
+    pair.settle()
+    lost = replace(
+        known(late),
+        secrets=known(pair.alice).secrets,
+        revocable=pair.alice.revocable[number] if is_kept else None,
+        own_point=late.signer.per_commitment_point(number),
+    )
+    assert number < lost.secrets.count
+    facts = (fact(published, H),)
+    close = resolve(lost, facts)
+    assert close is not None
+    assert (close.kind, close.commitment_number) == ("unknown", number)
+    sweep_of(late, close, [only(close, "to_local")], facts)
+
+
 # --- Revoked Transaction Close Handling ---------------------------------------------------------------------------
 
 
