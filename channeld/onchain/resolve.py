@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from channeld.bolt.keys import CommitmentKeys, per_commitment_point
+from channeld.bolt.keys import CommitmentKeys, derive_commitment_keys, per_commitment_point
 from channeld.bolt.transactions import Htlc, HtlcOutput, build_commitment, sweep
 from channeld.bolt.transactions.onchain import (
     CommitmentOutputs,
@@ -388,24 +388,49 @@ def _revoked_htlc(known: Known, match: HtlcMatch, keys: CommitmentKeys, ending: 
 def _unknown(known: Known, ending: SpentBy, spent: Spent, preimages: dict[bytes, bytes]) -> list[Output]:
     """BOLT 5: after a loss of data, a node "can derive its own `remotepubkey` for the transaction, in order to salvage
     its own funds. Note: in this scenario, the node will be unable to salvage the HTLCs". If it is our own, from before
-    the loss, the same goes for `to_local`, unless we had revoked it."""
+    the loss, the same goes for `to_local` and for what our HTLC transactions had brought, unless we had revoked it."""
     ours = to_remote_script_pubkey(known.params, "remote")
-    own = identify_outputs(known.params, ending.tx, "local", known.own_point, ()) if known.own_point else None
+    keys = _own_keys(known)
+    delayed = b"" if keys is None else p2wsh(_delayed_script_of_ours(known, keys))
     outputs: list[Output] = []
     for vout, txout in enumerate(ending.tx.outputs):
         found = FoundOutput(OutPoint(ending.txid, vout), txout)
-        if own is not None and found == own.to_local:
-            to_local = _to_local_of_ours(known, found, own.keys, ending)
-            by = spent.get(found.outpoint)
-            revoked = by is not None and by.witness[1:2] == (b"\x01",)
-            outputs.append(replace(to_local, spent=by, taker="remote") if revoked else _taken(to_local, spent))
-        elif txout.script_pubkey == ours:
+        if keys is not None and txout.script_pubkey == delayed:
+            outputs.append(_taken_or_revoked(_to_local_of_ours(known, found, keys, ending), spent))
+            continue
+        if txout.script_pubkey == ours:
             outputs.append(_to_remote_of_ours(known, found, ending, spent))
-        else:
-            outputs.append(_of_peer("unknown", found, Theirs("it cannot be told what this is"), spent))
+            continue
+        outputs.append(_of_peer("unknown", found, Theirs("it cannot be told what this is"), spent))
+        by = spent.get(found.outpoint)
+        if keys is None or by is None or by.index >= len(by.tx.outputs):
+            continue
+        second = FoundOutput(OutPoint(by.txid, by.index), by.tx.outputs[by.index])
+        if second.output.script_pubkey == delayed:
+            brought = replace(_to_local_of_ours(known, second, keys, by), kind="htlc_tx")
+            outputs.append(_taken_or_revoked(brought, spent))
     hashes = {htlc.payment_hash for htlc in known.offered.values()}
     for output in outputs:
         for item in output.spent.witness if output.spent is not None else ():
             if len(item) == 32 and sha256(item) in hashes:
                 preimages[sha256(item)] = item
     return outputs + _trimmed(known.offered.values(), ())
+
+
+def _own_keys(known: Known) -> CommitmentKeys | None:
+    """Those of our commitment, if the one in the chain may be ours."""
+    if not known.own_point:
+        return None
+    return derive_commitment_keys(*known.params.owner_and_other("local"), known.own_point)
+
+
+def _delayed_script_of_ours(known: Known, keys: CommitmentKeys) -> bytes:
+    return to_local_script(keys.revocation_pubkey, known.params.local_to_self_delay, keys.owner_delayed_pubkey)
+
+
+def _taken_or_revoked(output: Output, spent: Spent) -> Output:
+    """With who took our delayed output: the peer can, if we had revoked it."""
+    by = None if output.outpoint is None else spent.get(output.outpoint)
+    if by is not None and by.witness[1:2] == (b"\x01",):
+        return replace(output, spent=by, taker="remote")
+    return _taken(output, spent)

@@ -317,6 +317,32 @@ def test_loss_of_data_saves_to_local_of_what_we_had_published(revoked: bool) -> 
 
 
 @pytest.mark.bolt5("remote.lost")
+@both_types
+def test_loss_of_data_saves_what_our_htlc_transactions_had_brought(anchors: bool) -> None:
+    """Alice published a commitment and an HTLC-timeout transaction, and then lost all states from before them on."""
+    pair = channel(anchors)
+    late = pair.clone().alice
+    pair.connect()
+    pair.settle()
+    add(pair.bob, 5_000_000, 9, EXPIRY)
+    pair.settle()
+    facts: tuple[Fact, ...] = (fact(commitment(pair.alice), H),)
+    timeout = htlc_tx(pair.alice, only(close_of(pair.alice, *facts), "htlc", id=OFFERED, offered=True), facts)
+    facts = (*facts, fact(timeout, EXPIRY + 1))
+    number = pair.alice.funded.commitments.local.index
+    lost = replace(known(late), own_point=late.signer.per_commitment_point(number))
+    close = resolve(lost, facts)
+    assert close is not None
+    second = only(close, "htlc_tx")
+    assert second.mature_height == EXPIRY + 1 + DELAY
+    tx = sweep_of(late, close, [only(close, "to_local"), second], facts)
+    taken = resolve(lost, (*facts, fact(tx, EXPIRY + 1 + DELAY)))
+    assert taken is not None
+    assert only(taken, "htlc_tx").taker == "local"
+    assert not is_over(lost, close, EXPIRY + 500)
+
+
+@pytest.mark.bolt5("remote.lost")
 @pytest.mark.parametrize("is_kept", [True, False], ids=["revocable", "nothing"])
 def test_loss_of_data_saves_to_local_where_the_peer_had_revoked_that_number(is_kept: bool) -> None:
     """The sides' numbers are not the same: the peer had revoked more commitments than Alice's number."""
