@@ -40,7 +40,8 @@ RETRY_SECONDS = 60.0
 MAX_PEERS_TOLD = 400
 """So many addresses of peers a peer is given to keep: less than half of what it keeps."""
 _NONCE_BYTES = 12
-OVERHEAD_BYTES = len(MAGIC) + _NONCE_BYTES + 16 + 4
+_HEAD_BYTES = len(MAGIC) + _NONCE_BYTES
+OVERHEAD_BYTES = _HEAD_BYTES + 16 + 4
 
 
 class SavedChannel(Struct, frozen=True, array_like=True):
@@ -93,7 +94,7 @@ def unseal(data: bytes, key: bytes) -> ChannelsBackup:
     """What `seal` was given. Raises NoBackup."""
     if not data.startswith(MAGIC):
         raise NoBackup("it is no backup of channels")
-    nonce, sealed = data[len(MAGIC) : len(MAGIC) + _NONCE_BYTES], data[len(MAGIC) + _NONCE_BYTES :]
+    nonce, sealed = data[len(MAGIC) : _HEAD_BYTES], data[_HEAD_BYTES:]
     try:
         plain = ChaCha20Poly1305(key).decrypt(nonce, sealed, MAGIC)
         return msgspec.msgpack.decode(plain[4 : 4 + int.from_bytes(plain[:4], "big")], type=ChannelsBackup)
@@ -101,8 +102,19 @@ def unseal(data: bytes, key: bytes) -> ChannelsBackup:
         raise NoBackup("it is damaged, or of another seed") from error
 
 
+def _read(path: Path, known_head: bytes = b"") -> bytes:
+    """A file's content; nothing if there is no file, or one that begins with what is known. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+            return b"" if head == known_head else head + file.read()
+    except FileNotFoundError:
+        return b""
+
+
 class ChannelBackup:
-    """Keeps the file, at one place or at several. `address_of` is a peer's, `first_height` the wallet's birthday."""
+    """Keeps the file, at one place or at several. `address_of` is a peer's, `first_height` the wallet's birthday, None
+    while that is not known."""
 
     def __init__(
         self,
@@ -111,7 +123,7 @@ class ChannelBackup:
         network: str,
         channels: Channels,
         address_of: Callable[[bytes], tuple[str, int] | None],
-        first_height: Callable[[], int],
+        first_height: Callable[[], int | None],
         bus: EventBus,
     ) -> None:
         self._paths = list(paths)
@@ -124,6 +136,8 @@ class ChannelBackup:
         self._saved: dict[int, SavedChannel] = {}
         self._strange: dict[int, SavedChannel] = {}
         """In a file, but not in the database."""
+        self._heads: dict[Path, bytes] = {}
+        """How the files begin that were read or written last: with a nonce that no other has."""
         self._changed = asyncio.Event()
         self.on_changed: Callable[[], None] = lambda: None
         self._behind: list[Path] = []
@@ -132,31 +146,34 @@ class ChannelBackup:
 
     def load(self) -> None:
         """Read the files; after the channels are loaded."""
-        found: list[ChannelsBackup] = []
+        found: list[ChannelsBackup | None] = []
         for path in list(self._paths):
             try:
-                found.append(self.unseal(path.read_bytes()))
-            except FileNotFoundError:
-                continue
+                found.append(self._opened(path, _read(path)))
             except (OSError, NoBackup) as error:
-                self._paths.remove(path)
-                self._complain(path, f"{path} is not written to: {error}. Move it away, or name another file")
-            else:
-                self._take_over(found[-1], str(path))
+                self._leave_alone(path, error)
         for driver in self._channels.all():
             self.touched(driver)
-        if len(found) < len(self._paths) or any(content != self._now() for content in found):
+        if any(content != self._now() for content in found):
             self._mark_changed()
+
+    def _opened(self, path: Path, data: bytes) -> ChannelsBackup | None:
+        """What is in a file, which is kept from now on; None if there is none. Raises NoBackup."""
+        if not data:
+            return None
+        found = self.unseal(data)
+        self._heads[path] = data[:_HEAD_BYTES]
+        self._take_over(found, str(path), path)
+        return found
 
     def returned(self, found: ChannelsBackup, where: str) -> None:
         """What a peer kept: channels that nobody here knows are kept from now on."""
-        if self._take_over(found, where):
+        if self._paths and self._take_over(found, where, self._paths[0]):
             self._mark_changed()
 
-    def _take_over(self, found: ChannelsBackup, where: str) -> bool:
-        """Whether there was anything new in it."""
-        heights = [height for height in (self._content.birthday_height, found.birthday_height) if height >= 0]
-        self._content = replace(self._content, birthday_height=min(heights))
+    def _take_over(self, found: ChannelsBackup, where: str, path: Path) -> bool:
+        """Whether there was anything new in it, which `path` keeps."""
+        self._note_height(found.birthday_height)
         strange = 0
         for saved in found.channels:
             driver = self._channels.by_key(saved.channel_key)
@@ -166,15 +183,23 @@ class ChannelBackup:
                 strange += saved.channel_key not in self._strange
                 self._strange[saved.channel_key] = saved
         if strange:
-            path = self._paths[0]
             self._bus.publish(
                 "backup.unknown_channels",
-                f"the database does not know {strange} channels of {where}; {path} keeps them. If the database was "
-                f"lost: stop the node, move the database away, and start channeld with --restore-from {path}",
+                f"the database does not know {strange} channels of {where}; {path} keeps them. If the database is a new or "
+                f"an old one: stop the node, move the database away, and start channeld with --restore-from {path}. If "
+                "it is the one that this node always had, they came to nothing: move the file away",
                 channels=strange,
                 path=str(path),
             )
         return strange > 0
+
+    def _note_height(self, height: int | None) -> None:
+        known = [found for found in (height, self._content.birthday_height) if found is not None and found >= 0]
+        self._content = replace(self._content, birthday_height=min(known, default=-1))
+
+    def _leave_alone(self, path: Path, error: Exception) -> None:
+        self._paths.remove(path)
+        self._complain(path, f"{path} is not written to: {error}. Move it away, or name another file")
 
     def touched(self, driver: Driver) -> None:
         """Something about a channel is durable."""
@@ -251,24 +276,35 @@ class ChannelBackup:
         if self._changed.is_set():
             self._changed.clear()
             self._behind = list(self._paths)
-        content = self._now()
-        self._behind = [path for path in self._behind if not await self._write(path, content)]
+        self._behind = [path for path in self._behind if not await self._write(path)]
 
     def _now(self) -> ChannelsBackup:
-        if self._content.birthday_height < 0:
-            self._content = replace(self._content, birthday_height=self._first_height())
+        self._note_height(self._first_height())
         channels = tuple(saved for _, saved in sorted({**self._strange, **self._saved}.items()))
         addresses = {saved.peer_id: self._address_of(saved.peer_id) for saved in channels}
         peers = tuple(PeerAddress(node_id, *address) for node_id, address in addresses.items() if address is not None)
         return replace(self._content, channels=channels, peers=peers)
 
-    async def _write(self, path: Path, content: ChannelsBackup) -> bool:
-        """Whether it is written."""
+    async def _write(self, path: Path) -> bool:
+        """Whether it is written, or never will be. Another file may be there than when we looked last: of another node,
+        or from before a loss, on a disk that was not there when we started."""
+        content = self._now()
+        if content.birthday_height < 0:
+            return True  # layer 1 was never there: there are no channels
         try:
-            await asyncio.to_thread(write_private, path, seal(content, self._key))
+            there = await asyncio.to_thread(_read, path, self._heads.get(path, b""))
+            if self._opened(path, there) is not None and content != (now := self._now()):
+                content = now
+                self._mark_changed()  # the others lack what was found
+            sealed = seal(content, self._key)
+            await asyncio.to_thread(write_private, path, sealed)
+        except NoBackup as error:
+            self._leave_alone(path, error)
+            return True
         except OSError as error:
             self._complain(path, f"{path}, the channels' backup, is not written: {error.strerror}; it is tried again")
             return False
+        self._heads[path] = sealed[:_HEAD_BYTES]
         self._failed.discard(path)
         number = len(content.channels)
         what = f"{path} has what brings the money of {number} channel{'' if number == 1 else 's'} back"

@@ -146,6 +146,45 @@ async def test_a_file_that_is_not_this_nodes_is_left_alone(world: World) -> None
     assert path.read_bytes() == before
 
 
+async def test_a_file_of_another_network_is_left_alone(world: World) -> None:
+    path = world.directory / "channels.backup"
+    alice = await keeper(world)
+    sealed = seal(ChannelsBackup("signet", alice.node_id, 5), backup_key(alice.runtime.identity))
+    path.write_bytes(sealed)
+    alice.backups = (path,)
+    await alice.restart()
+    assert "of the network signet" in (await told(alice, "backup.failed", path=str(path))).sentence
+    await alice.stop()
+    assert path.read_bytes() == sealed
+    await alice.start()
+
+
+@pytest.mark.parametrize("begins", ["before any channel", "later"])
+async def test_what_comes_while_the_node_runs_is_not_written_over(world: World, begins: str) -> None:
+    """Two nodes with one file; and a disk that was not there at the start, with what was lost."""
+    shared, path = world.directory / "shared.backup", world.directory / "mount" / "channels.backup"
+    alice, bob = await keeper(world, shared, path), await world.node("bob")
+    await told(alice, "backup.written", path=str(shared))
+    await world.fund(alice, 2_000_000)
+    lost = seal(ChannelsBackup("regtest", alice.node_id, 5, SOME.channels), backup_key(alice.runtime.identity))
+    foreign = seal(SOME, KEY)
+    shared.write_bytes(foreign)
+    if begins == "later":
+        await world.open(alice, bob, 1_000_000)
+        await told(alice, "backup.failed", path=str(shared))
+    path.parent.mkdir()
+    path.write_bytes(lost)
+    await told(alice, "backup.unknown_channels", path=str(path))
+    if begins == "before any channel":
+        await world.open(alice, bob, 1_000_000)
+        await told(alice, "backup.failed", path=str(shared))
+    await told(alice, "backup.written", path=str(path), channels=2)
+    kept = content(alice, path)
+    assert SOME.channels[0] in kept.channels
+    assert kept.birthday_height == 5
+    assert shared.read_bytes() == foreign
+
+
 async def test_a_disk_that_is_away_is_told_once_and_tried_again(world: World) -> None:
     own, path = world.directory / "own.backup", world.directory / "mount" / "channels.backup"
     alice = await keeper(world, own, path)
