@@ -143,11 +143,15 @@ class Wallet:
         birthday = self._meta.get("birthday_height")
         return None, None if birthday is None else int(birthday)
 
-    def first_height(self) -> int:
-        """The first block that may concern the seed, as far as is known: for who restores it."""
+    def first_height(self) -> int | None:
+        """The first block that may concern the seed, as far as is known: for who restores it. None if the seed is new,
+        and layer 1 was never there."""
+        heights = [wallet_tx.height for wallet_tx in self._ledger.txs.values() if wallet_tx.height is not None]
         if (birthday := self._meta.get("birthday_height")) is not None:
-            return int(birthday)
-        return min([self.height, *(tx.height for tx in self._ledger.txs.values() if tx.height is not None)])
+            heights.append(int(birthday))
+        elif self._blocks:
+            heights.append(self.height)
+        return min(heights, default=None)
 
     @property
     def tip(self) -> BlockRef | None:

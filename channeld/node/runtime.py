@@ -114,10 +114,16 @@ class Runtime:
         self.peers.set_messenger(self.messenger)
         self._build_chain(source)
 
-    def _first_height(self) -> int:
+    def _first_height(self) -> int | None:
         """The first block that may concern the seed."""
         funded = [block_of(d.state.scid) for d in self.channels.all() if isinstance(d.state, Funded) and d.state.scid]
-        return min([self.wallet.first_height(), *funded])
+        of_wallet = self.wallet.first_height()
+        return min(funded, default=None) if of_wallet is None else min([of_wallet, *funded])
+
+    async def _keep_backup(self) -> None:
+        if self._first_height() is None:
+            await self._first_sync.wait()
+        await self.backup.run()
 
     def _height(self) -> int:
         return self.wallet.height
@@ -289,7 +295,7 @@ class Runtime:
         self._run("monitor", self.monitor.run())
         self._run("broadcasts", self._broadcasts.run())
         self._run("chain", self.chain.run())
-        self._run("channel backup", self.backup.run())
+        self._run("channel backup", self._keep_backup())
         self._run("peers", self._call_peers())
         self.towers.start()
 

@@ -185,6 +185,28 @@ async def test_what_comes_while_the_node_runs_is_not_written_over(world: World, 
     assert shared.read_bytes() == foreign
 
 
+async def test_the_first_height_is_layer_1s_or_that_of_what_a_rescan_finds(world: World) -> None:
+    path = world.directory / "channels.backup"
+    alice = await keeper(world)
+    await world.fund(alice, 1_000_000)
+    await world.mine(5)
+    await alice.stop()
+    (world.directory / "alice" / "test.sqlite").unlink()
+    alice.backups = (path,)
+    await world.stop_chain()
+    await alice.start(wait=False)
+    await alice.stop()
+    assert not path.exists(), "to look from block 0 on would take days"
+    await alice.start(wait=False)
+    await world.start_chain_again()
+    await told(alice, "backup.written")
+    assert content(alice, path).birthday_height == 107
+    assert [found.found_sat async for found in alice.api.rescan(1)][-1] == 1_000_000
+    await alice.restart()
+    await told(alice, "backup.written")
+    assert content(alice, path).birthday_height == 102
+
+
 async def test_a_disk_that_is_away_is_told_once_and_tried_again(world: World) -> None:
     own, path = world.directory / "own.backup", world.directory / "mount" / "channels.backup"
     alice = await keeper(world, own, path)
