@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from channeld.channel.machine import decode_state, encode_state
+from channeld.channel.machine import UnreadableState, decode_state, encode_state
 from channeld.channel.reestablish import from_backup
 from channeld.channel.state import AwaitingFunding, Funded, Normal, ShuttingDown, phase_name
 from channeld.config import Config
@@ -58,6 +58,10 @@ def back_up(config: Config, target: Path) -> Copied:
     source = _sqlite_file(config)
     if not source.exists():
         raise BackupError(f"there is no database at {source}: give the --datadir and --network of the daemon")
+    if target.exists() and target.samefile(source):  # the daemon would go on with a file that has no name any more
+        raise BackupError(f"{target} is the database itself: name another file")
+    if target.is_file() and _begins_so(target):
+        raise BackupError(f"{target} is a backup of channels: name another file")
     _copy(source, target)
     return inspect(target)
 
@@ -68,6 +72,9 @@ def restore(config: Config, source: Path, seed: Seed) -> Copied:
     target = _sqlite_file(config)
     if target.exists():
         raise BackupError(f"there is a database at {target} already: move it away, with its -wal and -shm, but keep it")
+    for suffix in ("-wal", "-journal"):  # SQLite would write its changes into whatever bears the name
+        if (left := target.with_name(target.name + suffix)).exists():
+            raise BackupError(f"{left} is left of another database: move it to where that one is, and try again")
     identity = Identity(Keys.from_seed(seed, BY_NAME[config.network]).lightning_root())
     found = _channels_backup(source, backup_key(identity))
     copied = inspect(source) if found is None else Copied(found.network, found.node_id, len(found.channels))
@@ -84,18 +91,32 @@ def restore(config: Config, source: Path, seed: Seed) -> Copied:
     return copied
 
 
-def check_not_lost(config: Config, keys: Keys) -> None:
-    """Raises BackupError if there is no database, but a `channels.backup` of one that had channels: with a new one, the
-    node would tell their peers that it knows none of them."""
-    if config.database or config.paths.database.exists():
-        return
-    key = backup_key(Identity(keys.lightning_root()))
+def is_missing(config: Config) -> bool:
+    """Whether the database is a file that is not there. Raises BackupError."""
+    return not (config.database and _is_elsewhere(config)) and not _sqlite_file(config).exists()
+
+
+def check_not_lost(config: Config, seed: Seed) -> None:
+    """For a database that is missing or empty: raises BackupError if there is a `channels.backup` of one that had
+    channels. With a new one, the node would tell their peers that it knows none of them."""
+    key = backup_key(Identity(Keys.from_seed(seed, BY_NAME[config.network]).lightning_root()))
     for path in config.channel_backups:
         found = _channels_backup(path, key) if path.exists() else None
         if found is not None and found.channels:
+            where = f"{_sqlite_file(config)} is missing" if is_missing(config) else "the database is empty"
             raise BackupError(
-                f"{config.paths.database} is missing, but {path} has {len(found.channels)} of its channels: put the "
+                f"{where}, but {path} has {len(found.channels)} of its channels: put the "
                 f"database back, or make a new one with --restore-from {path}, or move that file away"
+            )
+
+
+def check_no_other(config: Config) -> None:
+    """Before a new seed is made: raises BackupError if there is a `channels.backup`, of whatever seed."""
+    for path in config.channel_backups:
+        if path.is_file() and _begins_so(path):
+            raise BackupError(
+                f"there is no seed, but {path} is the channels' backup of a node: if it is this one's, bring it back "
+                f"with CHANNELD_SEED_WORDS and --restore-from {path}; else move that file away, or name another"
             )
 
 
@@ -116,10 +137,21 @@ def inspect(path: Path) -> Copied:
 def _sqlite_file(config: Config) -> Path:
     if not config.database:
         return config.paths.database
-    url = make_url(config.database)
-    if url.get_backend_name() != "sqlite" or not url.database:
-        raise BackupError("this is for SQLite; PostgreSQL has its own tools, such as pg_dump and replication")
-    return Path(url.database)
+    if _is_elsewhere(config):
+        raise BackupError(
+            "this is for SQLite; PostgreSQL has its own tools, such as pg_dump and replication. What --restore-from "
+            "makes of a channels.backup is SQLite, too: leave --database out, also when the daemon is started then"
+        )
+    return Path(make_url(config.database).database or "")
+
+
+def _is_elsewhere(config: Config) -> bool:
+    """Whether the database is no file. Raises BackupError."""
+    try:
+        url = make_url(config.database)
+    except ArgumentError as error:
+        raise BackupError(f"the database's URL cannot be used: {error}") from error
+    return url.get_backend_name() != "sqlite" or not url.database
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -137,12 +169,17 @@ def _channels_backup(source: Path, key: bytes) -> ChannelsBackup | None:
     except OSError as error:
         raise BackupError(f"{source} cannot be read: {error.strerror}") from error
     except NoBackup as error:
-        raise BackupError(f"{source} cannot be used: {error}. Check the words, and --network") from error
+        sentence = f"{source} cannot be used: {error}. Check the words, their passphrase, and --network"
+        raise BackupError(sentence) from error
 
 
 def _begins_so(source: Path) -> bool:
-    with source.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    """Whether it is a `channels.backup`. Raises BackupError."""
+    try:
+        with source.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise BackupError(f"{source} cannot be read: {error.strerror}") from error
 
 
 def _make(backup: ChannelsBackup, target: Path) -> None:
@@ -157,6 +194,9 @@ def _make(backup: ChannelsBackup, target: Path) -> None:
                 connection.execute(table.insert().values(row))
         engine.dispose()
         copy_database(temporary, target)
+    except UnreadableState as error:
+        sentence = f"this channeld cannot read the backup: {error}. Use the one that wrote it, or a later one"
+        raise BackupError(sentence) from error
     except (StorageError, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise BackupError(f"the database {target} cannot be made: {error}") from error
     finally:

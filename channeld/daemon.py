@@ -23,6 +23,7 @@ from channeld.node.runtime import NodeSettings, Runtime
 from channeld.node.transport import in_words
 from channeld.paths import write_private
 from channeld.storage import CommitHook, Store, make_engine, upgrade
+from channeld.storage.rows import load_meta
 from wallet.bitcoin.address import BY_NAME
 from wallet.keys import Keys, Seed
 from wallet.seedfile import is_encrypted, read_seed, write_seed
@@ -41,13 +42,16 @@ class StartError(Exception):
 def load_or_make_seed(config: Config) -> tuple[Seed, int | None]:
     """The seed and, if its age is not known to be zero, the height to look for its coins from.
 
-    Raises StartError, SeedError, SeedFileError.
+    Raises StartError, SeedError, SeedFileError, BackupError.
     """
     path, password = config.paths.seed, config.seed_password or None
     if path.exists():
         if config.seed_words:
             raise StartError(f"there is a seed at {path} already: leave seed_words out, or choose another --datadir")
-        return _read_seed(config), None
+        seed = _read_seed(config)
+        if backup.is_missing(config):
+            backup.check_not_lost(config, seed)
+        return seed, None
     if config.paths.database.exists():
         raise StartError(
             f"there is a database in {path.parent}, but its seed file {path} is missing: put the file back, "
@@ -55,8 +59,11 @@ def load_or_make_seed(config: Config) -> tuple[Seed, int | None]:
         )
     if config.seed_words:
         seed = Seed.restore(config.seed_words, config.seed_passphrase)
+        if backup.is_missing(config):  # first: at the next start the words are not given, nor the height to look from
+            backup.check_not_lost(config, seed)
         write_seed(path, seed, password)
         return seed, config.birthday_height or 0
+    backup.check_no_other(config)
     seed = Seed.create(os.urandom(32), config.seed_passphrase)
     write_seed(path, seed, password)
     if sys.stdout.isatty():
@@ -98,6 +105,8 @@ def restore(config: Config, source: Path) -> None:
     path = config.paths.seed
     if path.exists():
         seed = _read_seed(config)
+        if config.seed_words and Seed.restore(config.seed_words, config.seed_passphrase) != seed:
+            raise StartError(f"the seed at {path} is another one than the words: move it away, but keep it")
     elif config.seed_words:
         seed = Seed.restore(config.seed_words, config.seed_passphrase)
     else:
@@ -142,9 +151,12 @@ class Daemon:
         config, paths = self.config, self.config.paths
         seed, birthday_height = load_or_make_seed(config)
         keys = Keys.from_seed(seed, BY_NAME[config.network])
-        backup.check_not_lost(config, keys)
         engine = make_engine(config.database or f"sqlite:///{paths.database}")
         upgrade(engine)
+        with engine.connect() as connection:
+            is_empty = not load_meta(connection)
+        if is_empty:
+            backup.check_not_lost(config, seed)
         store = Store(engine, self._database_failed, self._commit_hook)
         source = config.chain_source(self._waiting)
         try:
