@@ -185,9 +185,9 @@ class ChannelBackup:
         if strange:
             self._bus.publish(
                 "backup.unknown_channels",
-                f"the database does not know {strange} channels of {where}; {path} keeps them. If the database is a new or "
-                f"an old one: stop the node, move the database away, and start channeld with --restore-from {path}. If "
-                "it is the one that this node always had, they came to nothing: move the file away",
+                f"the database does not know {strange} channels of {where}; {path} keeps them. If the database is new "
+                f"or old: stop the node, move the database away, and start channeld with --restore-from {path}. If it "
+                "is the one that this node always had, they came to nothing: move the file away",
                 channels=strange,
                 path=str(path),
             )

@@ -30,7 +30,7 @@ from channeld.channel import events as ev
 from channeld.channel import machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import channel_id_of, commitment_feerate_per_kw
-from channeld.channel.state import Closed, Closing, FundingCreatedSent, OpenReceived, State, phase_name
+from channeld.channel.state import Closed, Closing, FundingCreatedSent, Normal, OpenReceived, State, phase_name
 from channeld.node import channel_news, openings, views
 from channeld.node.broadcasts import Broadcasts
 from channeld.node.bus import EventBus

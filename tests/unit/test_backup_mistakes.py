@@ -33,7 +33,7 @@ def saved(state: bytes) -> ChannelsBackup:
 
 
 def settings(directory: Path, **more: str) -> Config:
-    config = Config(network="regtest", datadir=directory, **more)  # type: ignore[call-arg, arg-type]
+    config = Config(network="regtest", datadir=directory, **more)  # type: ignore[arg-type]
     config.paths.directory.mkdir(exist_ok=True)
     return config
 

@@ -45,13 +45,14 @@ def test_a_signature_without_changes_is_answered_all_the_same(lost: bool) -> Non
     pair = with_htlc()
     alice, bob = pair.alice, pair.bob
     c, params = alice.commitments, alice.funded.params
-    assert not machine.can_sign(alice.funded)
+    assert alice.state is not None
+    assert not machine.can_sign(alice.state)
     spec, point = cm.next_remote(c).spec, c.remote_next.next_point
     message, commit, _ = normal.sign_remote(params, spec, c.remote.index + 1, point, alice.env())
-    alice.state = replace(alice.funded, commitments=cm.sign(c, commit))
+    alice.state = replace(alice.state, commitments=cm.sign(c, commit))
     alice.outbox.append(encode(message))
     if lost:
-        alice.committed = machine.encode_state(alice.funded)
+        alice.committed = machine.encode_state(alice.state)
         pair.reconnect()
     pair.settle()
     assert bob.commitments.local.index == c.remote.index + 1

@@ -163,10 +163,10 @@ def test_no_other_channel_takes_a_path_key_to_a_peer_that_does_not_know_it() -> 
     onion = Forward(1, 2, 3, None, bytes(1366), None, OnionContext(bytes(32), bytes(32), BlindedRole.NONE))
     incoming, htlc = cast(Any, SimpleNamespace(channel_key=7)), Htlc(0, 1, bytes(32), 9, False)
     offer = forwarder._prepare(incoming, htlc, onion, cast(Any, asked))
-    assert offer.candidates == (asked, *others)
+    assert list(offer.candidates) == [asked, *others]
     blinded = dataclasses.replace(onion, next_path_key=bytes(33))
     offer = forwarder._prepare(incoming, htlc, blinded, cast(Any, asked))
-    assert offer.candidates == (asked, others[0])
+    assert list(offer.candidates) == [asked, others[0]]
 
 
 def test_inside_a_blinded_path_all_failures_look_alike() -> None:

@@ -183,7 +183,7 @@ async def test_what_came_early_and_is_late_by_now_is_failed() -> None:
 
 
 async def test_no_preimage_for_a_part_whose_channel_may_be_taken_back() -> None:
-    bob = open_pair().bob.funded
+    bob: Any = open_pair().bob.funded
     unfunded = replace(bob, funding_depth=0)
     assert is_unfunded(unfunded) > is_unfunded(bob)
     recipient = Recipient()

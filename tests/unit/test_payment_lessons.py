@@ -240,7 +240,7 @@ def test_hold_times_of_a_success() -> None:
 def test_what_is_learnt_for_all_payments() -> None:
     graph, scorer = Graph(), Scorer()
     for number, ends in enumerate(pairwise((ROUTE.source, *NODES))):
-        graph.add_channel(scid(number), *sorted(ends), 10_000_000)
+        graph.add_channel(scid(number), min(ends), max(ends), 10_000_000)
     teacher = Teacher(lambda: scorer, lambda: graph, lambda: NOW)
     stuck = ended(said(f.TemporaryChannelFailure(), 0))
     assert teacher.teach(stuck, {})

@@ -257,7 +257,8 @@ async def test_terms_that_take_back_what_was_agreed_are_not_taken(
             await tower.watcher.changed()
         sessions = tower.sessions
         sessions.policy = msgspec.structs.replace(sessions.policy, **change)
-        monkeypatch.setattr(sessions, "_terms", lambda *args: Sessions._terms(sessions, *args[:-1], None))
+        terms: Any = Sessions._terms
+        monkeypatch.setattr(sessions, "_terms", lambda *args: terms(sessions, *args[:-1], None))
         look(towers)
         await until(lambda: "takes back" in towers.statuses()[0].problem)
         evidence = await towers.evidence(uri.tower_id, CHANNELS[0], 0)
