@@ -111,6 +111,7 @@ __all__ = [
     "State",
     "Transition",
     "accept",
+    "awaited_commitment",
     "awaits_revocation",
     "can_sign",
     "decode_state",
@@ -340,6 +341,15 @@ def can_sign(state: State) -> bool:
 def awaits_revocation(state: State) -> bool:
     """Whether nothing can be signed for until the peer has revoked: what is offered now has time."""
     return isinstance(state, Normal) and isinstance(state.commitments.remote_next, cm.AwaitingRevocation)
+
+
+def awaited_commitment(state: State) -> int | None:
+    """The number of the commitment that we signed on this connection or before, while the peer has not revoked the one
+    before it; None if it owes nothing."""
+    if not isinstance(state, Normal | ShuttingDown) or not isinstance(state.link, Live):
+        return None
+    following = state.commitments.remote_next
+    return following.commit.index if isinstance(following, cm.AwaitingRevocation) else None
 
 
 def preparations(state: State, env: Env) -> list[Callable[[], object]]:

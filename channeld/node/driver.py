@@ -33,6 +33,8 @@ CommandDone = Callable[[Exception | None], None]
 GATHER_SECONDS = 0.01
 """So long what we offer waits for the peer's revocation, without which it cannot be signed for."""
 MOST_GATHERED = 200
+REVOCATION_SECONDS = 60.0
+"""So long a peer may take to answer our signature before it is asked again, on a new connection."""
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Of a peer's messages that wait for a channel's last commit. Who keeps to the rules never has as much under way: 483
 HTLCs, and the answers to 483 of ours, are less."""
@@ -63,6 +65,11 @@ class Link(Protocol):
         """Read on, once nobody holds any more."""
         ...
 
+    @property
+    def is_held(self) -> bool:
+        """Whether anybody does."""
+        ...
+
 
 class Transition(Protocol[S_co]):
     """What `step` returns."""
@@ -81,6 +88,7 @@ class Machine(Protocol[S]):
     def step(self, state: S, event: ev.Event, env: Env) -> Transition[S]: ...
     def can_sign(self, state: S) -> bool: ...
     def awaits_revocation(self, state: S) -> bool: ...
+    def awaited_commitment(self, state: S) -> int | None: ...
     def preparations(self, state: S, env: Env) -> list[Callable[[], object]]: ...
 
 
@@ -191,6 +199,8 @@ class ChannelDriver(Generic[S]):
         self._has_time = True
         """Everything in the inbox is an HTLC to offer."""
         self._gathering: asyncio.TimerHandle | None = None
+        self._overdue: asyncio.TimerHandle | None = None
+        """When the peer's revocation is looked for."""
         self._deaf_to: Link | None = None
         self._unstorable = False
         """The database failed: memory is ahead of it, the node stops."""
@@ -444,7 +454,29 @@ class ChannelDriver(Generic[S]):
             done(None)
         self.settled = self.state
         self._host.batch_done(self)
+        self._expect_revocation()
         self._next()
+
+    def _expect_revocation(self) -> None:
+        """A peer that answers pings and does not revoke would keep what we offer from ever being signed for, and what
+        was to be forwarded with it. What got lost is said again on a new connection, and what was not signed for goes
+        another way. One timer for many signatures: nothing is cancelled when a revocation comes."""
+        if self._overdue is not None or self.link is None or self.failure is not None:
+            return
+        number = self._machine.awaited_commitment(self.state)
+        if number is not None:
+            look = partial(self._look_for_revocation, self.link, number)
+            self._overdue = self._loop.call_later(REVOCATION_SECONDS, look)
+
+    def _look_for_revocation(self, link: Link, number: int) -> None:
+        self._overdue = None
+        is_owed = self.link is link and self._machine.awaited_commitment(self.state) == number
+        if not is_owed or self._busy or link.is_held:  # it may have come, and not been looked at
+            self._expect_revocation()
+            return
+        reason = f"no revoke_and_ack came in {REVOCATION_SECONDS:g} seconds"
+        link.send(encode(WarningMessage(self.channel_id, reason.encode())))
+        link.close(reason)
 
     def _perform(self, effect: fx.Effect, link: Link | None) -> None:
         match effect:

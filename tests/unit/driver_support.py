@@ -69,6 +69,11 @@ class ToyMachine:
     def awaits_revocation(self, state: State) -> bool:
         return self.is_waiting
 
+    awaited: int | None = None
+
+    def awaited_commitment(self, state: State) -> int | None:
+        return self.awaited
+
     def can_sign(self, state: State) -> bool:
         return (
             not self.is_waiting
@@ -96,6 +101,10 @@ class FakeLink:
 
     def let_go(self, holder: object) -> None:
         self.holders.remove(holder)
+
+    @property
+    def is_held(self) -> bool:
+        return bool(self.holders)
 
     def words(self) -> list[bytes]:
         return [message.ignored for message in self.sent if isinstance(message, Ping)]

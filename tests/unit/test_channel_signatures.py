@@ -24,7 +24,7 @@ from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import machine, normal
 from channeld.channel.state import Normal
-from tests.machine.harness import FEATURES, HEIGHT, Pair, add, both_signed, open_pair, preimage_of
+from tests.machine.harness import FEATURES, HEIGHT, Pair, Peer, add, both_signed, open_pair, preimage_of
 from tests.unit.operation_support import command, rejected, violates, with_htlc
 from wallet.bitcoin import Tx
 from wallet.bitcoin.secp import pubkey_of
@@ -71,6 +71,27 @@ def test_one_signature_at_a_time() -> None:
     assert not machine.can_sign(pair.alice.state)  # type: ignore[arg-type]
     pair.settle()
     assert len(pair.bob.locked_in) == 2
+
+
+def owed_to(peer: Peer) -> int | None:
+    """The number of the commitment that waits for the other side's revocation."""
+    assert peer.state is not None
+    return machine.awaited_commitment(peer.state)
+
+
+def test_what_revocation_is_owed() -> None:
+    pair = open_pair()
+    assert owed_to(pair.alice) is None
+    add(pair.alice, 5_000_000)
+    assert owed_to(pair.alice) is None
+    pair.alice.sign()
+    assert owed_to(pair.alice) == 1
+    assert owed_to(pair.bob) is None
+    offline = pair.clone()
+    offline.disconnect()
+    assert owed_to(offline.alice) is None
+    pair.settle()
+    assert owed_to(pair.alice) is None
 
 
 def signed(**changes: Any) -> tuple[Pair, CommitmentSigned]:

@@ -523,3 +523,66 @@ async def test_who_comes_again_finds_the_same_inbox(
     await host.commit()
     assert link.holders == newer.holders == set()
     assert driver.state.count("again") == 1
+
+
+# --- a peer that does not revoke ----------------------------------------------------------------------------------
+
+
+async def ends(link: FakeLink, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Why the connection is closed, as soon as it is."""
+    closed = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(link, "close", closed.set_result)
+    reason: str = await asyncio.wait_for(closed, 60)
+    return reason
+
+
+async def test_a_peer_that_does_not_revoke_is_asked_again_on_a_new_connection(
+    driver: ChannelDriver[State],
+    host: FakeHost,
+    link: FakeLink,
+    toy: ToyMachine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("channeld.node.driver.REVOCATION_SECONDS", 0.001)
+    toy.awaited = 7
+    say(driver, link, "hello")
+    await host.commit()
+    assert "no revoke_and_ack came" in await ends(link, monkeypatch)
+    (told,) = (message for message in link.sent if isinstance(message, WarningMessage))
+    assert b"no revoke_and_ack came" in told.data
+
+
+async def test_only_who_owes_the_same_revocation_all_the_time_is_disconnected(
+    driver: ChannelDriver[State],
+    host: FakeHost,
+    link: FakeLink,
+    toy: ToyMachine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It revokes and gets the next signature; then it is we who do not read, or are busy."""
+    monkeypatch.setattr("channeld.node.driver.REVOCATION_SECONDS", 0.001)
+    looks = 0
+    enough = asyncio.Event()
+
+    def awaited(state: State) -> int | None:
+        nonlocal looks
+        looks += 1
+        if looks == 20:
+            link.hold(toy)
+        if looks == 40:
+            enough.set()
+        return min(looks, 21)
+
+    monkeypatch.setattr(toy, "awaited_commitment", awaited)
+    say(driver, link, "hello")
+    await host.commit()
+    await asyncio.wait_for(enough.wait(), 60)
+    assert not link.closed
+    say(driver, link, "slow")  # its commit is not through yet
+    link.let_go(toy)
+    enough.clear()
+    looks = 30
+    await asyncio.wait_for(enough.wait(), 60)
+    assert not link.closed
+    await host.commit()
+    assert "no revoke_and_ack came" in await ends(link, monkeypatch)
