@@ -246,7 +246,9 @@ def _force_closing(state: Closing, event: ForceClose, env: Env) -> Transition:
 def fail_when_safe(state: Open, reason: str, env: Env, wrongly_signed: bytes = b"") -> Transition:
     """Fails the channel, or keeps in mind that it has to be, while our commitment may be from an old copy."""
     doubt = state.unconfirmed
-    if doubt is None or not unconfirmed.is_doubtful(state) or unconfirmed.waited_for_failure(doubt, env):
+    if doubt is None or not unconfirmed.is_doubtful(state):
+        return fail(state, reason, env, wrongly_signed)
+    if unconfirmed.waited_for_failure(doubt, env) and not _may_have_more(state):
         return fail(state, reason, env, wrongly_signed)
     following, effects = unconfirmed.held(state, reason, failed=True)
     return Transition(following, tuple(effects))
@@ -296,6 +298,12 @@ def _has_nothing_at_stake(state: AwaitingFunding) -> bool:
     return not state.params.is_opener and to_local_sat < state.params.local.dust_limit_sat
 
 
+def _may_have_more(state: Open) -> bool:
+    """Whether a copy from the opening, which would be forgotten, may be older than what the channel has got for us
+    since: the peer's commitment pays that, whenever it comes. Waiting for it costs nothing."""
+    return isinstance(state, AwaitingFunding) and _has_nothing_at_stake(state) and unconfirmed.is_doubtful(state)
+
+
 def _forgotten(state: AwaitingFunding, reason: str, effects: list[Effect]) -> Transition:
     closed = Closed(
         id=state.params.channel_id,
@@ -336,6 +344,9 @@ def on_forgotten(state: Open, reason: str, env: Env) -> Transition:
     transaction, or has closed by force, and it does punish then: an old copy has no "relevant latest" one."""
     if (closed := _closed_together_anyway(state, env)) is not None:
         return closed
+    if _may_have_more(state):
+        held = fail_when_safe(state, reason, env)
+        return replace(held, effects=(_error(state, reason), *held.effects))
     return fail_when_safe(state, reason, env) if env.policy.database_is_copy else fail(state, reason, env)
 
 

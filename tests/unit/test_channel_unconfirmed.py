@@ -12,7 +12,7 @@ from channeld.bolt.messages import ChannelReestablish, ErrorMessage, decode
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
 from channeld.channel import unconfirmed
-from channeld.channel.state import Closed, Closing, Normal, WaitingForRemoteClose
+from channeld.channel.state import AwaitingFunding, Closed, Closing, Normal, WaitingForRemoteClose
 from tests.machine import harness
 from tests.machine.harness import HEIGHT, Pair, Peer, add, open_pair, preimage_of, seed_secrets
 
@@ -343,6 +343,54 @@ def test_a_channel_whose_funding_is_in_the_chain_is_not_forgotten_on_error() -> 
     pair.bob.step(ev.NewBlock())
     fails(pair.bob)
     assert not isinstance(pair.bob.state, Closed)
+
+
+@pytest.mark.parametrize("said", ["error", "zero"])
+def test_what_an_old_copy_knows_nothing_of_is_not_forgotten_ever(said: str) -> None:
+    """Bob's copy is from the opening, and most of the channel is his by now: Alice's commitment pays him. Nothing is
+    lost by waiting for it, and all by not looking any more."""
+    pair = harness.start_open(Peer("alice", seed_secrets("alice")), Peer("bob", seed_secrets("bob")))
+    harness.fund(pair)
+    alice, bob = pair.alice, pair.bob
+    copy = bob.committed
+    harness.confirm(pair)
+    add(alice, 700_000_000)
+    pair.settle()
+    bob.step(ev.FulfillHtlc(0, preimage_of(0)))
+    pair.settle()
+    pair.disconnect()
+    bob.committed = copy
+    bob.crash()
+    bob.step(ev.FundingDepth(6, HEIGHT, 7, bob.funded.params.capacity_sat))
+    bob.step(ev.NewBlock())
+    if said == "error":
+        fails(bob)
+    else:
+        bob.step(ev.Connected(alice.features))
+        channel_id, point = bob.funded.params.channel_id, alice.signer.per_commitment_point(0)
+        bob.step(ev.PeerMessage(ChannelReestablish(channel_id, 0, 0, bytes(32), point)))
+        bob.step(ev.Disconnected())
+    blocks(bob, 2 * bob.policy.unconfirmed_failure_blocks)
+    assert isinstance(bob.state, AwaitingFunding)
+    assert "not compared with the peer" in unconfirmed.sentence(bob.funded)
+    alice.step(ev.ForceClose("test"))
+    bob.step(ev.FundingSpent(alice.broadcast[-1], bob.height, 1))
+    assert isinstance(bob.state, Closing)
+    assert (bob.state.kind, bob.state.standing) == ("unknown", "outdated")
+
+
+def test_an_opening_is_forgotten_once_states_were_compared() -> None:
+    pair = harness.start_open(Peer("alice", seed_secrets("alice")), Peer("bob", seed_secrets("bob")))
+    harness.fund(pair)
+    pair.disconnect()
+    pair.bob.crash()
+    pair.bob.step(ev.FundingDepth(2, HEIGHT, 7, pair.bob.funded.params.capacity_sat))
+    pair.bob.step(ev.NewBlock())
+    pair.connect()
+    fails(pair.bob)
+    assert isinstance(pair.bob.state, AwaitingFunding)
+    pair.deliver(pair.alice)
+    assert isinstance(pair.bob.state, Closed)
 
 
 def test_an_error_before_the_chain_was_caught_up_with_waits_for_that() -> None:
