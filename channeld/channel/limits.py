@@ -5,6 +5,7 @@ Checks of our own commands raise CommandRejected; checks of what the peer sent r
 
 from __future__ import annotations
 
+from channeld.bolt.transactions import fees
 from channeld.bolt.transactions.spec import Htlc
 from channeld.channel import commitments as cm
 from channeld.channel.commitments import Commitments, FeeUpdate, HtlcAdd, Preview
@@ -15,6 +16,8 @@ from channeld.channel.state import ChannelParams, Funded
 MAX_CLTV_EXPIRY = 500_000_000
 """From here on a locktime is a time and no height."""
 FEE_SPIKE_FACTOR = 2
+CROSSING_HTLCS = 4
+"""Of the peer's, on their way while we propose a fee rate."""
 MINED_IN_TIME_PERMILLE = 500
 """Estimates differ, and jump: a commitment that pays this part of ours is taken to be mined before an HTLC expires."""
 
@@ -206,6 +209,17 @@ def check_own_fee(c: Commitments, params: ChannelParams, feerate_per_kw: int, en
         local = cm.apply(params.commitment, "local", cm.next_local(c), (update,), True)
         if max(after.dust_msat, local.dust_msat) > policy.max_dust_exposure_msat:
             raise CommandRejected("dust_exposure", f"{feerate_per_kw} sat/kw would make too much of the HTLCs dust")
+
+
+def affordable_feerate_per_kw(c: Commitments, params: ChannelParams) -> int:
+    """The highest fee rate that we could pay as opener, with the HTLCs that have an output now, and some that the peer
+    may add before it hears of it: it might fail the channel over a fee that we cannot pay with those."""
+    view = cm.next_remote(c)
+    spare_sat = view.spec.to_local_msat // 1000 - params.remote.channel_reserve_sat
+    if params.anchors:
+        spare_sat -= 2 * fees.ANCHOR_SAT
+    weight = fees.commit_tx_weight(view.untrimmed + CROSSING_HTLCS, params.anchors)
+    return max(0, spare_sat) * 1000 // weight
 
 
 def check_received_fee(c: Commitments, params: ChannelParams, feerate_per_kw: int, after: Preview, env: Env) -> None:

@@ -27,7 +27,7 @@ from channeld.bolt.messages.control import told_to_peer
 from channeld.bolt.transactions import ChannelSecrets
 from channeld.channel import effects as fx
 from channeld.channel import events as ev
-from channeld.channel import machine
+from channeld.channel import limits, machine
 from channeld.channel.env import ChannelPolicy, Env
 from channeld.channel.open import channel_id_of, commitment_feerate_per_kw
 from channeld.channel.state import Closed, Closing, FundingCreatedSent, Normal, OpenReceived, State, phase_name
@@ -597,6 +597,8 @@ class Channels:
                 continue
             wanted = commitment_feerate_per_kw(self.env(driver), state.params.anchors)
             current = state.commitments.latest_remote.spec.feerate_per_kw
+            if wanted > current:  # rather as much as there is than nothing
+                wanted = max(current, min(wanted, limits.affordable_feerate_per_kw(state.commitments, state.params)))
             if abs(wanted - current) * FEE_TOLERANCE > current:
                 driver.post(ev.UpdateFee(wanted))
 

@@ -141,3 +141,16 @@ async def test_a_channel_with_a_fixed_address_is_closed_without_naming_it(tmp_pa
         await net.open_channel(close_to_address=address)
         await close(net.alice, feerate_per_kw=300)
         assert pays_to_stranger(net)
+
+
+async def test_who_cannot_pay_the_whole_fee_rate_pays_what_it_can(tmp_path: Path) -> None:
+    async with Net(tmp_path) as net:
+        await net.open_channel(push_msat=987_500_000)
+        net.alice.set_feerate(2_400)
+        await net.mine(1)
+        # 12,500 sat without the reserve of 10,000 and two anchors, over 1,124 weight units and four HTLCs to come
+        for node in net.nodes:
+            await node.until(lambda node=node: node.state.commitments.local.spec.feerate_per_kw == 1_015)  # type: ignore[misc]
+        await net.mine(1)
+        await net.quiet()
+        assert net.alice.state.commitments.local.index == 1
