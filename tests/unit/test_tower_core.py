@@ -377,6 +377,16 @@ def test_a_cheater_with_an_htlc_for_every_block_does_not_hold_up_what_it_cannot_
     assert {len(made.outpoints) for made in br.plan(again, 102, 1_000)} == {1}
 
 
+def test_a_crowd_of_sessions_with_one_transaction_does_not_come_before_the_others() -> None:
+    def of(number: int, name: str, to_local_sat: int) -> br.Breach:
+        made = revoked(name, FUNDING, 1_000_000, to_local_sat=to_local_sat)
+        return msgspec.structs.replace(breach_of(made, OWN), breach_id=number)
+
+    crowd = [of(number, "crowd", 500_000) for number in range(1, 6)]
+    known = [*crowd, of(6, "small", 10_000), of(7, "large", 600_000)]
+    assert [breach.breach_id for breach in br.in_turn(known)] == [7, 1, 6, 2, 3, 4, 5]
+
+
 def test_theft_is_lost_and_justice_is_saved() -> None:
     revoked_ = cheat(())
     breach = breach_of(revoked_, OWN)

@@ -6,6 +6,7 @@ attempts; after a reorganisation it is derived again from what is left.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -189,6 +190,19 @@ def is_resolved(breach: Breach, height: int) -> bool:
         return False
     still_open = any(target.state == "open" for target in targets(breach))
     return not still_open or height - breach.height > max(GIVE_UP_BLOCKS, 2 * breach.justice.to_self_delay_blocks)
+
+
+def in_turn(found: Iterable[Breach]) -> list[Breach]:
+    """The order in which they are seen to: of each transaction one after the other, and what holds most first. Any
+    number of sessions may have a blob for the same transaction; only who makes many transactions, and pays for them,
+    can keep the others waiting."""
+    ordered = sorted(found, key=lambda breach: -sum(penalty.amount_sat for penalty in breach.justice.outputs))
+    turns: Counter[bytes] = Counter()
+    numbered = []
+    for breach in ordered:
+        numbered.append((turns[breach.txid], breach))
+        turns[breach.txid] += 1
+    return [breach for _, breach in sorted(numbered, key=lambda entry: entry[0])]
 
 
 def confirmed_height(breach: Breach, txid: bytes) -> int | None:

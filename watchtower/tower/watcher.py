@@ -450,7 +450,7 @@ class Watcher:
                 self._spends(txid, tx, searched.ref.height, changed, news)
 
     async def _act(self) -> None:
-        for breach in self.open_breaches:
+        for breach in breaches.in_turn(self.open_breaches):
             try:
                 await self.publisher.act(breach, self.height)
             except StorageError:
