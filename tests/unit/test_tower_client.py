@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -309,6 +310,23 @@ async def test_a_tower_that_is_out_of_step_is_in_trouble_for_as_long_as_that_las
         assert news == ["tower.trouble", "tower.works"]
 
 
+async def test_a_clock_that_the_tower_does_not_believe_does_not_hold_up_backups(tmp_path: Path) -> None:
+    """It is of no matter to them."""
+    node = Node()
+    async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
+        await use_for(towers, tower, node, 1)
+        (uploader,) = uploaders(towers)
+        uploader.retry_seconds = 100.0
+        uploader._seen.clear()  # as after a start
+        uploader._connection._clock = lambda: 1_000.0
+        revoke(towers, node, CHANNELS[0], 1)
+        uploader._look_again = 0.0
+        await until(lambda: "another time" in towers.statuses()[0].problem)
+        revoke(towers, node, CHANNELS[0], 150)
+        await until(lambda: towers.statuses()[0].backlog == 0)
+        assert "another time" in towers.statuses()[0].problem
+
+
 async def test_a_receipt_that_the_tower_did_not_sign_is_no_backup(tmp_path: Path) -> None:
     node = Node()
     async with tower_of(tmp_path) as tower, client(tmp_path, node) as towers:
@@ -345,7 +363,8 @@ async def test_a_tower_that_refuses_every_session_is_not_asked_for_ever_more(tmp
 
         tower.intake._check_room = refuse  # type: ignore[assignment,method-assign]
         revoke(towers, node, CHANNELS[0], 2)
-        await until(lambda: uploaders(towers)[0]._failures > 5)
+        resting = uploaders(towers)[0]._resting
+        await until(lambda: CHANNELS[0] in resting and resting[CHANNELS[0]].failures > 5)
         assert towers.statuses()[0].problem == "No room here."
         assert len(tower.sessions) == 2
 
@@ -369,11 +388,13 @@ async def test_a_tower_with_too_little_room_for_a_blob_is_no_backup(tmp_path: Pa
 
 
 async def test_one_channel_that_fails_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
-    """However many there are before and behind it."""
+    """However many there are before and behind it, and however much they have to send."""
 
     class Partly(Node):
+        is_bad = True
+
         async def kits(self, channel: bytes, first: int, count: int) -> KitMaker | None:
-            if channel == CHANNELS[0]:
+            if channel == CHANNELS[0] and self.is_bad:
                 raise AssertionError("a bug with this channel")
             return await super().kits(channel, first, count)
 
@@ -387,6 +408,16 @@ async def test_one_channel_that_fails_does_not_keep_the_others_waiting(tmp_path:
         await until(lambda: tower.sessions.total_appointments == len(others))
         await until(lambda: towers.statuses()[0].problem == "a bug with this channel")
         assert towers.statuses()[0].backlog == 1
+        (uploader,) = uploaders(towers)
+        uploader.retry_seconds = 100.0
+        await until(lambda: uploader._rests(CHANNELS[0]) > 10.0)
+        revoke(towers, node, others[0], 150)
+        await until(lambda: towers.statuses()[0].backlog == 1)
+        assert towers.statuses()[0].problem == "a bug with this channel"
+        node.is_bad = False
+        uploader._clock = lambda: time.time() + 200.0
+        uploader._wake.set()
+        await settled(towers)
 
 
 async def test_a_call_without_an_answer_does_not_end_the_backups_of_other_channels(

@@ -12,6 +12,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -47,7 +48,7 @@ GATHER_SECONDS = 0.5
 LOOK_SECONDS = 60.0
 """How often a tower is looked after when nothing is revoked."""
 LOOK_SOON_SECONDS = 5.0
-"""The same while it is not in step with the chain."""
+"""The same where something was wrong."""
 SPARE_KEYS = 8
 """So many keys are tried for a new session: the tower may know some, in another mode, from before it was removed."""
 LEAST_BLOB_BYTES = 64 << 10
@@ -67,6 +68,14 @@ class Behind:
         self.count = count
         self.acknowledged_seconds = acknowledged_seconds
         self.since: float | None = None
+
+
+class Rest(NamedTuple):
+    """Why nothing is sent for a channel, and until when (since 1970)."""
+
+    until_seconds: float
+    failures: int
+    problem: str
 
 
 class Uploader:
@@ -106,9 +115,11 @@ class Uploader:
         """By channel, a session that replaced one that was refused, and has taken nothing yet."""
         self._problem = ""
         self._problem_since = 0.0
-        self._out_of_step = ""
-        """Why the tower would punish nothing now, as it said when it was looked after last. It is given everything all
-        the same."""
+        self._resting: dict[bytes, Rest] = {}
+        """Channels that something failed for, until it is tried again."""
+        self._found = ""
+        """What was wrong when the tower was looked after last: it would punish nothing, or refused to be asked. It is
+        given everything all the same."""
         self.sent = 0
         self._seen: set[tuple[bytes, int]] = set()
         """Sessions (channel, number) that the tower was seen to have, with all that it confirmed."""
@@ -129,26 +140,25 @@ class Uploader:
             try:
                 busy = await self._round()
                 if not 0.0 < self._until_look() <= self.look_seconds:
-                    await self._look_after()
+                    await self._look()
                 self._failures = 0
-                self._say(self._out_of_step)
-            except (TowerAway, TowerRefuses, TowerLies) as error:
+                self._say(self._found or next((rest.problem for rest in self._resting.values()), ""))
+            except (TowerAway, TowerLies) as error:
                 self._trouble(error)
                 await self._pause()
                 continue
             except StorageError:
                 raise  # the daemon stops
             except Exception as error:
-                # A bug with one channel: it is heard, and tried again, and other towers go on.
-                _log.critical("backing up failed", tower=str(self.tower.uri), exc_info=error)
+                self._bug(error)
                 self._trouble(error)
                 await self._pause()
                 continue
             if not busy:
-                if not self._wake.is_set():
+                if not self._wake.is_set() and not self._resting:
                     self._idle.set()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, self._until_look())):
+                    async with asyncio.timeout(min([self._until_look(), *map(self._rests, self._resting)])):
                         await self._wake.wait()
 
     def _until_look(self) -> float:
@@ -177,10 +187,31 @@ class Uploader:
             self._on_news("tower.works", f"the tower {self.tower.uri} works again")
         self._problem = problem
 
-    async def _pause(self) -> None:
+    def _bug(self, error: Exception) -> None:
+        """It is heard, and tried again, and other channels and towers go on."""
+        _log.critical("backing up failed", tower=str(self.tower.uri), exc_info=error)
+
+    def _delay_seconds(self, failures: int) -> float:
         """Longer after each failure. New backups do not shorten it: busy nodes must not hammer a tower that is down."""
-        longest = min(LAST_RETRY_SECONDS, self.retry_seconds * 2.0 ** min(self._failures - 1, 20))
-        await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+        longest = min(LAST_RETRY_SECONDS, self.retry_seconds * 2.0 ** min(failures - 1, 20))
+        return longest * random.uniform(0.5, 1.0)
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(self._delay_seconds(self._failures))
+
+    def _rest(self, channel: bytes, error: Exception) -> None:
+        """What is refused for one channel is asked for again later; the others need not wait for that."""
+        if not isinstance(error, TowerRefuses):
+            self._bug(error)
+        failures = self._resting[channel].failures + 1 if channel in self._resting else 1
+        until = self._clock() + self._delay_seconds(failures)
+        self._resting[channel] = Rest(until, failures, str(error) or repr(error))
+
+    def _rests(self, channel: bytes) -> float:
+        """For so many seconds; 0 if it is its turn, or the clock was set back."""
+        rest = self._resting.get(channel)
+        left = rest.until_seconds - self._clock() if rest is not None else 0.0
+        return left if 0.0 < left <= LAST_RETRY_SECONDS else 0.0
 
     # --- the work
 
@@ -198,28 +229,28 @@ class Uploader:
         return found
 
     async def _round(self) -> bool:
-        """A batch for each channel that needs one; whether that changed anything. What fails for one channel is raised
-        once the others have had their turn."""
-        work = self._behind()
+        """A batch for each channel that needs one and does not rest; whether that changed anything."""
+        behind = self._behind()
+        for gone in self._resting.keys() - {channel for channel, *_ in behind}:
+            del self._resting[gone]
+        work = [each for each in behind if not self._rests(each[0])]
         if not work:
             return False
         busy = False
-        failure: Exception | None = None
         for start in range(0, len(work), CHANNELS_AT_ONCE):
             some = work[start : start + CHANNELS_AT_ONCE]
             results = await asyncio.gather(*(self._upload(*each) for each in some), return_exceptions=True)
-            for result in results:
+            for (channel, *_), result in zip(some, results, strict=True):
                 if isinstance(result, TowerAway | TowerLies | StorageError):
                     raise result
                 if isinstance(result, Exception):
-                    failure = failure or result
+                    self._rest(channel, result)
                 elif isinstance(result, BaseException):
                     raise result
                 else:
+                    self._resting.pop(channel, None)
                     busy = busy or result
             await self._pace.repay()
-        if failure is not None:
-            raise failure
         if all(newest - count < BATCH for _, count, newest in work):
             await asyncio.sleep(self.gather_seconds)
         return busy
@@ -274,10 +305,22 @@ class Uploader:
             self._unproven.pop(channel, None)
         self.sent += len(receipts)
 
-    async def _look_after(self) -> None:
-        """Is the tower there, and does it have what it confirmed? And more time for sessions that end soon: also for
-        those of channels that rest, and for those that are full. With a session's end the tower forgets what it holds,
-        and one that is asked for under its old key is a new and empty one: so whether it is there comes first."""
+    async def _look(self) -> None:
+        """Raises TowerAway, TowerLies."""
+        try:
+            self._found = await self._look_after()
+        except TowerRefuses as error:
+            self._found = str(error)
+        pause = min(self.look_seconds, LOOK_SOON_SECONDS) if self._found else self.look_seconds
+        self._look_again = self._clock() + pause
+
+    async def _look_after(self) -> str:
+        """What is wrong, empty if nothing is.
+
+        Is the tower there, and does it have what it confirmed? And more time for sessions that end soon: also for those
+        of channels that rest, and for those that are full. With a session's end the tower forgets what it holds, and
+        one that is asked for under its old key is a new and empty one: so whether it is there comes first.
+        """
         info = await self._connection.get_info()
         counts = self._backups.counts()
         for channel, numbers in list(self._sessions.items()):
@@ -289,12 +332,9 @@ class Uploader:
                 self._seen.add((channel, number))
                 if ends:
                     await self._new_session(channel, number)
-        self._out_of_step = ""
-        if not info.synced_to_chain:
-            searched = f"it has searched blocks to height {info.block_height}"
-            self._out_of_step = f"it is not in step with the chain: {searched}"
-        pause = min(self.look_seconds, LOOK_SOON_SECONDS) if self._out_of_step else self.look_seconds
-        self._look_again = self._clock() + pause
+        if info.synced_to_chain:
+            return ""
+        return f"it is not in step with the chain: it has searched blocks to height {info.block_height}"
 
     async def _is_there(self, channel: bytes, session: KnownSession) -> bool:
         """Whether the tower has a session, and as many appointments in it as it confirmed."""
