@@ -389,6 +389,31 @@ async def test_many_late_appointments_cost_one_look_into_each_block(tmp_path: Pa
         await connection.close()
 
 
+async def test_a_locator_of_many_sessions_costs_each_its_own_blob_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locator, keys = os.urandom(16), [secrets.token_bytes(32) for _ in range(4)]
+    async with tower_of(tmp_path) as tower:
+        connection, store = connect(tower), tower.sessions._store
+        batches = {key: [Appointment(locator, os.urandom(10_000))] for key in keys}
+        for key, batch in batches.items():
+            await connection.create_session(key, "own", 0)
+            await connection.add(key, batch)
+        find, read = store.lookup, 0
+
+        def lookup(*arguments: Any) -> list[tuple[Any, ...]]:
+            nonlocal read
+            rows = find(*arguments)
+            read += sum(len(value) for row in rows for value in row if isinstance(value, bytes))
+            return rows
+
+        monkeypatch.setattr(store, "lookup", lookup)
+        (receipt,) = await connection.add(keys[2], batches[keys[2]])
+        assert receipt.locator == locator
+        assert 10_000 <= read < 11_000
+        await connection.close()
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_a_late_appointment_waits_for_layer_1_and_survives_a_restart(tmp_path: Path, stopped: bool) -> None:
     """The client may be gone for good by then."""

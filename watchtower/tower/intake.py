@@ -35,6 +35,11 @@ class Stored(NamedTuple):
     blob: bytes
 
 
+def read_stored(store: Store, appointment_id: int) -> Stored | None:
+    """A row, if it is still there."""
+    return next((Stored(*row) for row in store.lookup(tables.READ_APPOINTMENT, appointment_id)), None)
+
+
 class Intake:
     """`height` tells the last block that was searched; `on_stored` hears of new appointments after they are durable and
     in the index, and returns the locators whose breach is in the chain already."""
@@ -152,8 +157,10 @@ class Intake:
         prefix = prefix_of(locator)
         if prefix not in self._index:
             return None
-        rows = (Stored(*row) for row in self._store.lookup(tables.FIND_APPOINTMENTS, to_column(prefix)))
-        return next((row for row in rows if row.session_key == session.key and row.locator == locator), None)
+        for appointment_id, session_key, other in self._store.lookup(tables.FIND_APPOINTMENTS, to_column(prefix)):
+            if (session_key, other) == (session.key, locator):
+                return read_stored(self._store, appointment_id)
+        return None
 
     def _sort_out(self, session: Session, batch: Sequence[Appointment]) -> tuple[list[Stored], list[Stored]]:
         """(a row for each appointment, those rows that are new). Raises Refusal if a locator has another blob."""

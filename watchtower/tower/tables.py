@@ -102,8 +102,10 @@ UPDATE_USE = update(sessions, ["appointments", "bytes", "used_seconds"], ["sessi
 DELETE_SESSION = delete(sessions, "session_key")
 INSERT_APPOINTMENT = insert(appointments)
 DELETE_APPOINTMENT = delete(appointments, "appointment_id")
-FIND_APPOINTMENTS = lookup(
-    appointments, ["appointment_id", "session_key", "locator", "accepted_height", "blob"], ["locator_prefix"]
+FIND_APPOINTMENTS = lookup(appointments, ["appointment_id", "session_key", "locator"], ["locator_prefix"])
+"""Without their blobs: any number of sessions may have one under the same locator."""
+READ_APPOINTMENT = lookup(
+    appointments, ["appointment_id", "session_key", "locator", "accepted_height", "blob"], ["appointment_id"]
 )
 SAVE_BLOCK = upsert(blocks)
 DELETE_BLOCK = delete(blocks, "height")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ from watchtower.tower.index import (
     to_column,
     txids_of,
 )
-from watchtower.tower.intake import Stored
+from watchtower.tower.intake import Stored, read_stored
 from watchtower.tower.publisher import Publisher
 
 KEPT_BLOCKS = 220
@@ -216,8 +216,7 @@ class Watcher:
         changed: dict[int, Breach] = {}
         news: list[Alert] = []
         for place in hits:
-            rows = await self._appointments(txids[place])
-            for row in rows:
+            for row in self._appointments(txids[place]):
                 self._breach(row, block.txs[place], txids[place], event.height, changed, news)
         if self._watched:
             for txid, tx in zip(txids, block.txs, strict=True):
@@ -239,10 +238,13 @@ class Watcher:
         self.block_time_seconds = float(block.header.time)
         self._on_block(event.height)
 
-    async def _appointments(self, txid: bytes) -> list[Stored]:
-        prefix = to_column(prefix_of(txid))
-        rows = (Stored(*row) for row in self._store.lookup(tables.FIND_APPOINTMENTS, prefix))
-        return [row for row in rows if row.locator == locator_of(txid)]
+    def _appointments(self, txid: bytes) -> Iterator[Stored]:
+        """One after the other: together they may be more than fits into memory."""
+        found = self._store.lookup(tables.FIND_APPOINTMENTS, to_column(prefix_of(txid)))
+        for appointment_id, _, locator in found:
+            row = read_stored(self._store, appointment_id) if locator == locator_of(txid) else None
+            if row is not None:
+                yield row
 
     def _breach(
         self, row: Stored, tx: Tx, txid: bytes, height: int, changed: dict[int, Breach], news: list[Alert]
@@ -412,13 +414,13 @@ class Watcher:
 
     async def _unsearched(self) -> list[Stored]:
         """Appointments that came late when the tower was stopped, before it could act."""
-        found = {}
+        found: dict[int, Stored] = {}
         for searched in list(self._blocks)[-RECENT_BLOCKS:]:
             for place in self.index.matches(searched.prefixes):
-                for values in self._store.lookup(tables.FIND_APPOINTMENTS, to_column(int(searched.prefixes[place]))):
-                    row = Stored(*values)
-                    is_late = row.accepted_height + _SEARCHED_AFTER_BLOCKS >= searched.ref.height
-                    if is_late and row.appointment_id not in self.breaches:
+                ids = self._store.lookup(tables.FIND_APPOINTMENTS, to_column(int(searched.prefixes[place])))
+                for appointment_id in {key for key, *_ in ids} - self.breaches.keys() - found.keys():
+                    row = read_stored(self._store, appointment_id)
+                    if row is not None and row.accepted_height + _SEARCHED_AFTER_BLOCKS >= searched.ref.height:
                         found[row.appointment_id] = row
         return list(found.values())
 
