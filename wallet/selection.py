@@ -152,9 +152,11 @@ def _fee_difference(target: Target, weight: int) -> int:
 
 
 def _goal(target: Target, count: int) -> int:
-    """What effective values must come to, less what rounding up each of them may have taken; `finish` is exact."""
+    """What effective values must come to, less what rounding up each of them may have taken; `finish` is exact. The
+    least fee in all is left out: it covers the inputs too, which effective values have paid for already."""
     rounding = fee_for_weight(target.feerate_sat_per_kw, 3) + count
-    return target.outputs_sat + target.fee(0, 0, False) - rounding
+    fee_sat = fee_for_tx(target.feerate_sat_per_kw, target.weight(0, 0, False)) + target.extra_fee_sat
+    return target.outputs_sat + fee_sat - rounding
 
 
 def _branch_and_bound(coins: Sequence[Candidate], target: Target, _: random.Random) -> Selection | None:

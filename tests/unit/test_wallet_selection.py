@@ -57,6 +57,27 @@ def test_every_selection_pays_for_itself(values: list[int], amount: int, feerate
         assert answer.fee_sat <= fee_for_tx(feerate, answer.weight) + extra + cost_of_change + 2 * len(values)
 
 
+@given(values_st, st.integers(1, 20_000_000), st.integers(253, 50_000), st.integers(0, 300_000), st.integers())
+@settings(max_examples=150, deadline=None)
+def test_what_pays_the_least_fee_is_found(
+    values: list[int], amount: int, feerate: int, min_fee: int, seed: int
+) -> None:
+    """Such as a replacement's: it counts for the whole transaction, not on top of the inputs' own fees."""
+    coins, target = coins_of(values), target_of(amount, feerate, min_fee_sat=min_fee)
+    answer = select(coins, target, random.Random(seed))
+    worth = [coin for coin in coins if effective_value(coin, feerate) > 0]
+    assert isinstance(answer, Selection) == (finish(worth, target) is not None)
+    if isinstance(answer, Selection):
+        assert answer.fee_sat >= min_fee
+
+
+def test_a_coin_that_just_pays_the_least_fee_suffices() -> None:
+    (coin,) = coins_of([100_000])
+    answer = select([coin], target_of(90_000, min_fee_sat=9_900), random.Random(1))
+    assert isinstance(answer, Selection)
+    assert (answer.fee_sat, answer.change_sat) == (10_000, 0)
+
+
 @given(values_st, st.integers(1, 1_000_000), st.integers(0, 500_000))
 @settings(max_examples=60, deadline=None)
 def test_a_least_change_is_kept(values: list[int], amount: int, keep: int) -> None:
