@@ -273,7 +273,7 @@ class Turnstile:
         self.turns = threading.Semaphore(0)
 
     def before(self) -> None:
-        self.turns.acquire()
+        self.turns.acquire(timeout=5.0)  # or a test that fails would never end
 
     def after(self) -> None:
         """Nothing."""
@@ -307,6 +307,26 @@ async def test_a_session_that_ends_while_it_still_takes_appointments_is_removed_
         await until(lambda: tower.failure is not None or tower.sessions.total_appointments == 0)
         assert tower.failure is None
         await asyncio.gather(adding, *ending)
+        await connection.close()
+
+
+async def test_a_call_that_was_given_up_and_repeated_is_stored_once(tmp_path: Path) -> None:
+    """A client gives up after a while; the disk may be slower."""
+    async with tower_of(tmp_path) as tower:
+        store, connection, secret, batch = tower.sessions._store, connect(tower), secrets.token_bytes(32), some(3)
+        await connection.create_session(secret, "own", 0)
+        store._may_share = False
+        hook = store._hook = Turnstile()
+        session = tower.sessions.get(pubkey_of(secret))
+        first = asyncio.create_task(connection.add(secret, batch))
+        await until(lambda: session.appointments == 3)
+        first.cancel()
+        await asyncio.wait([first])
+        second = asyncio.create_task(connection.add(secret, batch))
+        await until(lambda: session.waiting == 2)
+        hook.turns.release(10)
+        assert len(await second) == 3
+        assert tower.sessions.total_appointments == 3
         await connection.close()
 
 

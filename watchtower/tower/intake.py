@@ -78,16 +78,24 @@ class Intake:
             self._check(session, batch)
             if session.waiting >= MAX_WAITING_BATCHES:
                 raise Refusal("resource_exhausted", "Too many calls of this session at once; wait for answers.")
-            session.lock = session.lock or asyncio.Lock()
             session.waiting += 1
-            try:
-                async with session.lock:
-                    return await self._add(session, batch, signature)
-            finally:
-                session.waiting -= 1
+            taking = asyncio.ensure_future(self._take(session, batch, signature))
+            taking.add_done_callback(lambda done: done.cancelled() or done.exception())
+            # Who hangs up does not undo it: the next call must not come before this one is over.
+            return await asyncio.shield(taking)
         except Refusal:
             self.refused += len(batch)
             raise
+
+    async def _take(
+        self, session: Session, batch: Sequence[Appointment], signature: bytes
+    ) -> tuple[list[Receipt], list[bytes]]:
+        session.lock = session.lock or asyncio.Lock()
+        try:
+            async with session.lock:
+                return await self._add(session, batch, signature)
+        finally:
+            session.waiting -= 1
 
     def _check(self, session: Session, batch: Sequence[Appointment]) -> None:
         policy = self._sessions.policy
@@ -133,16 +141,16 @@ class Intake:
                     )
                     for row in fresh
                 ]
-                # Submitted here and now: a session that ends in the next moment must not overtake it.
-                breached = await asyncio.shield(self._commit(self._store.commit_nowait(writes), fresh))
+                breached = await self._commit(writes, fresh)
             finally:
                 self._pending_bytes -= size
         return [self.receipt(session_id, row) for row in stored], breached
 
-    async def _commit(self, durable: asyncio.Future[None], fresh: Sequence[Stored]) -> list[bytes]:
-        """Nothing is awaited after the commit: a block is searched either before, and then `on_stored` knows it, or
-        after, and then the index has the locators."""
-        await durable
+    async def _commit(self, writes: Sequence[Write], fresh: Sequence[Stored]) -> list[bytes]:
+        """Nothing is awaited before, so that a session that ends in the next moment cannot overtake it; and nothing
+        after the commit: a block is searched either before, and then `on_stored` knows it, or after, and then the index
+        has the locators."""
+        await self._store.commit(writes)
         self._index.add(prefix_of(row.locator) for row in fresh)
         self.accepted += len(fresh)
         return self._on_stored(fresh)
