@@ -418,14 +418,17 @@ class Payments:
         if live is None:
             state = (await self._newest(payment_hash)).state
             raise NodeError("failed_precondition", f"there is nothing to cancel: the payment {state}")
-        await live.exists()
         if live.retry is not None:
             live.retry.cancel()
             live.retry = None
+        live.record = replace(live.record, canceled=live.record.canceled or live.record.state == "in_flight")
+        if not live.stored and live.record.state == "in_flight" and live.record.is_over:
+            live.record = self._failed(live.record, CANCELED)
+            self._save(live)  # no channel has taken any of it: there is no payment at all
+            return live.record.view()
+        await live.exists()
         if live.record.state == "in_flight":
-            record = replace(live.record, canceled=True)
-            if record.kind == "rebalance":
-                record = replace(record, given_up=CANCELED)
+            record = replace(live.record, given_up=CANCELED) if live.record.kind == "rebalance" else live.record
             live.record = self._failed(record, self._why_stop(record)) if record.is_over else record
         record = live.record
         view = record.view()

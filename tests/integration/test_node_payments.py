@@ -7,15 +7,18 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from channeld.bolt.invoice import DEFAULT_FEATURES, Invoice, encode_invoice
+from channeld.channel import events as ev
 from channeld.node import receive
 from channeld.node.channels import Driver
 from channeld.node.interface import NodeError
 from channeld.node.metrics import LoopLag, NodeCollector
+from channeld.node.payment_progress import Live
 from channeld.node.payment_record import PaymentRecord
 from channeld.node.payment_views import KeysendOrder, PaymentLimits
 from tests.integration.world import TestNode, World, world_in
@@ -179,6 +182,43 @@ async def test_a_key_is_kept_until_the_payment_is_in_the_database(pair: Pair, mo
     answers = await asyncio.wait_for(asyncio.gather(*calls), 60)
     assert len({answer.payment_hash for answer in answers}) == 1
     assert len(await pair.alice.api.list_payments()) == 1
+
+
+async def test_a_payment_that_waits_for_its_first_channel_is_canceled_at_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, (driver,) = pair.alice, pair.alice.runtime.channels.all()
+    payments, link = alice.runtime.payments, driver.link
+    assert link is not None
+    posted, waits = asyncio.Event(), asyncio.Event()
+    post, look = driver.post, payments._something_changed
+
+    def heard(event: ev.Event, *rest: Any) -> None:
+        post(event, *rest)
+        if isinstance(event, ev.AddHtlc):
+            posted.set()
+
+    async def looked(live: Live, since_sequence: int, until: float) -> bool:
+        waits.set()
+        return await look(live, since_sequence, until)
+
+    monkeypatch.setattr(payments, "_something_changed", looked)
+    invoice = await pair.bob.api.create_invoice(1_000, "later")
+    with monkeypatch.context() as patch:  # the connection is lost before the channel takes the part
+        patch.setattr(driver, "_begin", lambda: None)
+        patch.setattr(driver, "post", heard)
+        driver.post_disconnected(link)
+        paying = asyncio.create_task(alice.api.pay(invoice.bolt11))
+        await asyncio.wait_for(posted.wait(), 60)
+    driver._begin()
+    await asyncio.wait_for(waits.wait(), 60)
+    canceled = await asyncio.wait_for(alice.api.cancel_payment(invoice.payment_hash), 10)
+    assert (canceled.state, canceled.canceled) == ("failed", True)
+    with pytest.raises(NodeError, match="nothing was paid"):
+        await paying
+    assert await alice.api.list_payments() == []
+    with pytest.raises(NodeError, match="there is no payment"):
+        await alice.api.cancel_payment(invoice.payment_hash)
 
 
 async def test_the_recipient_refuses_what_it_does_not_know(pair: Pair) -> None:
