@@ -69,7 +69,9 @@ class Idempotency:
                 # A call that was given up may have rows on their way: the key is busy until those are durable.
                 self._store.submit((), lambda _: self._forget(key))
         _check(running.arguments, digest)
-        return await again(await asyncio.shield(running.reference))
+        reference = await asyncio.shield(running.reference)
+        await self._store.commit(())  # what the first call has submitted is durable: it may be spoken of
+        return await again(reference)
 
     def _forget(self, key: str) -> None:
         del self._running[key]

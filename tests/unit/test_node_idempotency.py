@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from channeld.node.idempotency import Idempotency, Mark
-from channeld.storage import Store, make_engine
+from channeld.storage import Store, make_engine, rows
 from channeld.storage.migrate import upgrade
 
 
@@ -58,6 +58,18 @@ async def test_two_repetitions_at_once_are_both_answered(store: Store) -> None:
     counted.slow.set()
     assert await asyncio.wait_for(_both(first, second), 60) == ("again", "again")
     assert counted.done == 1
+
+
+async def test_a_repetition_hears_of_nothing_that_is_not_durable(store: Store) -> None:
+    counted, durable = Counted(store), []
+
+    async def again(reference: bytes) -> str:
+        durable.append(store.lookup(rows.FIND_IDEMPOTENCY, "key") != [])
+        return "again"
+
+    calls = [counted.keys.once("key", "pay", (1,), counted.do, again) for _ in range(3)]
+    assert await asyncio.wait_for(asyncio.gather(*calls), 60) == ["first", "again", "again"]
+    assert durable == [True, True]
 
 
 async def test_a_call_given_up_while_it_is_stored_is_not_done_twice(store: Store) -> None:
