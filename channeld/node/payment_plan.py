@@ -35,7 +35,8 @@ MOST_PARTS = 128
 
 
 class Planner:
-    """Plans parts and builds them. `invoice` is that of the record, None for a keysend or a node that is probed."""
+    """Plans parts and builds them. `invoice` is that of the record, None for a keysend or a node that is probed.
+    `knows_height`: layer 1 was caught up with since the start; before, nobody can say when an HTLC should expire."""
 
     def __init__(
         self,
@@ -43,16 +44,20 @@ class Planner:
         channels: Channels,
         router: Router,
         height: Callable[[], int],
+        knows_height: Callable[[], bool],
         now: Callable[[], float],
     ) -> None:
         self._node_id = node_id
         self._channels = channels
         self._router = router
         self._height = height
+        self._knows_height = knows_height
         self._now = now
 
     async def plan(self, record: PaymentRecord, invoice: Invoice | None) -> list[Planned]:
         """Parts for what is missing. Raises NodeError if there is no way."""
+        if not self._knows_height():
+            raise NodeError("unavailable", "this node is catching up with layer 1: try again in a while")
         lessons = lessons_of(record)
         hints = self._hints(invoice)
         try:

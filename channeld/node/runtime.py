@@ -195,7 +195,7 @@ class Runtime:
         to_ourselves = InvoicesToOurselves(self.invoices, self.receiver)
         unknown_features = self.gossip.unknown_features
         orders = Orders(network, node_id, self.channels, to_ourselves, time.time, unknown_features)
-        planner = Planner(node_id, self.channels, self.router, self._height, time.time)
+        planner = Planner(node_id, self.channels, self.router, self._height, self._first_sync.is_set, time.time)
         self.payments = Payments(store, bus, self.channels, self.router, orders, planner, network.chain_hash, time.time)
         self.payment_verbs = PaymentVerbs(self.payments, self.idempotency)
         self.forwarder = Forwarder(

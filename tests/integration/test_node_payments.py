@@ -221,6 +221,16 @@ async def test_a_payment_that_waits_for_its_first_channel_is_canceled_at_once(
         await alice.api.cancel_payment(invoice.payment_hash)
 
 
+async def test_nothing_is_paid_before_the_height_is_known(pair: Pair) -> None:
+    # a peer may call before layer 1 was caught up with; an HTLC by the old height would be over when it is offered
+    synced = pair.alice.runtime._first_sync
+    invoice = await pair.bob.api.create_invoice(1_000, "tea")
+    synced.clear()
+    assert (await pair.refused(invoice.bolt11)).kind == "unavailable"
+    synced.set()
+    assert (await pair.alice.api.pay(invoice.bolt11)).state == "succeeded"
+
+
 async def test_the_recipient_refuses_what_it_does_not_know(pair: Pair) -> None:
     alice, bob = pair.alice, pair.bob
     canceled = await bob.api.create_invoice(1_000, "canceled")

@@ -48,7 +48,7 @@ class Anybody:
 
 
 def test_a_lost_part_has_what_the_others_leave_of_the_limits() -> None:
-    planner = Planner(node(0), cast("Any", None), cast("Any", Anybody()), lambda: 100, lambda: NOW)
+    planner = Planner(node(0), cast("Any", None), cast("Any", Anybody()), lambda: 100, lambda: True, lambda: NOW)
     lost = record(part(400_000, 1_001), part(350_000, 2_000, "failed"), part(250_000, 998, "settled"))
     wish = planner._wish(lost, None, lessons_of(lost), [])
     assert (wish.amount_msat, wish.max_fee_msat, wish.max_parts) == (350_000, MOST_FEE_MSAT - 1_999, 2)
