@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from channeld.bolt.features import FeatureBits, decode_features, encode_features, unknown_even
-from channeld.bolt.messages import Address, AnnouncementSignatures, ChannelUpdate, Message, NodeAnnouncement, decode
+from channeld.bolt.messages import (
+    Address,
+    AddressType,
+    AnnouncementSignatures,
+    ChannelUpdate,
+    Message,
+    NodeAnnouncement,
+    decode,
+    decode_addresses,
+)
 from channeld.bolt.primitives import block_of, output_of, tx_index_of
 from channeld.channel.state import AwaitingFunding, Funded, Live, Normal, State
 from channeld.gossip.interface import Funding, FundingUnknown, GossipConfig
@@ -399,11 +408,20 @@ class NodeGossip:
 
     def unknown_features(self, node_id: bytes) -> list[int]:
         """What a node requires of others, by its announcement, that nothing here has a name for."""
+        announcement = self._announcement(node_id)
+        return [] if announcement is None else unknown_even(decode_features(announcement.features))
+
+    def announced_address(self, node_id: bytes) -> tuple[str, int] | None:
+        """Where a node says that it can be called, without Tor."""
+        announcement = self._announcement(node_id)
+        addresses = () if announcement is None else decode_addresses(announcement.addresses)
+        usable = ((found.host, found.port) for found in addresses if found.type is not AddressType.TOR_V3)
+        return next(usable, None)
+
+    def _announcement(self, node_id: bytes) -> NodeAnnouncement | None:
         raw = self.core.view.node(node_id)
         announcement = decode(raw) if raw is not None else None
-        if not isinstance(announcement, NodeAnnouncement):
-            return []
-        return unknown_even(decode_features(announcement.features))
+        return announcement if isinstance(announcement, NodeAnnouncement) else None
 
     def public_update(self, scid: int, peer_id: bytes) -> bytes:
         """Our own public `channel_update` of a channel, wire form; empty if there is none."""

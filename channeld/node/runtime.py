@@ -120,6 +120,10 @@ class Runtime:
         of_wallet = self.wallet.first_height()
         return min(funded, default=None) if of_wallet is None else min([of_wallet, *funded])
 
+    def _address_of(self, node_id: bytes) -> tuple[str, int] | None:
+        """Where a peer can be called: where it was, else where it says."""
+        return self.peers.address_of(node_id) or self.gossip.announced_address(node_id)
+
     async def _keep_backup(self) -> None:
         if self._first_height() is None:
             await self._first_sync.wait()
@@ -168,7 +172,7 @@ class Runtime:
             self.identity,
             network.name,
             self.channels,
-            self.peers.address_of,
+            self._address_of,
             self._first_height,
             bus,
         )

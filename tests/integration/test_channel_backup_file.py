@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from channeld.bolt.messages import Address, AddressType, NodeAnnouncement, encode, encode_addresses
 from channeld.channel import machine
 from channeld.node import channel_backup
 from channeld.node.channel_backup import ChannelsBackup, NoBackup, PeerAddress, SavedChannel, backup_key, seal, unseal
@@ -116,6 +117,19 @@ async def test_a_stranger_who_proposes_channels_does_not_get_into_it(world: Worl
     await world.mine(3)
     await alice.wait_active(opened.channel_id)
     await told(alice, "backup.written", channels=1)
+
+
+async def test_a_peer_that_called_us_is_found_where_it_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = world.directory / "channels.backup"
+    alice, bob = await keeper(world, path), await world.node("bob")
+    addresses = [Address(AddressType.DNS, "node.example.org", 9736)]
+    content_of = (b"", 1_900_000_000, bob.node_id, bytes(3), bytes(32), encode_addresses(addresses))
+    announced = {bob.node_id: encode(NodeAnnouncement(bytes(64), *content_of))}
+    monkeypatch.setattr(alice.runtime.gossip.view, "node", announced.get)
+    await world.fund(bob, 2_000_000)
+    await world.open(bob, alice, 1_000_000)
+    await told(alice, "backup.written", channels=1)
+    assert content(alice, path).peers == (PeerAddress(bob.node_id, "node.example.org", 9736),)
 
 
 async def test_channels_that_only_the_file_knows_are_kept_and_told(world: World) -> None:
