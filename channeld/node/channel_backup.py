@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -56,7 +57,7 @@ class SavedChannel(Struct, frozen=True, array_like=True):
 
 
 class PeerAddress(Struct, frozen=True, array_like=True):
-    """Where a peer was reached last."""
+    """Where a peer was reached last, or says that it can be."""
 
     node_id: bytes
     host: str
@@ -102,14 +103,21 @@ def unseal(data: bytes, key: bytes) -> ChannelsBackup:
         raise NoBackup("it is damaged, or of another seed") from error
 
 
-def _read(path: Path, known_head: bytes = b"") -> bytes:
-    """A file's content; nothing if there is no file, or one that begins with what is known. Raises OSError."""
+def _read(path: Path) -> bytes:
+    """A file's content; nothing if there is no file. Raises OSError."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-            return b"" if head == known_head else head + file.read()
+        return path.read_bytes()
     except FileNotFoundError:
         return b""
+
+
+def _is_known(path: Path, head: bytes | None) -> bool:
+    """Whether a file is not there, is empty, or begins so. Raises OSError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES) in (b"", head)
+    except FileNotFoundError:
+        return True
 
 
 class ChannelBackup:
@@ -291,13 +299,15 @@ class ChannelBackup:
         content = self._now()
         if content.birthday_height < 0:
             return True  # layer 1 was never there: there are no channels
+        sealed = seal(content, self._key)
         try:
-            there = await asyncio.to_thread(_read, path, self._heads.get(path, b""))
-            if self._opened(path, there) is not None and content != (now := self._now()):
-                content = now
-                self._mark_changed()  # the others lack what was found
-            sealed = seal(content, self._key)
-            await asyncio.to_thread(write_private, path, sealed)
+            while not await asyncio.to_thread(
+                write_private, path, sealed, partial(_is_known, path, self._heads.get(path))
+            ):
+                self._opened(path, await asyncio.to_thread(_read, path))
+                if content != (now := self._now()):
+                    content, sealed = now, seal(now, self._key)
+                    self._mark_changed()  # the others lack what was found
         except NoBackup as error:
             self._leave_alone(path, error)
             return True

@@ -186,8 +186,9 @@ async def test_what_comes_while_the_node_runs_is_not_written_over(world: World, 
     if begins == "later":
         await world.open(alice, bob, 1_000_000)
         await told(alice, "backup.failed", path=str(shared))
-    path.parent.mkdir()
-    path.write_bytes(lost)
+    (disk := world.directory / "disk").mkdir()
+    (disk / path.name).write_bytes(lost)
+    disk.rename(path.parent)  # at once, as by mounting
     await told(alice, "backup.unknown_channels", path=str(path))
     if begins == "before any channel":
         await world.open(alice, bob, 1_000_000)

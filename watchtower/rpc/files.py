@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from wallet.files import sync_directory
@@ -13,8 +14,11 @@ def keep_private() -> None:
     os.umask(0o077)
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner may read, durably and all at once: never half of it, never readable between."""
+def write_private(path: Path, content: bytes, may_replace: Callable[[], bool] = lambda: True) -> bool:
+    """Writes a file that only its owner may read, durably and all at once: never half of it, never readable between.
+
+    `may_replace` is asked right before that; whether it was done. If another disk is mounted there after it was asked,
+    OSError is raised, and nothing was done."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -22,5 +26,9 @@ def write_private(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(descriptor)
+    if not may_replace():
+        temporary.unlink()
+        return False
     temporary.replace(path)
     sync_directory(path.parent)
+    return True
