@@ -28,6 +28,7 @@ from channeld.node.identity import Identity
 from channeld.node.watches import Watch
 from channeld.paths import write_private
 from channeld.storage import StorageError, make_engine, tables, upgrade
+from wallet.bitcoin import Tx
 from wallet.bitcoin.address import BY_NAME
 from wallet.db.copies import copy_database, open_database
 from wallet.keys import Keys, Seed
@@ -213,10 +214,12 @@ def _rows(backup: ChannelsBackup) -> Iterator[tuple[Table, tuple[Any, ...]]]:
     for saved in backup.channels:
         state = decode_state(saved.state)
         assert isinstance(state, Funded)
+        inputs = Tx.parse(state.funding_tx).spends() if state.funding_tx else ()
         if isinstance(state, AwaitingFunding | Normal | ShuttingDown):  # later nothing is revoked any more
             state = from_backup(state)
         key, params = saved.channel_key, state.params
         phase, blob = phase_name(state), encode_state(state)
         row = (key, saved.channel_id, saved.peer_id, phase, False, blob, saved.created_seconds)
         yield tables.channels, row
-        yield tables.watches, Watch(key, params.funding_outpoint, params.funding_script_pubkey).row().parameters
+        watch = Watch(key, params.funding_outpoint, params.funding_script_pubkey, inputs=inputs)
+        yield tables.watches, watch.row().parameters

@@ -132,9 +132,11 @@ def where_we_stand(state: AnyFunded, env: Env) -> ChannelReestablish:
 
 def from_backup(state: Open) -> WaitingForRemoteClose:
     """A channel as `channels.backup` has it. What a peer says cannot show that our commitment is not revoked, and may
-    be an answer to what we say; a tower of an honest one that lost its state, too, may punish us."""
+    be an answer to what we say; a tower of an honest one that lost its state, too, may punish us. A funding transaction
+    that is in no block stays out of it as far as we can help it: a peer that was asked to close may have forgotten the
+    channel by then."""
     reason = "what is left of the channel is from channels.backup: waiting for the peer to close it"
-    bare = replace(state, unconfirmed=None, link=Offline())
+    bare = replace(state, unconfirmed=None, link=Offline(), funding_tx=b"")
     return WaitingForRemoteClose(**shared(bare), reason=reason, is_from_backup=True)
 
 

@@ -15,8 +15,10 @@ from channeld.channel.state import Closing, WaitingForRemoteClose
 from channeld.config import Config
 from channeld.node.channel_backup import ChannelsBackup, SavedChannel, backup_key, seal
 from channeld.node.identity import Identity
+from channeld.node.watches import Watches
 from channeld.storage import make_engine, rows, upgrade
 from tests.machine.harness import open_pair
+from wallet.bitcoin import OutPoint, Tx, TxIn, TxOut
 from wallet.bitcoin.address import REGTEST
 from wallet.keys import Keys, Seed
 
@@ -82,14 +84,24 @@ def test_what_is_left_of_another_database_does_not_get_into_the_new_one(tmp_path
 
 def test_a_channel_from_the_file_waits_for_its_peer(tmp_path: Path) -> None:
     config = settings(tmp_path)
-    backup.restore(config, write_file(config), SEED)
+    funding = Tx(2, (TxIn(OutPoint(b"\7" * 32, 1)),), (TxOut(1_000_000, b"\0"),), 0)
+    fresh = replace(PAIR.alice.funded, funding_tx=funding.serialize())
+    backup.restore(config, write_file(config, machine.encode_state(fresh)), SEED)  # type: ignore[arg-type]
+    watches = Watches()
     with make_engine(f"sqlite:///{config.paths.database}").connect() as connection:
         (stored,) = rows.load_channels(connection, closed=False)
+        watches.load(connection)
     state = machine.decode_state(stored.state)
     assert isinstance(state, WaitingForRemoteClose)
     assert state.is_from_backup
     assert stored.phase == "waiting_for_remote_close"
     assert state.params == PAIR.alice.funded.params
+    # A funding transaction that is in no block stays out of it: the peer may have forgotten the channel. That its
+    # inputs are spent by another is seen.
+    assert state.funding_tx == b""
+    watch = watches.get(5)
+    assert watch is not None
+    assert watch.inputs == funding.spends()
 
 
 def test_a_channel_that_was_closing_goes_on(tmp_path: Path) -> None:
