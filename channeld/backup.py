@@ -97,18 +97,23 @@ def is_missing(config: Config) -> bool:
     return not (config.database and _is_elsewhere(config)) and not _sqlite_file(config).exists()
 
 
-def check_not_lost(config: Config, seed: Seed) -> None:
+def check_not_lost(config: Config, seed: Seed) -> int | None:
     """For a database that is missing or empty: raises BackupError if there is a `channels.backup` of one that had
-    channels. With a new one, the node would tell their peers that it knows none of them."""
+    channels. With a new one, the node would tell their peers that it knows none of them. The first block that may
+    concern the seed, if there is one of a node without channels."""
+    heights: list[int] = []
     key = backup_key(Identity(Keys.from_seed(seed, BY_NAME[config.network]).lightning_root()))
     for path in config.channel_backups:
         found = _channels_backup(path, key) if path.exists() else None
+        if found is not None:
+            heights.append(found.birthday_height)
         if found is not None and found.channels:
             where = f"{_sqlite_file(config)} is missing" if is_missing(config) else "the database is empty"
             raise BackupError(
                 f"{where}, but {path} has {len(found.channels)} of its channels: put the "
                 f"database back, or make a new one with --restore-from {path}, or move that file away"
             )
+    return min(heights, default=None)
 
 
 def check_no_other(config: Config) -> None:

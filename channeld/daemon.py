@@ -54,8 +54,9 @@ def load_or_make_seed(config: Config) -> tuple[Seed, int | None]:
         return seed, None
     if config.paths.database.exists():
         raise StartError(
-            f"there is a database in {path.parent}, but its seed file {path} is missing: put the file back, "
-            "or give the words with CHANNELD_SEED_WORDS after moving the database away"
+            f"there is a database in {path.parent}, but its seed file {path} is missing: put the file back, or move "
+            "the database (with its -wal and -shm) away, and give it with --restore-from and the words with "
+            "CHANNELD_SEED_WORDS"
         )
     if config.seed_words:
         seed = Seed.restore(config.seed_words, config.seed_passphrase)
@@ -156,7 +157,8 @@ class Daemon:
         with engine.connect() as connection:
             is_empty = not load_meta(connection)
         if is_empty:
-            backup.check_not_lost(config, seed)
+            first_height = backup.check_not_lost(config, seed)
+            birthday_height = first_height if birthday_height is None else birthday_height
         store = Store(engine, self._database_failed, self._commit_hook)
         source = config.chain_source(self._waiting)
         try:

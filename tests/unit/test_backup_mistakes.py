@@ -139,6 +139,21 @@ def test_no_new_seed_is_made_beside_a_nodes_backup(tmp_path: Path, capfd: pytest
     assert not config.paths.seed.exists()
 
 
+def test_a_database_without_its_seed_is_not_given_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(tmp_path)
+    path = write_file(config)
+    backup.restore(config, path, SEED)
+    path.unlink()
+    assert "give it with --restore-from and the words" in start(config, capfd)
+    config.paths.database.rename(away := tmp_path / "away.sqlite")
+    monkeypatch.setenv("CHANNELD_SEED_WORDS", " ".join(SEED.words))
+    assert main(["--network", "regtest", "--datadir", str(tmp_path), "--restore-from", str(away)]) == 0
+    assert "with 1 open channel" in capfd.readouterr().out
+    assert config.paths.restored.exists()
+
+
 def test_words_alone_are_refused_before_they_are_written(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,4 +202,4 @@ def test_postgresql_is_told_to_be_left_out(tmp_path: Path) -> None:
     assert not backup.is_missing(config)
     backup_of_none = replace(saved(b""), channels=())
     path.write_bytes(seal(backup_of_none, backup_key(IDENTITY)))
-    backup.check_not_lost(config, SEED)
+    assert backup.check_not_lost(config, SEED) == 7, "the seed is not new: older coins are looked for"
