@@ -151,6 +151,7 @@ class ChannelBackup:
         self._behind: list[Path] = []
         """Files that could not be written as they should be now."""
         self._failed: set[Path] = set()
+        self._writing: asyncio.Future[None] | None = None
 
     def load(self) -> None:
         """Read the files; after the channels are loaded."""
@@ -276,11 +277,18 @@ class ChannelBackup:
             await self._write_all()
 
     async def close(self) -> None:
-        """Write what is not written yet."""
+        """Write what is not written yet; after `run` was cancelled."""
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
         if self._changed.is_set():
             await self._write_all()
 
     async def _write_all(self) -> None:
+        """To its end, also if it is cancelled: a thread goes on, and two must not write the same file."""
+        self._writing = asyncio.ensure_future(self._write_behind())
+        await asyncio.shield(self._writing)
+
+    async def _write_behind(self) -> None:
         if self._changed.is_set():
             self._changed.clear()
             self._behind = list(self._paths)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -220,6 +222,39 @@ async def test_the_first_height_is_layer_1s_or_that_of_what_a_rescan_finds(world
     await alice.restart()
     await told(alice, "backup.written")
     assert content(alice, path).birthday_height == 102
+
+
+async def test_a_node_that_stops_while_it_writes_waits_for_that(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that write the same file would tear it apart."""
+    path = world.directory / "channels.backup"
+    alice = await keeper(world, path)
+    await told(alice, "backup.written")
+    backup, write, close = alice.runtime.backup, channel_backup.write_private, alice.runtime.backup.close
+    entered, go_on = threading.Event(), threading.Event()
+    running: list[int] = [0]
+
+    def slowly(*args: Any) -> bool:
+        running.append(running[-1] + 1)
+        entered.set()
+        assert go_on.wait(STEP_SECONDS)
+        running.append(running[-1] - 1)
+        return write(*args)
+
+    async def closing() -> None:
+        closed = asyncio.ensure_future(close())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not closed.done()
+        go_on.set()
+        await closed
+
+    monkeypatch.setattr(channel_backup, "write_private", slowly)
+    monkeypatch.setattr(backup, "close", closing)
+    backup._changed.set()
+    await asyncio.to_thread(entered.wait)
+    backup._changed.set()
+    await alice.restart()
+    assert running == [0, 1, 0, 1, 0]
 
 
 async def test_a_disk_that_is_away_is_told_once_and_tried_again(world: World) -> None:
