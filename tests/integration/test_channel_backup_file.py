@@ -16,6 +16,7 @@ from channeld.channel import machine
 from channeld.node import channel_backup
 from channeld.node.channel_backup import ChannelsBackup, NoBackup, PeerAddress, SavedChannel, backup_key, seal, unseal
 from channeld.node.interface import NodeEvent
+from channeld.paths import write_private
 from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
 
 KEY = bytes(32)
@@ -229,7 +230,7 @@ async def test_a_node_that_stops_while_it_writes_waits_for_that(world: World, mo
     path = world.directory / "channels.backup"
     alice = await keeper(world, path)
     await told(alice, "backup.written")
-    backup, write, close = alice.runtime.backup, channel_backup.write_private, alice.runtime.backup.close
+    backup, write, close = alice.runtime.backup, write_private, alice.runtime.backup.close
     entered, go_on = threading.Event(), threading.Event()
     running: list[int] = [0]
 
@@ -257,11 +258,15 @@ async def test_a_node_that_stops_while_it_writes_waits_for_that(world: World, mo
     assert running == [0, 1, 0, 1, 0]
 
 
-async def test_a_disk_that_is_away_is_told_once_and_tried_again(world: World) -> None:
+@pytest.mark.parametrize("why", ["away", "broken"])
+async def test_a_disk_that_is_away_is_told_once_and_tried_again(world: World, why: str) -> None:
     own, path = world.directory / "own.backup", world.directory / "mount" / "channels.backup"
+    if why == "broken":
+        path.parent.touch()  # it cannot even be asked whether there is a file
     alice = await keeper(world, own, path)
     await told(alice, "backup.failed", path=str(path))
     await told(alice, "backup.written", path=str(own))
+    path.parent.unlink(missing_ok=True)
     path.parent.mkdir()
     await told(alice, "backup.written", path=str(path))
     counts = alice.runtime.bus.counts
