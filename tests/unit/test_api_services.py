@@ -469,9 +469,9 @@ async def test_events_from_now_on_of_some_kinds(client: Client, node: FakeNode) 
         (["payment.paid"], "'payment.paid', but payment.failed, payment.succeeded."),
         (
             ["chain", "pay"],
-            "'pay', but chain, channel, forward, graph, invoice, monitor, node, onchain, payment,",
+            "'pay', but backup, chain, channel, forward, graph, invoice, monitor, node, onchain, payment,",
         ),
-        ([""], "'', but chain, channel,"),
+        ([""], "'', but backup, chain, channel,"),
     ],
 )
 async def test_events_of_kinds_that_do_not_exist(client: Client, kinds: list[str], sentence: str) -> None:
