@@ -20,7 +20,7 @@ from watchtower.appointment import JusticeKit
 from watchtower.client.connection import Connection, TowerUri
 from watchtower.client.pace import Pace
 from watchtower.client.towers import Towers, TowersError
-from watchtower.client.uploader import Uploader
+from watchtower.client.uploader import LAST_RETRY_SECONDS, Uploader
 from watchtower.client.values import KitMaker, session_secret
 from watchtower.rpc.errors import Refusal
 from watchtower.tower.daemon import Tower
@@ -415,7 +415,7 @@ async def test_one_channel_that_fails_does_not_keep_the_others_waiting(tmp_path:
         await until(lambda: towers.statuses()[0].backlog == 1)
         assert towers.statuses()[0].problem == "a bug with this channel"
         node.is_bad = False
-        uploader._clock = lambda: time.time() + 200.0
+        uploader._clock = lambda: time.time() + LAST_RETRY_SECONDS
         uploader._wake.set()
         await settled(towers)
 
