@@ -277,19 +277,22 @@ class Scene:
         await _until("transactions reach the mempool", there)
 
     async def until_justice(self, least_feerate_per_kw: int = 0) -> None:
-        """Until, for every victim, what pays at least so much is about to take Bob's main output. Meanwhile blocks come
-        with nothing of it: Bob's may have evicted what was published, which a block brings to light."""
+        """Until, for every victim, what pays at least so much is about to take Bob's main output."""
         for victim in self.victims:
-            for _ in range(PATIENCE_BLOCKS):
-                try:
-                    async with asyncio.timeout(BLOCK_SECONDS):
-                        while not await self._is_on_its_way(victim, least_feerate_per_kw):  # noqa: ASYNC110
-                            await asyncio.sleep(0.02)
-                    break
-                except TimeoutError:
-                    await self.mine_only()
-            else:
-                raise AssertionError(f"no justice for the channel that is watched by {victim.watcher}")
+            await self._patiently("justice", victim, partial(self._is_on_its_way, victim, least_feerate_per_kw))
+
+    async def _patiently(self, what: str, victim: Victim, reached: Callable[[], Awaitable[bool]]) -> None:
+        """Until it is so. Meanwhile blocks come with nothing of it: somebody may have evicted what was published, which
+        a block brings to light."""
+        for _ in range(PATIENCE_BLOCKS):
+            try:
+                async with asyncio.timeout(BLOCK_SECONDS):
+                    while not await reached():  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+                return
+            except TimeoutError:
+                await self.mine_only()
+        raise AssertionError(f"no {what} for the channel that is watched by {victim.watcher}")
 
     async def until_spent(self) -> None:
         """Until everything but anchors is in somebody's wallet, or about to be."""
@@ -301,7 +304,7 @@ class Scene:
         his delay. What the `blind` watch over is not waited for."""
         for victim in self.victims:
             if victim.watcher not in blind:
-                await _until(f"{victim.watcher}: somebody takes Bob's outputs", partial(self._is_taken, victim))
+                await self._patiently("end of Bob's outputs", victim, partial(self._is_taken, victim))
 
     async def _is_taken(self, victim: Victim) -> bool:
         trail = Trail(victim.old, await self._since(victim))
