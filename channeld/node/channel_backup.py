@@ -327,7 +327,7 @@ class ChannelBackup:
         self._heads[path] = sealed[:_HEAD_BYTES]
         self._failed.discard(path)
         number = len(content.channels)
-        what = f"{path} has what brings the money of {number} channel{'' if number == 1 else 's'} back"
+        what = f"the backup {path} has {number} channel{'' if number == 1 else 's'}"
         self._bus.publish("backup.written", what, channels=number, path=str(path))
         return True
 
