@@ -76,7 +76,7 @@ def restore(config: Config, source: Path, seed: Seed) -> Copied:
     for suffix in ("-wal", "-journal"):  # SQLite would write its changes into whatever bears the name
         if (left := target.with_name(target.name + suffix)).exists():
             raise BackupError(f"{left} is left of another database: move it to where that one is, and try again")
-    identity = Identity(Keys.from_seed(seed, BY_NAME[config.network]).lightning_root())
+    identity = _identity(config, seed)
     found = _channels_backup(source, backup_key(identity))
     copied = inspect(source) if found is None else Copied(found.network, found.node_id, len(found.channels))
     if copied.network != config.network:
@@ -102,7 +102,7 @@ def check_not_lost(config: Config, seed: Seed) -> int | None:
     channels. With a new one, the node would tell their peers that it knows none of them. The first block that may
     concern the seed, if there is one of a node without channels."""
     heights: list[int] = []
-    key = backup_key(Identity(Keys.from_seed(seed, BY_NAME[config.network]).lightning_root()))
+    key = backup_key(_identity(config, seed))
     for path in config.channel_backups:
         found = _channels_backup(path, key) if path.exists() else None
         if found is not None:
@@ -140,6 +140,10 @@ def inspect(path: Path) -> Copied:
     return Copied(meta["network"].decode(), meta["node_id"], channels)
 
 
+def _identity(config: Config, seed: Seed) -> Identity:
+    return Identity(Keys.from_seed(seed, BY_NAME[config.network]).lightning_root())
+
+
 def _sqlite_file(config: Config) -> Path:
     if not config.database:
         return config.paths.database
@@ -170,8 +174,7 @@ def _copy(source: Path, target: Path) -> None:
 def _channels_backup(source: Path, key: bytes) -> ChannelsBackup | None:
     """What is in a `channels.backup`; None if the file is something else. Raises BackupError."""
     try:
-        data = source.read_bytes() if source.stat().st_size and _begins_so(source) else b""
-        return unseal(data, key) if data else None
+        return unseal(source.read_bytes(), key) if _begins_so(source) else None
     except OSError as error:
         raise BackupError(f"{source} cannot be read: {error.strerror}") from error
     except NoBackup as error:

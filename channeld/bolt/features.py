@@ -43,9 +43,9 @@ class Feature(IntEnum):
 KEYSEND = 54
 """`keysend`, which BOLT 9 does not have: bLIP 2 gives it this bit, in `node_announcement`."""
 BEYOND_BOLT_9: Mapping[int, str] = {KEYSEND: "keysend"}
+"""Names of other features, by their even bits."""
 NAMED: FeatureBits = frozenset((*map(int, Feature), *BEYOND_BOLT_9))
 """The even bits of all that has a name here."""
-"""Names of other features, by their even bits."""
 
 
 class Context(StrEnum):
