@@ -15,9 +15,8 @@ from channeld.bolt.messages import Address, AddressType, NodeAnnouncement, encod
 from channeld.channel import machine
 from channeld.node import channel_backup
 from channeld.node.channel_backup import ChannelsBackup, NoBackup, PeerAddress, SavedChannel, backup_key, seal, unseal
-from channeld.node.interface import NodeEvent
 from channeld.paths import write_private
-from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
+from tests.integration.world import STEP_SECONDS, TestNode, World, told, world_in
 
 KEY = bytes(32)
 SOME = ChannelsBackup(
@@ -60,15 +59,6 @@ async def keeper(world: World, *paths: Path) -> TestNode:
 
 def content(node: TestNode, path: Path) -> ChannelsBackup:
     return unseal(path.read_bytes(), backup_key(node.runtime.identity))
-
-
-async def told(node: TestNode, kind: str, **details: object) -> NodeEvent:
-    """The first such event since the node started."""
-    async with asyncio.timeout(STEP_SECONDS):
-        async for event in node.runtime.bus.stream(0):
-            if event.kind == kind and details.items() <= event.data.items():
-                return event
-    raise AssertionError(f"no {kind}")
 
 
 async def test_the_file_follows_the_channels(world: World) -> None:

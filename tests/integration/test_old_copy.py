@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from channeld.node.interface import ChannelView, NodeError, NodeEvent
-from tests.integration.world import STEP_SECONDS, TestNode, World, world_in
+from channeld.node.interface import ChannelView, NodeError
+from tests.integration.world import TestNode, World, told, world_in
 
 
 @pytest.fixture
@@ -21,15 +21,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 def database(node: TestNode) -> Path:
     return node.world.directory / node.name / "test.sqlite"
-
-
-async def event_of(node: TestNode, kind: str) -> NodeEvent:
-    """The first event of a kind since the node started."""
-    async with asyncio.timeout(STEP_SECONDS):
-        async for event in node.runtime.bus.stream(0):
-            if event.kind == kind:
-                return event
-    raise AssertionError(f"no {kind}")
 
 
 async def test_an_old_copy_loses_nothing(world: World) -> None:
@@ -57,7 +48,7 @@ async def test_an_old_copy_loses_nothing(world: World) -> None:
     shutil.copy(database(bob).with_suffix(".copy"), database(bob))
     await bob.start()
     await alice.connect(bob)
-    assert "unknown here" in (await event_of(bob, "channel.unconfirmed")).sentence
+    assert "unknown here" in (await told(bob, "channel.unconfirmed")).sentence
     view = await bob.channel(channel_id)
     assert isinstance(view, ChannelView)
     assert view.phase == "normal"

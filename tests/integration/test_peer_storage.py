@@ -17,8 +17,8 @@ from channeld.node.channel_backup import NoBackup, SavedChannel
 from channeld.node.peer import PeerLink
 from channeld.node.peer_storage import KEPT_BLOCKS, MAX_BLOB_BYTES, KeptForPeers
 from channeld.storage import Write
-from tests.integration.test_channel_backup_file import content, told
-from tests.integration.world import TestNode, World, world_in
+from tests.integration.test_channel_backup_file import content
+from tests.integration.world import TestNode, World, told, world_in
 
 CAROL = b"\2" * 33
 OF_INTEREST = {kind.TYPE.to_bytes(2, "big") for kind in (PeerStorageMessage, PeerStorageRetrieval, ChannelReestablish)}

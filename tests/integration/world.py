@@ -12,7 +12,7 @@ from typing import Any, Literal
 from channeld.channel.env import ChannelPolicy
 from channeld.channel.state import Funded, Normal
 from channeld.node import views
-from channeld.node.interface import ChannelView
+from channeld.node.interface import ChannelView, NodeEvent
 from channeld.node.node import Node
 from channeld.node.runtime import NodeSettings, Runtime
 from channeld.storage import Store, make_engine, upgrade
@@ -258,6 +258,15 @@ class World:
         await self.mine(3)
         await asyncio.gather(opener.wait_active(opened.channel_id), other.wait_active(opened.channel_id))
         return opened.channel_id
+
+
+async def told(node: TestNode, kind: str, **details: object) -> NodeEvent:
+    """The first such event since the node started."""
+    async with asyncio.timeout(STEP_SECONDS):
+        async for event in node.runtime.bus.stream(0):
+            if event.kind == kind and details.items() <= event.data.items():
+                return event
+    raise AssertionError(f"no {kind}")
 
 
 def free_port() -> int:

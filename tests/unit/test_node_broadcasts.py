@@ -131,15 +131,20 @@ async def test_while_layer_1_is_away_nothing_is_lost(broadcasts: Broadcasts, sou
     assert await source.next() == tx
 
 
-async def test_what_was_stored_is_published_after_a_restart(source: FakeSource) -> None:
-    tx = spend(0, 1000)
-    engine = create_engine("sqlite://")
-    with engine.connect() as connection:
+def loaded(source: FakeSource, tx: Tx) -> Broadcasts:
+    """After a restart, with a transaction in the database."""
+    with create_engine("sqlite://").connect() as connection:
         tables.metadata.create_all(connection)
         row = {"txid": tx.txid(), "raw": tx.serialize(), "label": "test", "channel_key": None, "created_seconds": 0}
         connection.execute(tables.broadcasts.insert().values(row))
         broadcasts = Broadcasts(cast(ChainSource, source), EventBus())
         broadcasts.load(connection)
+    return broadcasts
+
+
+async def test_what_was_stored_is_published_after_a_restart(source: FakeSource) -> None:
+    tx = spend(0, 1000)
+    broadcasts = loaded(source, tx)
     task = asyncio.create_task(broadcasts.run())
     broadcasts.publish_all()
     assert await source.next() == tx
@@ -215,13 +220,7 @@ async def test_who_waits_for_a_transaction_that_need_not_be_offered_any_more_goe
 async def test_who_waits_after_a_restart_has_layer_1_asked(source: FakeSource) -> None:
     """Before the chain was caught up with, which layer 1 may keep from happening, nothing is published by itself."""
     tx = spend(0, 1000)
-    engine = create_engine("sqlite://")
-    with engine.connect() as connection:
-        tables.metadata.create_all(connection)
-        row = {"txid": tx.txid(), "raw": tx.serialize(), "label": "test", "channel_key": None, "created_seconds": 0}
-        connection.execute(tables.broadcasts.insert().values(row))
-        broadcasts = Broadcasts(cast(ChainSource, source), EventBus())
-        broadcasts.load(connection)
+    broadcasts = loaded(source, tx)
     source.away = True
     task = asyncio.create_task(broadcasts.run())
     await asyncio.wait_for(broadcasts.wait_offered(tx.txid()), 5)

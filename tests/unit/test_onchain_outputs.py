@@ -13,7 +13,7 @@ from channeld.onchain.facts import Fact, children_to_watch
 from channeld.onchain.outcomes import Outcome, is_over, outcomes
 from channeld.onchain.outputs import HtlcTx, NeedsPreimage, Ours, Sweep, Theirs
 from channeld.onchain.resolve import resolve
-from tests.machine.harness import HEIGHT, Peer, add, preimage_of, script_of
+from tests.machine.harness import HEIGHT, Pair, Peer, add, preimage_of, script_of
 from tests.unit.onchain_support import (
     DELAY,
     EXPIRY,
@@ -269,16 +269,22 @@ def test_both_commitments_of_the_peer_are_handled() -> None:
     assert Outcome(2, None) in outcomes(known(pair.alice), current, H + 5)
 
 
-@pytest.mark.bolt5("remote.lost")
-def test_loss_of_data_saves_to_remote() -> None:
-    """BOLT 5, "otherwise (it is NOT able to handle the broadcast for some reason): MUST inform the user of potentially
-    lost funds"; it "can derive its own `remotepubkey` for the transaction, in order to salvage its own funds"."""
+def moved_on() -> tuple[Pair, Peer]:
+    """A channel, and Alice as she was before its last states."""
     pair = channel()
     late = pair.clone().alice
     pair.connect()
     pair.settle()
     add(pair.bob, 5_000_000, 9, EXPIRY)
     pair.settle()
+    return pair, late
+
+
+@pytest.mark.bolt5("remote.lost")
+def test_loss_of_data_saves_to_remote() -> None:
+    """BOLT 5, "otherwise (it is NOT able to handle the broadcast for some reason): MUST inform the user of potentially
+    lost funds"; it "can derive its own `remotepubkey` for the transaction, in order to salvage its own funds"."""
+    pair, late = moved_on()
     facts = (fact(commitment(pair.bob), H),)
     close = close_of(late, *facts)
     assert close.kind == "unknown"
@@ -292,12 +298,7 @@ def test_loss_of_data_saves_to_remote() -> None:
 @pytest.mark.parametrize("revoked", [False, True])
 def test_loss_of_data_saves_to_local_of_what_we_had_published(revoked: bool) -> None:
     """Alice published a commitment, and then lost all states from some time before it on."""
-    pair = channel()
-    late = pair.clone().alice
-    pair.connect()
-    pair.settle()
-    add(pair.bob, 5_000_000, 9, EXPIRY)
-    pair.settle()
+    pair, late = moved_on()
     facts = [fact(commitment(pair.alice), H)]
     number = pair.alice.funded.commitments.local.index
     lost = replace(known(late), own_point=late.signer.per_commitment_point(number))
@@ -346,12 +347,7 @@ def test_loss_of_data_saves_what_our_htlc_transactions_had_brought(anchors: bool
 @pytest.mark.parametrize("is_kept", [True, False], ids=["revocable", "nothing"])
 def test_loss_of_data_saves_to_local_where_the_peer_had_revoked_that_number(is_kept: bool) -> None:
     """The sides' numbers are not the same: the peer had revoked more commitments than Alice's number."""
-    pair = channel()
-    late = pair.clone().alice
-    pair.connect()
-    pair.settle()
-    add(pair.bob, 5_000_000, 9, EXPIRY)
-    pair.settle()
+    pair, late = moved_on()
     published = commitment(pair.alice)
     number = pair.alice.funded.commitments.local.index
     add(pair.bob, 5_000_000, 10, EXPIRY)
